@@ -1,0 +1,1 @@
+"""The tables and arrays that the pipeline hands on: micrographs, particles, optics, poses, CTFs."""

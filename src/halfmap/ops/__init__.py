@@ -1,0 +1,1 @@
+"""Pure tensor maths of image formation: no files, tables or jobs."""

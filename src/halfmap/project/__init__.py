@@ -1,0 +1,1 @@
+"""The project folder in RELION's shape: jobs, graph, status."""
