@@ -1,0 +1,206 @@
+"""The command ``halfmap``, built from the registry of steps."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import halfmap
+from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
+from halfmap.engine.parameters import Form, Parameter, parse_form
+from halfmap.errors import HalfmapError, ParameterError
+from halfmap.log import log, show_on_terminal
+from halfmap.steps import load_steps
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+
+class _Run(RunOptions):
+    """Run options as the command line takes them."""
+
+    project: Path | None = Param(
+        None, "project folder; default: the one around this folder, else this folder", unit="none", section="Run"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Words after ``halfmap``; default: the process's own.
+
+    Returns
+    -------
+    int
+        0 when done, 2 for an error that the user can mend, 130 when interrupted. A defect of Halfmap's shows
+        its traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_on_terminal()
+    try:
+        _dispatch(words)
+    except HalfmapError as error:
+        print(f"halfmap: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except SystemExit as end:
+        return int(end.code or 0)
+    return EXIT_OK
+
+
+def _dispatch(words: list[str]) -> None:
+    load_steps()
+    steps = registered_steps()
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in steps:
+            return _run_step(steps[name], words[length:])
+        if name in _COMMANDS:
+            return _COMMANDS[name](words[length:])
+    family = {name: step for name, step in steps.items() if words and name.startswith(words[0] + " ")}
+    if family and set(words[1:]) <= {"-h", "--help"}:
+        return _print_list(f"halfmap {words[0]} COMMAND [OPTIONS]", {"Commands": _summaries(family)})
+    if words and words[0] not in ("-h", "--help", "help"):
+        known = [*(family or steps), *_COMMANDS]
+        raise ParameterError(f"there is no command {' '.join(words[:2])!r}", hint=_did_you_mean(words, known))
+    commands = {name: inspect.getdoc(command) or "" for name, command in _COMMANDS.items() if name[0] != "-"}
+    _print_list(
+        "halfmap COMMAND [OPTIONS]        halfmap COMMAND --help",
+        {"Steps, in the order of the pipeline": _summaries(steps), "Other commands": commands},
+    )
+    return None
+
+
+def _run_step(cls: type[Step], words: list[str]) -> None:
+    from halfmap.project import Project
+
+    values, run = parse_options(words, cls, prog=f"halfmap {cls.name}", description=inspect.getdoc(cls) or "")
+    step = parse_step(cls, values)
+    project = Project.open(run.project) if run.project else Project.find() or Project.open(".")
+    job = project.run(step, run)
+    for name, path in job.outputs.items():
+        log.info("%-12s %s", name, path)
+
+
+def _resume(words: list[str]) -> None:
+    """Go on with a job that was killed, interrupted or failed."""
+    from halfmap.project import Project
+
+    class Resume(Form):
+        job: str = Param(..., "the job: Import/job001, job001 or 1", unit="none", section="Job")
+
+    words = ["--job", *words] if words and not words[0].startswith("-") else words
+    values, run = parse_options(words, Resume, prog="halfmap resume", description=inspect.getdoc(_resume) or "")
+    project = Project.open(run.project) if run.project else Project.find(values["job"]) or Project.find()
+    if project is None:
+        raise ParameterError("no project here", hint="name one with --project, or change into its folder")
+    project.resume(values["job"], run)
+
+
+def _info(words: list[str]) -> None:
+    """Show what is in a file (MRC, STAR, CS, TIFF, EER) or a project, in one screen."""
+    if not words or words[0] in ("-h", "--help"):
+        return _print_list("halfmap info FILE|PROJECT ...", {})
+    from rich.console import Console
+
+    from halfmap.io.info import describe
+    from halfmap.project.overview import describe_project
+
+    for word in words:
+        path = Path(word)
+        Console().print(describe_project(path) if path.is_dir() else describe(path))
+    return None
+
+
+def _doctor(words: list[str]) -> None:
+    """Check this installation: versions, devices, memory, disk, optional parts."""
+    from rich.console import Console
+
+    from halfmap.engine.doctor import examine
+
+    Console().print(examine(Path(words[0] if words else ".")))
+
+
+def _version(words: list[str]) -> None:
+    """Print the version."""
+    print(f"halfmap {halfmap.__version__}")  # noqa: T201
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "info": _info,
+    "resume": _resume,
+    "doctor": _doctor,
+    "--version": _version,
+}
+
+
+def _summaries(steps: dict[str, type[Step]]) -> dict[str, str]:
+    return {name: (inspect.getdoc(step) or "").splitlines()[0] for name, step in steps.items()}
+
+
+def _did_you_mean(words: list[str], known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(" ".join(words[:2]), known, n=1) or get_close_matches(words[0], known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "see: halfmap --help"
+
+
+def _print_list(usage: str, groups: dict[str, dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print("[bold]Halfmap[/]: single-particle cryo-EM from the microscope's movies to a validated map\n")
+    console.print(f"Usage: {usage}\n", markup=False)
+    for title, group in groups.items():
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for name, summary in group.items():
+            table.add_row(f"[bold]{name}[/]", summary)
+        console.print(f"{title}:", table, "")
+
+
+def parse_options(
+    words: Sequence[str], form: type[Form], *, prog: str, description: str
+) -> tuple[dict[str, Any], _Run]:
+    """Parse a command line into a form's plain values and the run options; ``--help`` prints and exits."""
+    import tyro
+
+    everything = "--help-all" in words
+    words = ["--help" if word == "--help-all" else word for word in words]
+    parameters = [*form.parameters(), *_Run.parameters()]
+    if not everything and any(parameter.advanced for parameter in parameters):
+        description += "\n\nSeldom needed options: --help-all"
+    sections: dict[str, list[Parameter]] = {}
+    for parameter in parameters:
+        sections.setdefault(parameter.section, []).append(parameter)
+    layout = make_dataclass(
+        "Options", [_section(title, members, everything) for title, members in sections.items()], kw_only=True
+    )
+    parsed = tyro.cli(layout, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
+    run = {name: values.pop(name) for name in _Run.model_fields}
+    return values, parse_form(_Run, run, hint=f"see: {prog} --help")
+
+
+def _section(title: str, members: list[Parameter], everything: bool) -> tuple[str, Any, Any]:
+    """A section of a form as a nested dataclass, which tyro shows under a heading of its own."""
+    import tyro
+
+    columns = []
+    for parameter in members:
+        help_text = parameter.help if parameter.unit == "none" else f"{parameter.help} [{parameter.unit}]"
+        marks: list[Any] = [tyro.conf.arg(help=help_text)]
+        if parameter.advanced and not everything:
+            marks.append(tyro.conf.Suppress)
+        default = field() if parameter.default is ... else field(default=parameter.default)
+        columns.append((parameter.name, Annotated[(parameter.annotation, *marks)], default))
+    section = make_dataclass(title.title().replace(" ", ""), columns, kw_only=True)
+    required = any(parameter.default is ... for parameter in members)
+    return title.lower().replace(" ", "_"), section, field() if required else field(default_factory=section)

@@ -1,0 +1,174 @@
+"""What a step is given to run in: its folder, the loop over items, progress, failures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from halfmap.engine.executor import RunOptions, run_items
+from halfmap.engine.ledger import Ledger
+from halfmap.errors import ItemsFailedError
+from halfmap.log import log
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that failed and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass
+class Context:
+    """The surroundings of one run of a step.
+
+    Parameters
+    ----------
+    folder : path
+        Folder of the job; everything the step writes goes here.
+    project : path
+        Root of the project; names inside STAR files are relative to it.
+    options : RunOptions
+        Executor, workers, device, failures allowed.
+    device : str
+        Device resolved from the options.
+    """
+
+    folder: Path
+    project: Path
+    options: RunOptions = field(default_factory=RunOptions)
+    device: str = "cpu"
+    failures: list[Failure] = field(default_factory=list)
+
+    def relative(self, path: str | Path) -> str:
+        """Name of a file as tables store it: relative to the project, absolute when outside it."""
+        path = Path(path).absolute()
+        return path.relative_to(self.project).as_posix() if path.is_relative_to(self.project) else str(path)
+
+    def resolve(self, name: str | Path) -> Path:
+        """Where a file named in a table lies."""
+        return self.project / name
+
+    def map(
+        self,
+        function: Callable[[Item], Any],
+        items: Sequence[Item],
+        *,
+        key: Callable[[Item], str] = str,
+        unit: str = "item",
+    ) -> list[Any]:
+        """Run `function` over `items` and return the results of those that succeeded, in the items' order.
+
+        The one loop over items. It resumes (finished items are read back from the job's ledger), shows
+        progress, isolates errors (a failed item is listed in `failures` and the rest goes on), and runs on
+        whatever executor the options name.
+
+        Parameters
+        ----------
+        function : callable
+            Importable function of one item; `functools.partial` carries what all items share. It writes its
+            own files (whole or not at all) and returns plain data that JSON can hold.
+        items : sequence
+            The items, of any picklable kind.
+        key : callable
+            Name of an item, unique among the items and the same in every run.
+        unit : str
+            Singular word for an item, unique among the loops of a step.
+
+        Raises
+        ------
+        ItemsFailedError
+            If every item failed, or more than the options allow.
+        """
+        keys = [key(item) for item in items]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"two {unit}s have the same key")
+        ledger = Ledger(self.folder / "items.jsonl")
+        ledger.repair()
+        results = {name: result for name, result in ledger.done(unit).items() if name in set(keys)}
+        todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in results]
+        if results:
+            log.info("%d of %d %ss were done before", len(results), len(keys), unit)
+        failed = 0
+        with _Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys)) as progress:
+            for index, outcome in run_items(function, [item for _, item in todo], self.options):
+                name = todo[index][0]
+                if outcome.error is None:
+                    ledger.append(unit, name, outcome.result, outcome.seconds)
+                    # What a resumed run reads back is what this run must use: tuples are lists in both.
+                    results[name] = json.loads(json.dumps(outcome.result))
+                else:
+                    failed += 1
+                    self.fail(unit, name, outcome.error, outcome.trace)
+                    if self.options.max_failures is not None and failed > self.options.max_failures:
+                        raise ItemsFailedError(
+                            f"{failed} {unit}s failed, more than the {self.options.max_failures} allowed",
+                            hint=f"the last one: {outcome.error}",
+                        )
+                progress.advance(name, outcome.seconds, outcome.error)
+        if keys and not results:
+            raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {self.failures[-failed].reason}")
+        if failed:
+            log.warning("%d of %d %ss failed and were left out; failures.star names them", failed, len(keys), unit)
+        return [results[name] for name in keys if name in results]
+
+    def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
+        """Count an item as failed: it is logged, and listed in the job's ``failures.star``."""
+        self.failures.append(Failure(key=key, reason=reason))
+        log.error("%s %s: %s", unit, key, reason)
+        if trace:
+            log.debug("%s", trace)
+
+
+class _Progress:
+    """Progress as a bar on a terminal, as lines elsewhere, and always as events in the job folder."""
+
+    def __init__(self, path: Path, unit: str, *, done: int, total: int) -> None:
+        self.path, self.unit, self.done, self.total = path, unit, done, total
+        self.before = done
+        self.start = time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty() and self.total > 1:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(f"{self.unit}s", total=self.total, completed=self.done)
+        return self
+
+    def advance(self, key: str, seconds: float, error: str | None) -> None:
+        self.done += 1
+        event = {
+            "time": round(time.time(), 3),
+            "event": "item",
+            "unit": self.unit,
+            "key": key,
+            "done": self.done,
+            "total": self.total,
+            "seconds": round(seconds, 3),
+        }
+        if error is not None:
+            event["error"] = error
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+        if self.bar is not None:
+            self.bar.advance(self.task)
+        elif self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
+            rate = (time.monotonic() - self.start) / max(1, self.done - self.before)
+            log.info("%d of %d %ss, %.2f s each", self.done, self.total, self.unit, rate)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

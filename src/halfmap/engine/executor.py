@@ -1,0 +1,174 @@
+"""Run one function over many items: in this process, in local processes, or on a Dask cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor as FuturesExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from halfmap.engine.parameters import Form, Param
+from halfmap.errors import HalfmapError
+
+Item = TypeVar("Item")
+
+_ATTEMPTS = 2
+"""How often an item may take its worker down before it counts as failed."""
+
+
+class RunOptions(Form):
+    """How a step runs, which changes nothing in what it computes."""
+
+    executor: Literal["auto", "serial", "processes", "dask"] = Param(
+        "auto", "where items run: in this process, in local processes, on a local Dask cluster", unit="none", section="Run"
+    )
+    workers: int = Param(1, "number of items run at a time", unit="none", section="Run", ge=1)
+    device: str = Param("auto", "auto, cpu, cuda or cuda:N; only auto may fall back to the CPU", unit="none", section="Run")
+    max_failures: int | None = Param(
+        None, "stop when more items than this have failed; default: never while any succeed", unit="none", section="Run", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one item: a result, or an error as the user should read it with its traceback."""
+
+    result: Any = None
+    error: str | None = None
+    trace: str | None = None
+    seconds: float = 0.0
+
+
+def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
+    """Call `function(item)` and turn any exception into an `Outcome`."""
+    start = time.perf_counter()
+    try:
+        return Outcome(result=function(item), seconds=time.perf_counter() - start)
+    except HalfmapError as error:
+        message, trace = str(error), None
+    except MemoryError:
+        message = "out of memory; use fewer workers (--workers) or a machine with more memory"
+        trace = traceback.format_exc()
+    except Exception as error:
+        message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start)
+
+
+def run_items(
+    function: Callable[[Item], Any], items: Sequence[Item], options: RunOptions
+) -> Iterator[tuple[int, Outcome]]:
+    """Run `function` over `items` and yield ``(index, outcome)`` as they finish.
+
+    Parameters
+    ----------
+    function : callable
+        Importable function of one item (for workers it is pickled), returning plain data.
+    items : sequence
+        What to run it on; few are in flight at a time, so that a million cost no memory.
+    options : RunOptions
+        Executor and number of workers.
+    """
+    if len(items) == 0 or options.executor == "serial" or (options.executor == "auto" and options.workers == 1):
+        for index, item in enumerate(items):
+            yield index, attempt(function, item)
+        return
+    pending = list(enumerate(items))[::-1]
+    attempts = [0] * len(items)
+    while pending:
+        # A worker that dies (killed, out of memory) breaks the whole pool: open another, try its items again.
+        with _pool(options) as pool:
+            yield from _drain(pool, function, pending, attempts, in_flight=2 * options.workers)
+
+
+def _drain(
+    pool: FuturesExecutor,
+    function: Callable[[Any], Any],
+    pending: list[tuple[int, Any]],
+    attempts: list[int],
+    in_flight: int,
+) -> Iterator[tuple[int, Outcome]]:
+    """Run `pending` (taken from its end) until it is empty or the pool breaks; put back what was lost."""
+    running: dict[Future[Outcome], tuple[int, Any]] = {}
+    broken = False
+    try:
+        while running or (pending and not broken):
+            # An item that broke a pool before runs alone, so that only the guilty one is blamed.
+            limit = 1 if pending and attempts[pending[-1][0]] else in_flight
+            while pending and not broken and len(running) < limit:
+                index, item = pending.pop()
+                try:
+                    running[pool.submit(attempt, function, item)] = index, item
+                except BrokenExecutor:
+                    pending.append((index, item))
+                    broken = True
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                index, item = running.pop(future)
+                try:
+                    yield index, future.result()
+                except Exception:  # a BrokenExecutor or Dask's KilledWorker: the worker is gone, not the item wrong
+                    broken = True
+                    attempts[index] += 1
+                    if attempts[index] < _ATTEMPTS:
+                        pending.append((index, item))
+                    else:
+                        yield index, Outcome(error="its worker process died twice, probably for want of memory; use fewer --workers")
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@contextmanager
+def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
+    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    if options.executor != "dask":
+        import multiprocessing
+
+        # spawn: a forked child inherits locked thread pools of torch and Numba and hangs.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads, os.getpid()))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    else:
+        from distributed import Client, LocalCluster
+
+        environment = _thread_limits(threads)
+        with (
+            LocalCluster(
+                n_workers=options.workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                env=environment,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client.get_executor(pure=False)
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+    return {name: str(threads) for name in names}
+
+
+def _start_worker(threads: int, parent: int) -> None:
+    """Limit a worker's threads, leave interrupts to the parent, and end with the parent even if that is killed."""
+    import signal
+    import threading
+
+    os.environ.update(_thread_limits(threads))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

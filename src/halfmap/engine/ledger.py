@@ -1,0 +1,53 @@
+"""The record of finished items that lets a killed job go on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Ledger:
+    """Finished items of a job with their results, one JSON line each, appended as they finish.
+
+    A line is written only after the item's files have their final names. A line cut short by a kill is
+    dropped on reading, and its item runs again.
+
+    Parameters
+    ----------
+    path : path
+        ``items.jsonl`` of a job folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def done(self, unit: str) -> dict[str, Any]:
+        """Results by key of the finished items of one loop."""
+        results: dict[str, Any] = {}
+        if not self.path.exists():
+            return results
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                if entry["unit"] == unit:
+                    results[entry["key"]] = entry["result"]
+        return results
+
+    def append(self, unit: str, key: str, result: Any, seconds: float) -> None:
+        """Record one finished item."""
+        line = json.dumps({"unit": unit, "key": key, "seconds": round(seconds, 3), "result": result})
+        with self.path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def repair(self) -> None:
+        """Cut a last line that a kill left unfinished, so that the next one does not join it."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(whole)

@@ -1,0 +1,275 @@
+"""One job: its folder, its record of what was run, its status, and running it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import halfmap
+from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
+from halfmap.engine.device import choose_device
+from halfmap.errors import FileFormatError, HalfmapError, ProjectError
+from halfmap.io.atomic import write_text
+from halfmap.log import log
+
+_MARKERS = {
+    "Succeeded": "RELION_JOB_EXIT_SUCCESS",
+    "Failed": "RELION_JOB_EXIT_FAILURE",
+    "Aborted": "RELION_JOB_EXIT_ABORTED",
+}
+_RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a project.
+
+    Parameters
+    ----------
+    root : path
+        Folder of the project.
+    name : str
+        Folder of the job inside it, as RELION writes it: ``Import/job001/``.
+    step : Step
+        What it runs, with its parameters.
+    """
+
+    root: Path
+    name: str
+    step: Step
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the job."""
+        return self.root / self.name
+
+    @property
+    def status(self) -> str:
+        """``Running``, ``Succeeded``, ``Failed`` or ``Aborted``, as the folder's markers and lock say."""
+        for status, marker in _MARKERS.items():
+            if (self.folder / marker).exists():
+                return status
+        return "Running" if _is_locked(self.folder / ".lock") else "Aborted"
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Files that the job has written, by name."""
+        files = {name: self.folder / out.file for name, out in type(self.step).outputs.items()}
+        return {name: path for name, path in files.items() if path.exists()}
+
+    @classmethod
+    def load(cls, root: Path, name: str) -> Job:
+        """Read a job back from its folder.
+
+        Raises
+        ------
+        ProjectError, FileFormatError
+            If it is no job of Halfmap's, or of a step that this version lacks.
+        """
+        path = root / name / "job.json"
+        if not path.exists():
+            raise ProjectError("is not a job of Halfmap's: it has no job.json", path=root / name)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            step, parameters = record["step"], record["parameters"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError("cannot be read as a job's record", path=path) from error
+        if step not in registered_steps():
+            raise ProjectError(f"ran the step {step!r}, which Halfmap {halfmap.__version__} lacks", path=path)
+        return cls(root, name, parse_step(registered_steps()[step], parameters))
+
+    def write_record(self) -> None:
+        """Write what is run: ``job.json`` (ours), ``job.star`` and ``note.txt`` (RELION's)."""
+        from halfmap.io.star import write_star
+
+        parameters = self.step.model_dump(mode="json")
+        record = {
+            "halfmap": halfmap.__version__,
+            "step": self.step.name,
+            "label": self.step.label,
+            "parameters": parameters,
+            "inputs": [_describe(self.root / path) for path in self.step.inputs()],
+            "outputs": {name: asdict(out) for name, out in type(self.step).outputs.items()},
+            "command": sys.argv,
+            "created": _now(),
+            "python": platform.python_version(),
+            "packages": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
+        }
+        write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
+        values = {name: _as_relion(value) for name, value in parameters.items()}
+        options: dict[str, Any] = {"rlnJobTypeLabel": self.step.label, "rlnJobIsContinue": 0, "rlnJobIsTomo": 0}
+        write_star(
+            self.folder / "job.star",
+            {
+                "job": options,
+                "joboptions_values": _string_table(rlnJobOptionVariable=list(values), rlnJobOptionValue=list(values.values())),
+            },
+        )
+        note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\nhalfmap {self.step.name}"
+        write_text(self.folder / "note.txt", note + "".join(f" {word}" for word in _as_options(self.step)) + "\n")
+
+    def run(self, options: RunOptions) -> None:
+        """Run the job, or go on with it where it stopped.
+
+        Raises
+        ------
+        HalfmapError
+            What stopped the step; the folder is then marked as failed.
+        KeyboardInterrupt
+            If it was interrupted; the folder is then marked as aborted and can be resumed.
+        """
+        device = choose_device(options.device)
+        with _locked(self.folder / ".lock"), _logging_to(self.folder), _terminate_as_interrupt():
+            for marker in _MARKERS.values():
+                (self.folder / marker).unlink(missing_ok=True)
+            ctx = Context(folder=self.folder, project=self.root, options=options, device=device)
+            log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, device)
+            start = time.monotonic()
+            try:
+                self.step.run(ctx)
+                self._check_outputs()
+            except KeyboardInterrupt:
+                self._end("Aborted")
+                raise
+            except BaseException as error:
+                if isinstance(error, HalfmapError):
+                    log.error("%s", error, extra={"quiet": True})
+                else:
+                    log.exception("%s", error, extra={"quiet": True})
+                self._end("Failed")
+                raise
+            finally:
+                self._write_failures(ctx)
+            log.info("%s: done in %.1f s", self.name, time.monotonic() - start)
+            self._end("Succeeded")
+
+    def _end(self, status: str) -> None:
+        write_text(self.folder / _MARKERS[status], "")
+
+    def _check_outputs(self) -> None:
+        for name, out in type(self.step).outputs.items():
+            if not out.optional and not (self.folder / out.file).exists():
+                raise ProjectError(f"the step ended without writing its output {name!r}", path=self.folder / out.file)
+
+    def _write_failures(self, ctx: Context) -> None:
+        from halfmap.io.star import write_star
+
+        path = self.folder / "failures.star"
+        path.unlink(missing_ok=True)
+        if ctx.failures:
+            keys, reasons = [f.key for f in ctx.failures], [f.reason for f in ctx.failures]
+            write_star(path, {"failures": _string_table(hmItem=keys, hmReason=reasons)})
+
+
+def _string_table(**columns: list[str]) -> Any:
+    import polars as pl
+
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def _as_relion(value: Any) -> str:
+    if isinstance(value, bool):
+        return "Yes" if value else "No"
+    if isinstance(value, list):
+        return ",".join(_as_relion(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _as_options(step: Step) -> Iterator[str]:
+    """The command line that asks for the same thing, without what is default anyway."""
+    import shlex
+
+    values = step.model_dump(mode="json")
+    for parameter in step.parameters():
+        value = getattr(step, parameter.name)
+        if value == parameter.default:
+            continue
+        if isinstance(value, bool):
+            yield parameter.option if value else parameter.option.replace("--", "--no-", 1)
+            continue
+        plain = values[parameter.name]
+        words = plain if isinstance(plain, list) else [plain]
+        yield " ".join([parameter.option, *(shlex.quote(str(word)) for word in words)])
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """An input as it was when the job began, so that a later change of it shows."""
+    if not path.exists():
+        return {"path": str(path)}
+    stat = path.stat()
+    return {"path": str(path), "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ProjectError("the job is running in another process", path=path.parent) from None
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def _logging_to(folder: Path) -> Iterator[None]:
+    """Keep the package's messages in ``run.out``, its warnings, errors and tracebacks in ``run.err``."""
+    handlers = [logging.FileHandler(folder / "run.out"), logging.FileHandler(folder / "run.err")]
+    for handler, level in zip(handlers, (logging.INFO, logging.DEBUG), strict=True):
+        handler.setLevel(level)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+    handlers[1].addFilter(lambda record: record.levelno != logging.INFO)
+    level_before = log.level
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(level_before)
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let a batch system's SIGTERM end the job as Ctrl-C does: marked, unlocked, resumable."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

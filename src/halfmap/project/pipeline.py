@@ -1,0 +1,166 @@
+"""The project's graph, ``default_pipeline.star``, as RELION 4 and 5 write it."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from halfmap.errors import FileFormatError, ProjectError
+from halfmap.io.atomic import atomic_path
+
+PIPELINE_FILE = "default_pipeline.star"
+_LOCK_FILE = ".halfmap_lock"
+
+
+@dataclass
+class Process:
+    """A job in the graph: ``Import/job001/``, its alias, job type and status in RELION's words."""
+
+    name: str
+    label: str
+    status: str
+    alias: str = "None"
+
+
+@dataclass
+class Pipeline:
+    """The whole graph: jobs, files with their types, and the edges between them."""
+
+    counter: int = 1
+    processes: list[Process] = field(default_factory=list)
+    nodes: dict[str, str] = field(default_factory=dict)
+    inputs: list[tuple[str, str]] = field(default_factory=list)
+    outputs: list[tuple[str, str]] = field(default_factory=list)
+
+    def set_status(self, name: str, status: str) -> None:
+        """Set the status of the job called `name`."""
+        for process in self.processes:
+            if process.name == name:
+                process.status = status
+
+    def connect(self, name: str, inputs: list[str], outputs: dict[str, str]) -> None:
+        """Record a job's edges: files it read that other jobs wrote, and files it wrote with their types."""
+        self.inputs += [(node, name) for node in inputs if node in self.nodes and (node, name) not in self.inputs]
+        self.nodes.update(outputs)
+        self.outputs += [(name, node) for node in outputs if (name, node) not in self.outputs]
+
+
+def read_pipeline(path: Path) -> Pipeline:
+    """Read a pipeline file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is not one that RELION 4 or later, or Halfmap, wrote.
+    """
+    import polars as pl
+
+    from halfmap.io.star import read_star
+
+    blocks = read_star(path)
+
+    def rows(block: str, *labels: str) -> list[tuple[str, ...]]:
+        table = blocks.get(block)
+        if not isinstance(table, pl.DataFrame):
+            return []
+        missing = [label for label in labels if label not in table.columns]
+        if missing:
+            raise FileFormatError(
+                f"its table {block} has no column {missing[0]}",
+                path=path,
+                hint="projects of RELION 3 are converted by opening them once in RELION 4 or later",
+            )
+        return [tuple(str(value) for value in row) for row in table.select(labels).iter_rows()]
+
+    general = blocks.get("pipeline_general")
+    if not isinstance(general, dict) or "rlnPipeLineJobCounter" not in general:
+        raise FileFormatError("is not a pipeline: it has no rlnPipeLineJobCounter", path=path)
+    processes = rows(
+        "pipeline_processes",
+        "rlnPipeLineProcessName",
+        "rlnPipeLineProcessTypeLabel",
+        "rlnPipeLineProcessStatusLabel",
+        "rlnPipeLineProcessAlias",
+    )
+    nodes = rows("pipeline_nodes", "rlnPipeLineNodeName", "rlnPipeLineNodeTypeLabel")
+    inputs = rows("pipeline_input_edges", "rlnPipeLineEdgeFromNode", "rlnPipeLineEdgeProcess")
+    outputs = rows("pipeline_output_edges", "rlnPipeLineEdgeProcess", "rlnPipeLineEdgeToNode")
+    return Pipeline(
+        counter=int(general["rlnPipeLineJobCounter"]),
+        processes=[Process(*row) for row in processes],
+        nodes={name: kind for name, kind in nodes},
+        inputs=[(a, b) for a, b in inputs],
+        outputs=[(a, b) for a, b in outputs],
+    )
+
+
+def write_pipeline(path: Path, pipeline: Pipeline) -> None:
+    """Write a pipeline file, whole or not at all."""
+    import polars as pl
+
+    from halfmap.io.star import write_star
+
+    def table(rows: list, *labels: str) -> pl.DataFrame:
+        return pl.DataFrame({label: [row[i] for row in rows] for i, label in enumerate(labels)})
+
+    blocks: dict = {"pipeline_general": {"rlnPipeLineJobCounter": pipeline.counter}}
+    if pipeline.processes:
+        blocks["pipeline_processes"] = table(
+            [(p.name, p.alias, p.label, p.status) for p in pipeline.processes],
+            "rlnPipeLineProcessName",
+            "rlnPipeLineProcessAlias",
+            "rlnPipeLineProcessTypeLabel",
+            "rlnPipeLineProcessStatusLabel",
+        )
+    if pipeline.nodes:
+        rows = [(name, kind, 1) for name, kind in pipeline.nodes.items()]
+        labels = "rlnPipeLineNodeName", "rlnPipeLineNodeTypeLabel", "rlnPipeLineNodeTypeLabelDepth"
+        blocks["pipeline_nodes"] = table(rows, *labels)
+    if pipeline.inputs:
+        blocks["pipeline_input_edges"] = table(pipeline.inputs, "rlnPipeLineEdgeFromNode", "rlnPipeLineEdgeProcess")
+    if pipeline.outputs:
+        blocks["pipeline_output_edges"] = table(pipeline.outputs, "rlnPipeLineEdgeProcess", "rlnPipeLineEdgeToNode")
+    with atomic_path(path) as temporary:
+        write_star(temporary, blocks)
+
+
+@contextmanager
+def edit_pipeline(root: Path) -> Iterator[Pipeline]:
+    """Lock the project's pipeline file, give its content to change, write it back.
+
+    The lock is the kernel's (``flock``), so it goes with the process that held it, however that ended.
+
+    Raises
+    ------
+    ProjectError
+        If another process holds the lock for a minute, or RELION has the project locked.
+    """
+    path = root / PIPELINE_FILE
+    with (root / _LOCK_FILE).open("a") as lock:
+        _wait_for(lambda: _try_lock(lock), root / _LOCK_FILE)
+        _wait_for(lambda: not (root / ".relion_lock").exists(), root / ".relion_lock")
+        pipeline = read_pipeline(path) if path.exists() else Pipeline()
+        yield pipeline
+        write_pipeline(path, pipeline)
+
+
+def _try_lock(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for(ready, path: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise ProjectError(
+                "the project is locked by another program", path=path, hint="wait for it, or delete this if none runs"
+            )
+        time.sleep(0.05)

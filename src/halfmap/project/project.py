@@ -1,0 +1,165 @@
+"""A project: a plain folder that Halfmap and RELION both read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfmap.engine import RunOptions, Step
+from halfmap.errors import ParameterError, ProjectError
+from halfmap.log import log
+from halfmap.project.job import Job
+from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder.
+
+    Parameters
+    ----------
+    root : path
+        The folder that holds ``default_pipeline.star``.
+
+    Examples
+    --------
+    >>> from halfmap.project import Project
+    >>> from halfmap.steps.import_.step import ImportMovies
+    >>> project = Project.open("my_project")                                    # doctest: +SKIP
+    >>> job = project.run(ImportMovies(movies=("Movies/*.tiff",), pixel_size=0.885))  # doctest: +SKIP
+    >>> job.outputs["movies"]                                                   # doctest: +SKIP
+    """
+
+    root: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Project:
+        """Open the project in the folder `path`, making an empty one where there is none."""
+        root = Path(path).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / PIPELINE_FILE).exists():
+            with edit_pipeline(root):
+                pass
+        return cls(root)
+
+    @classmethod
+    def find(cls, start: str | Path = ".") -> Project | None:
+        """The project that `start` lies in, found by walking up, or None."""
+        start = Path(start).absolute()
+        for folder in (start, *start.parents):
+            if (folder / PIPELINE_FILE).exists():
+                return cls(folder)
+        return None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The graph as it is on disk now."""
+        return read_pipeline(self.root / PIPELINE_FILE)
+
+    def job(self, name: str | Path) -> Job:
+        """The job called ``Import/job001``, ``job001`` or ``1``, or whose folder is given.
+
+        Raises
+        ------
+        ProjectError
+            If there is none.
+        """
+        wanted = str(name).rstrip("/")
+        if wanted.isdigit():
+            wanted = f"job{int(wanted):03d}"
+        for process in self.pipeline.processes:
+            folder = process.name.rstrip("/")
+            if wanted in (folder, folder.split("/")[-1]) or Path(wanted).absolute() == self.root / folder:
+                return Job.load(self.root, process.name)
+        raise ProjectError(f"has no job {name}", path=self.root, hint="see them with: halfmap info PROJECT")
+
+    def new_job(self, step: Step) -> Job:
+        """Make the next numbered job for `step` without running it.
+
+        Raises
+        ------
+        ParameterError
+            If an input file is not there.
+        """
+        step = self._with_project_paths(step)
+        for path in step.inputs():
+            if not _matches(self.root / path):
+                raise ParameterError("input file does not exist", path=path)
+        with edit_pipeline(self.root) as pipeline:
+            name = f"{step.folder}/job{pipeline.counter:03d}/"
+            pipeline.counter += 1
+            (self.root / name).mkdir(parents=True)
+            job = Job(self.root, name, step)
+            job.write_record()
+            pipeline.processes.append(Process(name, step.label, "Scheduled"))
+            pipeline.connect(name, [path.as_posix() for path in step.inputs()], {})
+        return job
+
+    def run(self, step: Step, options: RunOptions | None = None) -> Job:
+        """Run `step` as a new job and wait for its end.
+
+        Raises
+        ------
+        HalfmapError
+            What stopped the step.
+        """
+        job = self.new_job(step)
+        self._run(job, options or RunOptions())
+        return job
+
+    def resume(self, name: str | Path, options: RunOptions | None = None) -> Job:
+        """Go on with a job that was killed, interrupted or failed; finished items are kept.
+
+        Raises
+        ------
+        ProjectError
+            If there is no such job, it runs, or it has ended well already.
+        """
+        job = self.job(name)
+        if job.status == "Succeeded":
+            raise ProjectError("the job has ended well; there is nothing to resume", path=job.folder)
+        self._run(job, options or RunOptions())
+        return job
+
+    def _run(self, job: Job, options: RunOptions) -> None:
+        self._set_status(job, "Running")
+        try:
+            job.run(options)
+        except KeyboardInterrupt:
+            log.warning("interrupted; go on with: halfmap resume %s", os.path.relpath(job.folder))
+            raise
+        finally:
+            self._set_status(job, job.status)
+
+    def _set_status(self, job: Job, status: str) -> None:
+        with edit_pipeline(self.root) as pipeline:
+            pipeline.set_status(job.name, status)
+            if status == "Succeeded":
+                outputs = {
+                    path.relative_to(self.root).as_posix(): type(job.step).outputs[name].node
+                    for name, path in job.outputs.items()
+                }
+                pipeline.connect(job.name, [], outputs)
+
+    def _with_project_paths(self, step: Step) -> Step:
+        """Inputs as the project's tables name them: relative to its root where they lie inside it."""
+
+        def localise(path: Path) -> Path:
+            path = Path(path).expanduser()
+            if path.is_absolute():
+                return path.relative_to(self.root) if path.is_relative_to(self.root) else path
+            return localise(path.absolute()) if _matches(path) else path
+
+        changes = {}
+        for parameter in step.parameters():
+            value = getattr(step, parameter.name)
+            if parameter.node is not None and value is not None:
+                changes[parameter.name] = tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
+        return step.model_copy(update=changes)
+
+
+def _matches(path: Path) -> bool:
+    """Whether a file is there, or any that a pattern with wildcards names."""
+    return path.exists() or next(glob.iglob(str(path)), None) is not None

@@ -1,0 +1,1 @@
+"""Bring files from the microscope or from other programs into a project."""

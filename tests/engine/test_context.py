@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy_step as toy
+
+from halfmap.engine import Context, RunOptions
+from halfmap.errors import ItemsFailedError
+
+
+def run(folder: Path, step, **options) -> Context:
+    ctx = Context(folder=folder, project=folder, options=RunOptions(**options))
+    step.run(ctx)
+    return ctx
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"executor": "processes", "workers": 2}, {"executor": "dask", "workers": 2}], ids=str
+)
+def test_every_executor_gives_the_same_table_in_the_items_order(tmp_path, options):
+    run(tmp_path, toy.Toy(n=7), **options)
+    assert (tmp_path / "squares.txt").read_text() == "".join(f"{i} {i * i}\n" for i in range(7))
+
+
+@pytest.mark.parametrize("options", [{}, {"executor": "processes", "workers": 2}], ids=str)
+def test_a_bad_item_is_named_and_the_rest_is_done(tmp_path, options):
+    ctx = run(tmp_path, toy.Toy(n=5, bad=(1, 3)), **options)
+    assert {failure.key for failure in ctx.failures} == {"1", "3"}
+    assert ctx.failures[0].reason.endswith("is a bad number; leave it out")
+    assert (tmp_path / "squares.txt").read_text().split() == ["0", "0", "2", "4", "4", "16"]
+
+
+def test_a_worker_that_dies_costs_only_its_item(tmp_path):
+    ctx = run(tmp_path, toy.Toy(n=8, deadly=(2,)), executor="processes", workers=2)
+    assert [failure.key for failure in ctx.failures] == ["2"]
+    assert "died" in ctx.failures[0].reason
+    assert len((tmp_path / "squares.txt").read_text().splitlines()) == 7
+
+
+def test_too_many_failures_stop_the_step(tmp_path):
+    with pytest.raises(ItemsFailedError, match="2 numbers failed, more than the 1 allowed"):
+        run(tmp_path, toy.Toy(n=50, bad=(0, 1)), max_failures=1)
+    assert not (tmp_path / "5.txt").exists()
+
+
+def test_all_failed_is_an_error_even_when_any_number_may_fail(tmp_path):
+    with pytest.raises(ItemsFailedError, match="every number failed"):
+        run(tmp_path, toy.Toy(n=2, bad=(0, 1)))
+
+
+def test_resume_runs_only_what_is_missing_and_retries_failures(tmp_path):
+    run(tmp_path, toy.Toy(n=6, bad=(4,)))
+    run(tmp_path, toy.Toy(n=6))
+    assert (tmp_path / "calls.txt").read_text().split() == ["0", "1", "2", "3", "5", "4"]
+    assert len((tmp_path / "squares.txt").read_text().splitlines()) == 6
+
+
+def test_a_ledger_line_cut_by_a_kill_is_done_again(tmp_path):
+    run(tmp_path, toy.Toy(n=3))
+    ledger = tmp_path / "items.jsonl"
+    ledger.write_bytes(ledger.read_bytes()[:-9])
+    run(tmp_path, toy.Toy(n=3))
+    assert (tmp_path / "calls.txt").read_text().split() == ["0", "1", "2", "2"]
+    assert [json.loads(line)["key"] for line in ledger.read_text().splitlines()] == ["0", "1", "2"]
+
+
+def test_every_item_leaves_an_event(tmp_path):
+    run(tmp_path, toy.Toy(n=4, bad=(2,)))
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["done"] for event in events] == [1, 2, 3, 4]
+    assert ["error" in event for event in events] == [False, False, True, False]
+
+
+def test_two_items_of_one_name_are_refused(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    with pytest.raises(ValueError, match="same key"):
+        ctx.map(str, [1, 1])

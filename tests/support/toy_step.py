@@ -1,0 +1,42 @@
+"""A step over items that tests can watch, slow down, break and kill."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+from halfmap.engine import Context, Out, Param, Step
+from halfmap.errors import FileFormatError
+from halfmap.io.atomic import write_text
+
+SECTION = "Toy"
+
+
+class Toy(Step, name="toy"):
+    """Square numbers into files."""
+
+    outputs = {"table": Out("squares.txt", "LogFile.pdf.toy")}
+    n: int = Param(5, "how many numbers", unit="none", section=SECTION, ge=0)
+    bad: tuple[int, ...] = Param((), "numbers that fail", unit="none", section=SECTION)
+    deadly: tuple[int, ...] = Param((), "numbers that kill their process", unit="none", section=SECTION)
+    seconds: float = Param(0.0, "pause before each", unit="s", section=SECTION)
+
+    def run(self, ctx: Context) -> None:
+        work = functools.partial(square, folder=ctx.folder, step=self)
+        rows = ctx.map(work, range(self.n), unit="number")
+        write_text(ctx.folder / "squares.txt", "".join(f"{row['number']} {row['square']}\n" for row in rows))
+
+
+def square(number: int, *, folder: Path, step: Toy) -> dict:
+    time.sleep(step.seconds)
+    if number in step.deadly:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number in step.bad:
+        raise FileFormatError("is a bad number", path=f"{number}.mrc", hint="leave it out")
+    with (folder / "calls.txt").open("a") as file:
+        file.write(f"{number}\n")
+    write_text(folder / f"{number}.txt", str(number**2))
+    return {"number": number, "square": number**2}
