@@ -58,10 +58,12 @@ class Job:
 
     @property
     def status(self) -> str:
-        """``Running``, ``Succeeded``, ``Failed`` or ``Aborted``, as the folder's markers and lock say."""
+        """``Scheduled``, ``Running``, ``Succeeded``, ``Failed`` or ``Aborted``, as the folder's markers and lock say."""
         for status, marker in _MARKERS.items():
             if (self.folder / marker).exists():
                 return status
+        if not (self.folder / ".lock").exists():
+            return "Scheduled"
         return "Running" if _is_locked(self.folder / ".lock") else "Aborted"
 
     @property
@@ -228,8 +230,6 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ from halfmap.engine import Context, Input, Out, Param, Step
 OPTICS = "Optics"
 
 
-class _Microscope(Step):
+class ImportImages(Step):
     """What the microscope was set to, shared by all imports of images."""
 
     pixel_size: float | None = Param(
@@ -23,7 +23,7 @@ class _Microscope(Step):
     optics_group: str = Param("opticsGroup1", "name of the optics group", unit="none", section=OPTICS, min_length=1)
 
 
-class ImportMovies(_Microscope, name="import movies", label="relion.import.movies"):
+class ImportMovies(ImportImages, name="import movies", label="relion.import.movies"):
     """Import movies: list them with the microscope's settings, and check every header and the gain.
 
     Every movie's header is read; movies that cannot be opened, or whose size differs from the others', are
@@ -62,13 +62,14 @@ class ImportMovies(_Microscope, name="import movies", label="relion.import.movie
 
     def run(self, ctx: Context) -> None:
         """Examine every movie, orient and check the gain, write the table and the overview picture."""
+        from halfmap.io.tables import write_movies
         from halfmap.steps.import_ import gain, microscope, movies, pictures
 
         files = microscope.expand(self.movies, ctx.project)
-        examine = functools.partial(movies.examine, project=ctx.project, step=self)
+        examine = functools.partial(movies.examine, step=self)
         headers = ctx.map(examine, files, unit="movie")
         headers = microscope.keep_common_size(ctx, headers, unit="movie")
         reference = gain.orient(self, ctx, headers)
         table = movies.tabulate(self, ctx, headers, gain=reference)
-        movies.write(ctx.folder / "movies.star", table)
+        write_movies(ctx.folder / "movies.star", table)
         pictures.draw_movies(ctx.folder / "movies.png", ctx, table)

@@ -1,0 +1,332 @@
+"""What every column of our tables holds: its type, unit, sign and meaning, stated once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from halfmap.errors import TableError
+from halfmap.units import UNITS
+
+COLUMN_UNITS: tuple[str, ...] = (*UNITS, "µm", "rad", "1/px", "1/Å²")
+"""Units a column may state; ``none`` says that it has none."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Parameters
+    ----------
+    name : str
+        Label without the leading underscore: RELION's own, or ours with the prefix ``hm``.
+    dtype : type
+        ``str``, ``int``, ``float`` or ``bool`` (written as 0 and 1).
+    unit : str
+        One of `COLUMN_UNITS`.
+    meaning : str
+        What it says, with sign and origin where they matter.
+    table : str
+        ``optics`` if it belongs to the optics groups, ``rows`` otherwise.
+    vector : bool
+        Whether the text is a vector, ``[a,b,c]``; see `parse_vector`.
+    """
+
+    name: str
+    dtype: type[str] | type[int] | type[float] | type[bool]
+    unit: str
+    meaning: str
+    table: Literal["optics", "rows"] = "rows"
+    vector: bool = False
+
+
+# One column a line: label, type, unit, meaning.
+_OPTICS = """
+rlnOpticsGroup int none number of the optics group, from 1; also in the rows, where it refers to the group
+rlnOpticsGroupName str none name of the optics group, kept when groups are renumbered
+rlnVoltage float kV acceleration voltage
+rlnSphericalAberration float mm spherical aberration Cs
+rlnChromaticAberration float mm chromatic aberration Cc
+rlnAmplitudeContrast float none amplitude contrast as a fraction, 0.1 for 10 %
+rlnMicrographOriginalPixelSize float Å/px pixel size of the movie as recorded, before binning
+rlnMicrographPixelSize float Å/px pixel size of the motion-corrected micrograph
+rlnImagePixelSize float Å/px pixel size of the extracted particle images
+rlnImageSize int px box size of the extracted particle images
+rlnImageDimensionality int none 2 for images, 3 for sub-tomograms
+rlnMtfFileName str none STAR file with the detector's modulation transfer function
+rlnBeamTiltX float mrad beam tilt along x
+rlnBeamTiltY float mrad beam tilt along y
+rlnOddZernike vector rad coefficients of the antisymmetric aberrations, Zernike polynomials of k in 1/Å
+rlnEvenZernike vector rad coefficients of the symmetric aberrations, Zernike polynomials of k in 1/Å
+rlnMagMat00 float none anisotropic magnification M, x from x; it maps Fourier coordinates of the image to true ones
+rlnMagMat01 float none anisotropic magnification: x from y
+rlnMagMat10 float none anisotropic magnification: y from x
+rlnMagMat11 float none anisotropic magnification: y from y
+rlnCtfDataArePhaseFlipped bool none 1 if the images have been phase flipped already
+rlnCtfDataAreCtfPremultiplied bool none 1 if the images have been multiplied by their CTF already
+rlnEERUpsampling int none EER up-sampling: 1 physical pixels, 2 super-resolution
+rlnEERGrouping int none hardware frames of an EER movie summed into one
+rlnMagnification float none magnification at the detector (RELION 3.0)
+rlnDetectorPixelSize float µm pixel size of the detector (RELION 3.0); over the magnification: the image's
+rlnBeamTiltClass int none beam tilt class (RELION 3.0's forerunner of the optics group)
+hmFlippedY bool none 1 if poses, defocus angles and coordinates were mirrored in y when they were imported
+hmContrastSign int none 1 if particles are bright in their stack, -1 if they are dark
+hmTrefoil vector Å cryoSPARC's ctf/trefoil_A as it was; its scale against rlnOddZernike is not published
+hmTetrafoil vector Å cryoSPARC's ctf/tetra_A as it was; its scale against rlnEvenZernike is not published
+hmPhaseRamp vector Å cryoSPARC's ctf/shift_A as it was; a shift of the image that goes with its beam tilt
+"""
+
+_MICROGRAPHS = """
+rlnMicrographMovieName str none movie file
+rlnMicrographName str none motion-corrected micrograph
+rlnMicrographNameNoDW str none micrograph summed without dose weighting
+rlnMicrographNameEven str none micrograph summed from even frames
+rlnMicrographNameOdd str none micrograph summed from odd frames
+rlnMicrographMetadata str none STAR file with the micrograph's motion tracks
+rlnMicrographCoordinates str none file with the coordinates picked in the micrograph
+rlnMicrographId int none number of the micrograph
+rlnMicrographGainName str none gain reference, multiplied
+rlnMicrographDefectFile str none list or map of the detector's defects
+rlnMicrographBinning float none micrograph pixel size over movie pixel size
+rlnMicrographDoseRate float e/Å² dose of one frame
+rlnMicrographPreExposure float e/Å² dose before the first frame
+rlnMicrographStartFrame int none first frame used, from 1
+rlnMicrographEndFrame int none last frame used, from 1
+rlnMicrographFrameNumber int none frame, from 1
+rlnMicrographShiftX float px shift of a frame along x, in unbinned pixels
+rlnMicrographShiftY float px shift of a frame along y, in unbinned pixels
+rlnMotionModelVersion int none 0: global shifts only; 1: RELION's third-order polynomial
+rlnMotionModelCoeffsIdx int none index of a motion model coefficient, from 0
+rlnMotionModelCoeff float none coefficient of the motion model
+rlnAccumMotionTotal float Å length of the track over all frames
+rlnAccumMotionEarly float Å length of the track over the first 4 e/Å²
+rlnAccumMotionLate float Å length of the track after the first 4 e/Å²
+rlnMicrographTiltAngle float ° stage tilt
+rlnMicrographTiltAxisDirection float ° direction of the tilt axis in the image
+rlnMicrographIceThickness float Å ice thickness
+"""
+
+_CTF = """
+rlnCtfImage str none picture of the CTF fit
+rlnCtfPowerSpectrum str none power spectrum that the CTF is fitted to
+rlnDefocusU float Å larger defocus, positive = underfocus
+rlnDefocusV float Å smaller defocus, positive = underfocus
+rlnDefocusAngle float ° angle from the x axis to the direction of rlnDefocusU
+rlnCtfAstigmatism float Å absolute difference of the two defoci
+rlnPhaseShift float ° phase shift of a phase plate
+rlnCtfFigureOfMerit float none correlation of the CTF model with the spectrum
+rlnCtfMaxResolution float Å finest resolution to which Thon rings are fitted
+rlnCtfIceRingDensity float none power in the ice ring, 0.25 to 0.28 1/Å
+rlnCtfValidationScore float none validation score of the CTF fit
+rlnCtfBfactor float Å² B-factor of the envelope, exp(-B k² / 4), positive = fall-off
+rlnCtfScalefactor float none factor on the CTF
+rlnCtfValue float none value of the CTF
+"""
+
+_PARTICLES = """
+rlnImageName str none particle image, index@stack with the index from 1
+rlnImageOriginalName str none name of the image before it was extracted or subtracted anew
+rlnReconstructImageName str none image to be used for the reconstruction alone
+rlnImageId int none number of the image
+rlnParticleName str none name of the particle
+rlnOriginalParticleName str none first name of the particle
+rlnParticleId int none number of the particle
+rlnCoordinateX float px x of the particle's centre in the micrograph, 0 at the first stored pixel
+rlnCoordinateY float px y of the particle's centre in the micrograph, 0 at the first stored row
+rlnCoordinateZ float px z of the particle's centre in a tomogram
+rlnAngleRot float ° first Euler angle (ZYZ)
+rlnAngleTilt float ° second Euler angle (ZYZ)
+rlnAnglePsi float ° third Euler angle (ZYZ), in the plane of the image
+rlnAngleRotPrior float ° centre of the prior on rot
+rlnAngleTiltPrior float ° centre of the prior on tilt
+rlnAnglePsiPrior float ° centre of the prior on psi
+rlnAngleRotFlipRatio float none 0: ordinary prior on rot; 0.5: both directions equal
+rlnAnglePsiFlipRatio float none 0: ordinary prior on psi; 0.5: both directions equal
+rlnAnglePsiFlip bool none 1 if the prior on psi has been turned by 180°
+rlnOriginXAngst float Å shift along x to apply to the image to centre it
+rlnOriginYAngst float Å shift along y to apply to the image to centre it
+rlnOriginZAngst float Å shift along z to apply to a sub-tomogram to centre it
+rlnOriginXPriorAngst float Å centre of the prior on rlnOriginXAngst
+rlnOriginYPriorAngst float Å centre of the prior on rlnOriginYAngst
+rlnOriginX float px shift along x to apply to the image to centre it (RELION 3.0)
+rlnOriginY float px shift along y to apply to the image to centre it (RELION 3.0)
+rlnOriginXPrior float px centre of the prior on rlnOriginX (RELION 3.0)
+rlnOriginYPrior float px centre of the prior on rlnOriginY (RELION 3.0)
+rlnClassNumber int none class, from 1; 0 or -1 if none was assigned
+rlnRandomSubset int none half set, 1 or 2; the two never mix
+rlnGroupNumber int none group of particles with one intensity scale, from 1
+rlnGroupName str none name of that group
+rlnNormCorrection float none factor that the image is divided by to have the average intensity
+rlnLogLikeliContribution float none the particle's part of the log-likelihood
+rlnMaxValueProbDistribution float none largest posterior probability of a pose
+rlnNrOfSignificantSamples int none poses that hold 99.9 % of the posterior in the first pass
+rlnNrOfFrames int none movie frames of the particle
+rlnAutopickFigureOfMerit float none score of the picker, larger = better
+rlnParticleFigureOfMerit float none score of the particle
+rlnParticleSelectZScore float none sum of z-scores, larger = more likely an outlier
+rlnSamplingRate float Å/px pixel size of the image (before RELION 3.1)
+rlnHelicalTubeID int none helical tube that the segment was cut from
+rlnHelicalTubePitch float Å cross-over distance of the helix
+rlnHelicalTrackLength float px distance from the start of the tube (RELION 3.0)
+rlnHelicalTrackLengthAngst float Å distance from the start of the tube
+hmCryosparcUid str none cryoSPARC's uid of the item, an unsigned 64-bit integer as text
+hmMicrographHeight int px rows of the micrograph that the coordinates refer to
+hmMicrographWidth int px columns of the micrograph that the coordinates refer to
+hmPoseUncertainty float ° standard deviation of the particle's orientation
+hmShiftUncertainty float Å standard deviation of the particle's shift along one axis
+hmDefocusUncertainty float Å standard deviation of the mean defocus
+"""
+
+_MODELS = """
+rlnReferenceImage str none map or class average
+rlnClassDistribution float none fraction of the particles in the class
+rlnClassIndex int none number of the class in the model file
+rlnClassScore float none predicted quality of a class average, 0 to 1
+rlnPredictedClassScore float none predicted quality of a class average, 0 to 1
+rlnClassPriorOffsetX float px prior of the class on the shift along x
+rlnClassPriorOffsetY float px prior of the class on the shift along y
+rlnEstimatedResolution float Å estimated resolution of a reference
+rlnCurrentResolution float Å resolution of the refinement now
+rlnCurrentImageSize int px size of the images used now
+rlnOriginalImageSize int px box size of the particles
+rlnPixelSize float Å/px pixel size of the references
+rlnReferenceDimensionality int none 2 for class averages, 3 for maps
+rlnDataDimensionality int none 2 for images, 3 for sub-tomograms
+rlnNrClasses int none number of references
+rlnNrGroups int none number of groups with an intensity scale of their own
+rlnNrOpticsGroups int none number of optics groups
+rlnGroupNrParticles int none particles in the group
+rlnGroupScaleCorrection float none intensity scale of the group
+rlnOpticsGroupNumber int none number of the optics group
+rlnOpticsGroupNrParticles int none particles in the optics group
+rlnTau2FudgeFactor float none regularisation parameter T
+rlnPaddingFactor float none padding of the references' Fourier transforms
+rlnSigmaOffsetsAngst float Å standard deviation of the prior on shifts
+rlnAveragePmax float none average of rlnMaxValueProbDistribution
+rlnLogLikelihood float none log-likelihood of the model
+rlnAccuracyRotations float ° estimated accuracy of the orientations
+rlnAccuracyTranslationsAngst float Å estimated accuracy of the shifts
+rlnSsnrMap float none spectral signal-to-noise ratio of the map
+rlnSigma2Noise float none noise power of the images in a Fourier shell
+rlnReferenceSigma2 float none noise power of the reference in a Fourier shell
+rlnReferenceTau2 float none signal power of the reference in a Fourier shell
+rlnFourierCompleteness float none fraction of Fourier components with SNR > 1
+rlnOverallFourierCompleteness float none fraction of components with SNR > 1 up to the resolution
+rlnSymmetryGroup str none point group
+rlnMaskName str none mask, 0 to 1
+"""
+
+_SPECTRA = """
+rlnSpectralIndex int none Fourier shell: distance from the origin in Fourier pixels of the box
+rlnResolution float 1/Å spatial frequency
+rlnAngstromResolution float Å resolution, 1 / rlnResolution
+rlnResolutionInversePixel float 1/px spatial frequency, 0.5 at Nyquist
+rlnResolutionSquared float 1/Å² square of the spatial frequency
+rlnMtfValue float none modulation transfer function of the detector, 0 to 1
+rlnGoldStandardFsc float none Fourier shell correlation of the two half maps
+rlnFourierShellCorrelation float none Fourier shell correlation
+rlnFourierShellCorrelationCorrected float none FSC corrected by phase randomisation
+rlnFourierShellCorrelationMaskedMaps float none FSC of the masked half maps
+rlnFourierShellCorrelationUnmaskedMaps float none FSC of the half maps without a mask
+rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps float none FSC after phase randomisation, masked
+rlnFinalResolution float Å resolution at FSC = 0.143
+rlnRandomiseFrom float Å resolution beyond which phases are randomised
+rlnBfactorUsedForSharpening float Å² B-factor applied to the map, negative = sharpened
+rlnFittedSlopeGuinierPlot float Å² slope of the line fitted to the Guinier plot
+rlnFittedInterceptGuinierPlot float none intercept of the line fitted to the Guinier plot
+rlnCorrelationFitGuinierPlot float none correlation of the line with the Guinier plot
+rlnLogAmplitudesOriginal float none logarithm of the map's amplitude
+rlnLogAmplitudesMTFCorrected float none logarithm of the amplitude over the MTF
+rlnLogAmplitudesWeighted float none logarithm of the FSC-weighted amplitude
+rlnLogAmplitudesSharpened float none logarithm of the sharpened amplitude
+rlnLogAmplitudesIntercept float none fitted plateau of the logarithm of the amplitude
+rlnMolecularWeight float kDa mass of the ordered part
+rlnUnfilteredMapHalf1 str none unfiltered half map 1
+rlnUnfilteredMapHalf2 str none unfiltered half map 2
+rlnPostprocessedMap str none sharpened map
+rlnPostprocessedMapMasked str none sharpened map inside its mask
+"""
+
+_PROJECT = """
+rlnPipeLineJobCounter int none number of the next job
+rlnPipeLineNodeName str none file that a job wrote or read
+rlnPipeLineNodeType int none type of the file (before RELION 4)
+rlnPipeLineNodeTypeLabel str none type of the file
+rlnPipeLineNodeTypeLabelDepth int none levels of the type that make folders under .Nodes
+rlnPipeLineProcessName str none folder of the job
+rlnPipeLineProcessAlias str none alias of the job, None if it has none
+rlnPipeLineProcessType int none type of the job (before RELION 4)
+rlnPipeLineProcessTypeLabel str none type of the job
+rlnPipeLineProcessStatus int none status of the job (before RELION 4)
+rlnPipeLineProcessStatusLabel str none status of the job
+rlnPipeLineEdgeFromNode str none file that a job reads
+rlnPipeLineEdgeToNode str none file that a job wrote
+rlnPipeLineEdgeProcess str none job of the edge
+rlnJobType int none type of the job (before RELION 4)
+rlnJobTypeLabel str none type of the job
+rlnJobIsContinue bool none 1 if the job continues an earlier one
+rlnJobIsTomo bool none 1 if the job is of the tomography pipeline
+rlnJobOptionVariable str none name of a parameter
+rlnJobOptionValue str none value of a parameter, as text
+rlnSelected int none 1 if the item is selected, 0 if not
+rlnComment str none comment
+"""
+
+_DTYPES: dict[str, type] = {"str": str, "vector": str, "int": int, "float": float, "bool": bool}
+
+
+def _parse(text: str, table: Literal["optics", "rows"]) -> Iterable[Column]:
+    for line in text.strip().splitlines():
+        name, dtype, unit, meaning = line.split(maxsplit=3)
+        yield Column(name, _DTYPES[dtype], unit, meaning, table=table, vector=dtype == "vector")
+
+
+COLUMNS: dict[str, Column] = {
+    column.name: column
+    for text, table in (
+        (_OPTICS, "optics"),
+        (_MICROGRAPHS + _CTF + _PARTICLES + _MODELS + _SPECTRA + _PROJECT, "rows"),
+    )
+    for column in _parse(text, table)
+}
+"""Every column that Halfmap knows, by label; others survive, with a type inferred from their values."""
+
+OPTICS_COLUMNS: tuple[str, ...] = tuple(name for name, column in COLUMNS.items() if column.table == "optics")
+"""Labels that belong to the optics table."""
+
+
+def parse_vector(text: str, *, label: str = "the vector", row: int | None = None) -> list[float]:
+    """Numbers of a vector that is written ``[a,b,c]``.
+
+    Raises
+    ------
+    TableError
+        If the text is not a vector of finite numbers.
+
+    Examples
+    --------
+    >>> parse_vector("[0.5,-1,2e-3]")
+    [0.5, -1.0, 0.002]
+    """
+    try:
+        if not (text.startswith("[") and text.endswith("]")):
+            raise ValueError
+        values = [float(part) for part in text[1:-1].split(",") if part.strip()]
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError
+    except ValueError:
+        raise TableError(f"{label} is {text!r}, which is not a vector like [0.1,0,-2]", row=row) from None
+    return values
+
+
+def format_vector(values: Iterable[float]) -> str:
+    """Write numbers as ``[a,b,c]``, the way RELION stores a vector in one column.
+
+    Examples
+    --------
+    >>> format_vector([0.5, -1, 2e-3])
+    '[0.5,-1,0.002]'
+    """
+    return "[" + ",".join(f"{value!r}".removesuffix(".0") for value in map(float, values)) + "]"

@@ -1,0 +1,43 @@
+"""A project in one screen: its jobs, their status, what they made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfmap.errors import ProjectError
+from halfmap.project.job import Job
+from halfmap.project.project import Project
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COLOURS = {"Succeeded": "green", "Failed": "red", "Aborted": "yellow", "Running": "cyan"}
+
+
+def describe_project(path: Path) -> Table:
+    """List the jobs of the project in the folder `path`, oldest first.
+
+    Raises
+    ------
+    ProjectError
+        If the folder is not a project.
+    """
+    from rich.table import Table
+
+    project = Project.find(path)
+    if project is None:
+        raise ProjectError("is not a project", path=path, hint="a project has a default_pipeline.star")
+    table = Table(title=f"Project {project.root}", title_justify="left", box=None, padding=(0, 2))
+    for heading in ("job", "step", "status", "made", "from"):
+        table.add_column(heading)
+    pipeline = project.pipeline
+    for process in pipeline.processes:
+        status = process.status
+        if (project.root / process.name / "job.json").exists():
+            status = Job.load(project.root, process.name).status
+        made = [node.removeprefix(process.name) for job, node in pipeline.outputs if job == process.name]
+        origin = [node for node, job in pipeline.inputs if job == process.name]
+        colour = _COLOURS.get(status, "white")
+        table.add_row(process.name, process.label, f"[{colour}]{status}[/]", ", ".join(made), ", ".join(origin))
+    return table

@@ -1,0 +1,65 @@
+"""Examine movies and list them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halfmap.engine import Context
+from halfmap.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from halfmap.data import MovieSet
+    from halfmap.steps.import_.step import ImportMovies
+
+
+def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
+    """Read a movie's header; what the table needs of it as a row of plain values."""
+    from halfmap.io.movies import open_movie
+
+    movie = open_movie(path, eer_grouping=step.eer_grouping, eer_upsampling=step.eer_upsampling)
+    if movie.n_frames < 2:
+        raise FileFormatError("holds a single frame", path=path, hint="use: halfmap import micrographs")
+    height, width = movie.shape
+    return {
+        "file": str(path),
+        "frames": movie.n_frames,
+        "width": width,
+        "height": height,
+        "pixel_size": movie.pixel_size,
+    }
+
+
+def tabulate(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]], *, gain: Path | None) -> MovieSet:
+    """The table of movies: the session's settings per optics group, a row per movie."""
+    import polars as pl
+
+    from halfmap.data import MovieSet
+    from halfmap.steps.import_.microscope import common_pixel_size, optics_row
+
+    optics = optics_row(
+        step,
+        rlnMicrographOriginalPixelSize=common_pixel_size(step, headers),
+        rlnMicrographDoseRate=step.dose_per_frame,
+        rlnMicrographPreExposure=step.pre_exposure,
+    )
+    for label, path in (
+        ("rlnMicrographGainName", gain),
+        ("rlnMicrographDefectFile", step.defects),
+        ("rlnMtfFileName", step.mtf),
+    ):
+        if path is not None:
+            optics[label] = ctx.relative(ctx.resolve(path))
+    if any(header["file"].endswith(".eer") for header in headers):
+        optics["rlnEERGrouping"] = step.eer_grouping
+        optics["rlnEERUpsampling"] = step.eer_upsampling
+    rows = pl.DataFrame(
+        {
+            "rlnMicrographMovieName": [ctx.relative(header["file"]) for header in headers],
+            "rlnOpticsGroup": [1] * len(headers),
+            "rlnImageSizeX": [header["width"] for header in headers],
+            "rlnImageSizeY": [header["height"] for header in headers],
+            "rlnImageSizeZ": [header["frames"] for header in headers],
+        }
+    )
+    return MovieSet(optics=pl.DataFrame([optics]), rows=rows)
