@@ -23,7 +23,10 @@ class _Run(RunOptions):
     """Run options as the command line takes them."""
 
     project: Path | None = Param(
-        None, "project folder; default: the one around this folder, else this folder", unit="none", section="Run"
+        None,
+        "project folder; default: the one around this folder, else this folder",
+        unit="none",
+        section="Run",
     )
 
 
@@ -97,7 +100,9 @@ def _resume(words: list[str]) -> None:
         job: str = Param(..., "the job: Import/job001, job001 or 1", unit="none", section="Job")
 
     words = ["--job", *words] if words and not words[0].startswith("-") else words
-    values, run = parse_options(words, Resume, prog="halfmap resume", description=inspect.getdoc(_resume) or "")
+    values, run = parse_options(
+        words, Resume, prog="halfmap resume", description=inspect.getdoc(_resume) or ""
+    )
     project = Project.open(run.project) if run.project else Project.find(values["job"]) or Project.find()
     if project is None:
         raise ParameterError("no project here", hint="name one with --project, or change into its folder")
@@ -157,7 +162,9 @@ def _print_list(usage: str, groups: dict[str, dict[str, str]]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print("[bold]Halfmap[/]: single-particle cryo-EM from the microscope's movies to a validated map\n")
+    console.print(
+        "[bold]Halfmap[/]: single-particle cryo-EM from the microscope's movies to a validated map\n"
+    )
     console.print(f"Usage: {usage}\n", markup=False)
     for title, group in groups.items():
         table = Table(box=None, show_header=False, padding=(0, 2))
@@ -183,7 +190,9 @@ def parse_options(
     layout = make_dataclass(
         "Options", [_section(title, members, everything) for title, members in sections.items()], kw_only=True
     )
-    parsed = tyro.cli(layout, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    parsed = tyro.cli(
+        layout, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
+    )
     values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
     run = {name: values.pop(name) for name in _Run.model_fields}
     return values, parse_form(_Run, run, hint=f"see: {prog} --help")

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import toy_step as toy
@@ -28,7 +28,15 @@ def test_a_finished_job_has_the_files_a_relion_user_looks_for(project):
     assert job.name == "Toy/job001/"
     assert job.status == "Succeeded"
     names = {path.name for path in job.folder.iterdir()}
-    wanted = {"job.star", "job.json", "note.txt", "run.out", "run.err", "events.jsonl", "RELION_JOB_EXIT_SUCCESS"}
+    wanted = {
+        "job.star",
+        "job.json",
+        "note.txt",
+        "run.out",
+        "run.err",
+        "events.jsonl",
+        "RELION_JOB_EXIT_SUCCESS",
+    }
     assert wanted <= names
     assert job.outputs == {"table": job.folder / "squares.txt"}
     assert read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list() == ["1"]
@@ -124,7 +132,7 @@ Project.open({root!r}).run(toy.Toy(n=40, seconds=0.02))
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 def test_a_stopped_job_resumes_to_the_same_result(project, tmp_path, sent):
     undisturbed = Project.open(tmp_path / "other").run(toy.Toy(n=40, seconds=0.0))
-    support = os.path.dirname(toy.__file__)
+    support = str(Path(toy.__file__).parent)
     script = SCRIPT.format(support=support, root=str(project.root))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     folder = project.root / "Toy/job001"
@@ -143,7 +151,7 @@ def test_a_stopped_job_resumes_to_the_same_result(project, tmp_path, sent):
 
 
 def test_a_running_job_is_not_resumed_by_another_process(project):
-    script = SCRIPT.format(support=os.path.dirname(toy.__file__), root=str(project.root))
+    script = SCRIPT.format(support=str(Path(toy.__file__).parent), root=str(project.root))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
         while not (project.root / "Toy/job001/1.txt").exists():

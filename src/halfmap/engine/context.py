@@ -115,9 +115,13 @@ class Context:
                         )
                 progress.advance(name, outcome.seconds, outcome.error)
         if keys and not results:
-            raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {self.failures[-failed].reason}")
+            raise ItemsFailedError(
+                f"every {unit} failed", hint=f"the first one: {self.failures[-failed].reason}"
+            )
         if failed:
-            log.warning("%d of %d %ss failed and were left out; failures.star names them", failed, len(keys), unit)
+            log.warning(
+                "%d of %d %ss failed and were left out; failures.star names them", failed, len(keys), unit
+            )
         return [results[name] for name in keys if name in results]
 
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
@@ -142,7 +146,12 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task(f"{self.unit}s", total=self.total, completed=self.done)

@@ -58,7 +58,11 @@ def examine(folder: Path) -> Group:
     for program, purpose in OPTIONAL.items():
         found = shutil.which(program)
         table.add_row(program, "found" if found else "not found", found or f"optional: {purpose}")
-    verdict = "[green]All that Halfmap needs is here.[/]" if not advice else "\n".join(f"[yellow]![/] {line}" for line in advice)
+    verdict = (
+        "[green]All that Halfmap needs is here.[/]"
+        if not advice
+        else "\n".join(f"[yellow]![/] {line}" for line in advice)
+    )
     return Group(table, "", verdict)
 
 
@@ -84,7 +88,10 @@ def _devices(advice: list[str]) -> list[tuple[str, str, str]]:
     if not torch.cuda.is_available():
         rows.append(("GPU", "none", "everything runs on the CPU"))
         if shutil.which("nvidia-smi"):
-            advice.append(f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it: install a CUDA build of torch")
+            advice.append(
+                f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it: "
+                "install a CUDA build of torch"
+            )
     return rows
 
 
@@ -96,7 +103,9 @@ def _memory(folder: Path, advice: list[str]) -> list[tuple[str, str, str]]:
     if memory.total / 2**30 < LOW_MEMORY_GB:
         advice.append(f"less than {LOW_MEMORY_GB} GB of memory: large movies and boxes will not fit")
     if disk.free / 2**30 < LOW_DISK_GB:
-        advice.append(f"less than {LOW_DISK_GB} GB of disk are free in {folder.absolute()}: a data set needs more")
+        advice.append(
+            f"less than {LOW_DISK_GB} GB of disk are free in {folder.absolute()}: a data set needs more"
+        )
     return [
         ("Memory", f"{memory.total / 2**30:.0f} GB", f"{memory.available / 2**30:.0f} GB available"),
         ("Disk", f"{disk.free / 2**30:.0f} GB free", f"in {folder.absolute()}"),

@@ -20,17 +20,28 @@ Item = TypeVar("Item")
 _ATTEMPTS = 2
 """How often an item may take its worker down before it counts as failed."""
 
+_WORKER_DIED = "its worker process died twice, probably for want of memory; use fewer --workers"
+
 
 class RunOptions(Form):
     """How a step runs, which changes nothing in what it computes."""
 
     executor: Literal["auto", "serial", "processes", "dask"] = Param(
-        "auto", "where items run: in this process, in local processes, on a local Dask cluster", unit="none", section="Run"
+        "auto",
+        "where items run: in this process, in local processes, on a local Dask cluster",
+        unit="none",
+        section="Run",
     )
     workers: int = Param(1, "number of items run at a time", unit="none", section="Run", ge=1)
-    device: str = Param("auto", "auto, cpu, cuda or cuda:N; only auto may fall back to the CPU", unit="none", section="Run")
+    device: str = Param(
+        "auto", "auto, cpu, cuda or cuda:N; only auto may fall back to the CPU", unit="none", section="Run"
+    )
     max_failures: int | None = Param(
-        None, "stop when more items than this have failed; default: never while any succeed", unit="none", section="Run", ge=0
+        None,
+        "stop when more items than this have failed; default: never while any succeed",
+        unit="none",
+        section="Run",
+        ge=0,
     )
 
 
@@ -73,7 +84,11 @@ def run_items(
     options : RunOptions
         Executor and number of workers.
     """
-    if len(items) == 0 or options.executor == "serial" or (options.executor == "auto" and options.workers == 1):
+    if (
+        len(items) == 0
+        or options.executor == "serial"
+        or (options.executor == "auto" and options.workers == 1)
+    ):
         for index, item in enumerate(items):
             yield index, attempt(function, item)
         return
@@ -111,13 +126,15 @@ def _drain(
                 index, item = running.pop(future)
                 try:
                     yield index, future.result()
-                except Exception:  # a BrokenExecutor or Dask's KilledWorker: the worker is gone, not the item wrong
+                except (
+                    Exception
+                ):  # a BrokenExecutor or Dask's KilledWorker: the worker is gone, not the item wrong
                     broken = True
                     attempts[index] += 1
                     if attempts[index] < _ATTEMPTS:
                         pending.append((index, item))
                     else:
-                        yield index, Outcome(error="its worker process died twice, probably for want of memory; use fewer --workers")
+                        yield index, Outcome(error=_WORKER_DIED)
     finally:
         for future in running:
             future.cancel()
@@ -145,7 +162,7 @@ def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
                 n_workers=options.workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=None,  # pyright: ignore[reportArgumentType] - None is how Dask opens no port for it
                 env=environment,
             ) as cluster,
             Client(cluster) as client,
@@ -154,12 +171,18 @@ def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+    names = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "POLARS_MAX_THREADS",
+    )
     return {name: str(threads) for name in names}
 
 
 def _start_worker(threads: int, parent: int) -> None:
-    """Limit a worker's threads, leave interrupts to the parent, and end with the parent even if that is killed."""
+    """Limit a worker's threads, leave interrupts to the parent, end with the parent however that ends."""
     import signal
     import threading
 

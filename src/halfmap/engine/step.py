@@ -94,5 +94,5 @@ def registered_steps() -> dict[str, type[Step]]:
 
 
 def parse_step(cls: type[Step], values: Mapping[str, Any]) -> Step:
-    """Build a step from plain values; `ParameterError` if one is missing, of the wrong kind or out of limits."""
+    """Build a step from plain values; `ParameterError` if one is missing, wrong or out of range."""
     return parse_form(cls, values, hint=f"see: halfmap {cls.name} --help")

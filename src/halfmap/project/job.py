@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import platform
 import signal
 import sys
@@ -58,7 +57,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        """``Scheduled``, ``Running``, ``Succeeded``, ``Failed`` or ``Aborted``, as the folder's markers and lock say."""
+        """One of ``Scheduled Running Succeeded Failed Aborted``, as the folder's markers and lock say."""
         for status, marker in _MARKERS.items():
             if (self.folder / marker).exists():
                 return status
@@ -112,16 +111,23 @@ class Job:
         }
         write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
         values = {name: _as_relion(value) for name, value in parameters.items()}
-        options: dict[str, Any] = {"rlnJobTypeLabel": self.step.label, "rlnJobIsContinue": 0, "rlnJobIsTomo": 0}
+        options: dict[str, Any] = {
+            "rlnJobTypeLabel": self.step.label,
+            "rlnJobIsContinue": 0,
+            "rlnJobIsTomo": 0,
+        }
         write_star(
             self.folder / "job.star",
             {
                 "job": options,
-                "joboptions_values": _string_table(rlnJobOptionVariable=list(values), rlnJobOptionValue=list(values.values())),
+                "joboptions_values": _string_table(
+                    rlnJobOptionVariable=list(values), rlnJobOptionValue=list(values.values())
+                ),
             },
         )
-        note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\nhalfmap {self.step.name}"
-        write_text(self.folder / "note.txt", note + "".join(f" {word}" for word in _as_options(self.step)) + "\n")
+        command = " ".join([f"halfmap {self.step.name}", *_as_options(self.step)])
+        note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\n{command}\n"
+        write_text(self.folder / "note.txt", note)
 
     def run(self, options: RunOptions) -> None:
         """Run the job, or go on with it where it stopped.
@@ -164,7 +170,9 @@ class Job:
     def _check_outputs(self) -> None:
         for name, out in type(self.step).outputs.items():
             if not out.optional and not (self.folder / out.file).exists():
-                raise ProjectError(f"the step ended without writing its output {name!r}", path=self.folder / out.file)
+                raise ProjectError(
+                    f"the step ended without writing its output {name!r}", path=self.folder / out.file
+                )
 
     def _write_failures(self, ctx: Context) -> None:
         from halfmap.io.star import write_star

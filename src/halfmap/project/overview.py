@@ -39,5 +39,7 @@ def describe_project(path: Path) -> Table:
         made = [node.removeprefix(process.name) for job, node in pipeline.outputs if job == process.name]
         origin = [node for node, job in pipeline.inputs if job == process.name]
         colour = _COLOURS.get(status, "white")
-        table.add_row(process.name, process.label, f"[{colour}]{status}[/]", ", ".join(made), ", ".join(origin))
+        table.add_row(
+            process.name, process.label, f"[{colour}]{status}[/]", ", ".join(made), ", ".join(origin)
+        )
     return table

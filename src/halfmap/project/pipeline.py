@@ -44,7 +44,9 @@ class Pipeline:
 
     def connect(self, name: str, inputs: list[str], outputs: dict[str, str]) -> None:
         """Record a job's edges: files it read that other jobs wrote, and files it wrote with their types."""
-        self.inputs += [(node, name) for node in inputs if node in self.nodes and (node, name) not in self.inputs]
+        self.inputs += [
+            (node, name) for node in inputs if node in self.nodes and (node, name) not in self.inputs
+        ]
         self.nodes.update(outputs)
         self.outputs += [(name, node) for node in outputs if (name, node) not in self.outputs]
 
@@ -92,7 +94,7 @@ def read_pipeline(path: Path) -> Pipeline:
     return Pipeline(
         counter=int(general["rlnPipeLineJobCounter"]),
         processes=[Process(*row) for row in processes],
-        nodes={name: kind for name, kind in nodes},
+        nodes={row[0]: row[1] for row in nodes},
         inputs=[(a, b) for a, b in inputs],
         outputs=[(a, b) for a, b in outputs],
     )
@@ -121,9 +123,13 @@ def write_pipeline(path: Path, pipeline: Pipeline) -> None:
         labels = "rlnPipeLineNodeName", "rlnPipeLineNodeTypeLabel", "rlnPipeLineNodeTypeLabelDepth"
         blocks["pipeline_nodes"] = table(rows, *labels)
     if pipeline.inputs:
-        blocks["pipeline_input_edges"] = table(pipeline.inputs, "rlnPipeLineEdgeFromNode", "rlnPipeLineEdgeProcess")
+        blocks["pipeline_input_edges"] = table(
+            pipeline.inputs, "rlnPipeLineEdgeFromNode", "rlnPipeLineEdgeProcess"
+        )
     if pipeline.outputs:
-        blocks["pipeline_output_edges"] = table(pipeline.outputs, "rlnPipeLineEdgeProcess", "rlnPipeLineEdgeToNode")
+        blocks["pipeline_output_edges"] = table(
+            pipeline.outputs, "rlnPipeLineEdgeProcess", "rlnPipeLineEdgeToNode"
+        )
     with atomic_path(path) as temporary:
         write_star(temporary, blocks)
 
@@ -161,6 +167,8 @@ def _wait_for(ready, path: Path, seconds: float = 60.0) -> None:
     while not ready():
         if time.monotonic() > deadline:
             raise ProjectError(
-                "the project is locked by another program", path=path, hint="wait for it, or delete this if none runs"
+                "the project is locked by another program",
+                path=path,
+                hint="wait for it, or delete this if none runs",
             )
         time.sleep(0.05)

@@ -156,10 +156,12 @@ class Project:
         for parameter in step.parameters():
             value = getattr(step, parameter.name)
             if parameter.node is not None and value is not None:
-                changes[parameter.name] = tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
+                changes[parameter.name] = (
+                    tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
+                )
         return step.model_copy(update=changes)
 
 
 def _matches(path: Path) -> bool:
     """Whether a file is there, or any that a pattern with wildcards names."""
-    return path.exists() or next(glob.iglob(str(path)), None) is not None
+    return path.exists() or bool(glob.glob(str(path)))  # noqa: PTH207 - absolute patterns

@@ -1,0 +1,44 @@
+# Everything sets itself up: `make demo` and `make test` need nothing before them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+DEMO := demo
+
+.PHONY: setup demo test lint types layers docs clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade "pip>=25.1"
+	$(PIP) install --constraint constraints.txt --group dev --editable .
+	touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/halfmap simulate movies --n-movies 4 --width 1024 --height 1024 --project $(DEMO)
+	$(BIN)/halfmap import movies '$(DEMO)/Simulate/job001/Movies/*.tiff' --gain $(DEMO)/Simulate/job001/gain.mrc \
+		--dose-per-frame 1.5 --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Import/job002/movies.star
+	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
+
+test: setup
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+layers: setup
+	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python docs/build_step_pages.py
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) $(DEMO) site
