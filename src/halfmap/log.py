@@ -15,7 +15,9 @@ def show_on_terminal(level: int = logging.INFO) -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False, markup=False)
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, show_time=False, show_level=False, markup=False
+    )
     handler.addFilter(lambda record: not getattr(record, "quiet", False))
     log.addHandler(handler)
     log.setLevel(level)

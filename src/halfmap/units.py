@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Unit = Literal["Å", "Å²", "1/Å", "px", "°", "nm", "mm", "mrad", "kV", "eV", "e/Å²", "kDa", "Å/px", "s", "GB", "%", "g/cm³", "none"]
+Unit = Literal[
+    "Å",
+    "Å²",
+    "1/Å",
+    "px",
+    "°",
+    "nm",
+    "mm",
+    "mrad",
+    "kV",
+    "eV",
+    "e/Å²",
+    "kDa",
+    "Å/px",
+    "s",
+    "GB",
+    "%",
+    "g/cm³",
+    "none",
+]
 """Units a parameter may state; ``none`` says that it has none."""
 
 UNITS: tuple[str, ...] = get_args(Unit)
@@ -25,7 +44,9 @@ def electron_wavelength(voltage_kV: float) -> float:
     0.019687
     """
     energy_J = voltage_kV * 1e3 * ELEMENTARY_CHARGE_C
-    momentum = (2 * ELECTRON_MASS_kg * energy_J * (1 + energy_J / (2 * ELECTRON_MASS_kg * SPEED_OF_LIGHT_m_per_s**2))) ** 0.5
+    momentum = (
+        2 * ELECTRON_MASS_kg * energy_J * (1 + energy_J / (2 * ELECTRON_MASS_kg * SPEED_OF_LIGHT_m_per_s**2))
+    ) ** 0.5
     return PLANCK_J_s / momentum * 1e10
 
 
@@ -39,4 +60,10 @@ def interaction_constant(voltage_kV: float) -> float:
     """
     energy_eV = voltage_kV * 1e3
     rest = ELECTRON_REST_ENERGY_eV
-    return 2 * 3.141592653589793 / (electron_wavelength(voltage_kV) * energy_eV) * (rest + energy_eV) / (2 * rest + energy_eV)
+    return (
+        2
+        * 3.141592653589793
+        / (electron_wavelength(voltage_kV) * energy_eV)
+        * (rest + energy_eV)
+        / (2 * rest + energy_eV)
+    )

@@ -60,7 +60,7 @@ rlnBeamTiltX float mrad beam tilt along x
 rlnBeamTiltY float mrad beam tilt along y
 rlnOddZernike vector rad coefficients of the antisymmetric aberrations, Zernike polynomials of k in 1/Å
 rlnEvenZernike vector rad coefficients of the symmetric aberrations, Zernike polynomials of k in 1/Å
-rlnMagMat00 float none anisotropic magnification M, x from x; it maps Fourier coordinates of the image to true ones
+rlnMagMat00 float none anisotropic magnification M (true k = M k of the image), x from x
 rlnMagMat01 float none anisotropic magnification: x from y
 rlnMagMat10 float none anisotropic magnification: y from x
 rlnMagMat11 float none anisotropic magnification: y from y
@@ -270,26 +270,27 @@ rlnJobIsContinue bool none 1 if the job continues an earlier one
 rlnJobIsTomo bool none 1 if the job is of the tomography pipeline
 rlnJobOptionVariable str none name of a parameter
 rlnJobOptionValue str none value of a parameter, as text
+hmItem str none item of a step that failed
+hmReason str none why it failed
 rlnSelected int none 1 if the item is selected, 0 if not
-rlnComment str none comment
+rlnComment str none free text about the item
 """
 
 _DTYPES: dict[str, type] = {"str": str, "vector": str, "int": int, "float": float, "bool": bool}
 
 
-def _parse(text: str, table: Literal["optics", "rows"]) -> Iterable[Column]:
-    for line in text.strip().splitlines():
+def _parse(text: str, table: Literal["optics", "rows"]) -> list[Column]:
+    columns = []
+    for line in filter(None, text.splitlines()):
         name, dtype, unit, meaning = line.split(maxsplit=3)
-        yield Column(name, _DTYPES[dtype], unit, meaning, table=table, vector=dtype == "vector")
+        columns.append(Column(name, _DTYPES[dtype], unit, meaning, table=table, vector=dtype == "vector"))
+    return columns
 
+
+_ROWS = _MICROGRAPHS + _CTF + _PARTICLES + _MODELS + _SPECTRA + _PROJECT
 
 COLUMNS: dict[str, Column] = {
-    column.name: column
-    for text, table in (
-        (_OPTICS, "optics"),
-        (_MICROGRAPHS + _CTF + _PARTICLES + _MODELS + _SPECTRA + _PROJECT, "rows"),
-    )
-    for column in _parse(text, table)
+    column.name: column for column in _parse(_OPTICS, "optics") + _parse(_ROWS, "rows")
 }
 """Every column that Halfmap knows, by label; others survive, with a type inferred from their values."""
 

@@ -31,9 +31,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError("no space left on the disk", path=path, hint="free some and resume") from error
+            raise ResourceError(
+                "no space left on the disk", path=path, hint="free some and resume"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError("cannot be written", path=path, hint="check the folder's permissions") from error
+            raise ResourceError(
+                "cannot be written", path=path, hint="check the folder's permissions"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

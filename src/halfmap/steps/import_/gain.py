@@ -17,30 +17,44 @@ if TYPE_CHECKING:
 MOVIES_IN_CHECK = 4
 """Movies averaged for the check: a gain's pattern stands out of the counts of a hundred frames."""
 
+FRAMES_AT_A_TIME = 8
+
 CLEAR_MARGIN = 2.0
 """Another orientation must correlate this many times better than the given one to stop the import."""
 
+NOTICEABLE = 0.05
+"""Correlation below which no orientation is said to fit: far above chance, which is 1e-3 on a million pixels."""
 
-def orient(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]]) -> Path | None:
+
+def orient(
+    step: ImportMovies, ctx: Context, headers: list[dict[str, Any]], *, pixel_size: float
+) -> Path | None:
     """Turn the gain reference as asked, check it against the movies, store it in the job folder.
 
     Raises
     ------
     ParameterError
         If the reference clearly fits the mean frame better in another orientation; names that one.
+    ShapeError
+        If it fits the frames in no orientation.
     """
     if step.gain is None:
         return None
-    from halfmap.io.gain import read_gain
+    from halfmap.io.gain import is_divided, read_gain
     from halfmap.io.mrc import write_mrc
 
-    path = ctx.folder / "gain.mrc"
+    source, stored = ctx.resolve(step.gain), ctx.folder / "gain.mrc"
     shape = headers[0]["height"], headers[0]["width"]
     if step.check_gain:
-        _check(step, ctx.resolve(step.gain), _mean_frame(step, headers[:MOVIES_IN_CHECK]))
-    reference = read_gain(ctx.resolve(step.gain), rotation=step.gain_rotation, flip=step.gain_flip, shape=shape)
-    write_mrc(path, reference, pixel_size=step.pixel_size or headers[0]["pixel_size"] or 1.0)
-    return path
+        _check(step, source, headers[:MOVIES_IN_CHECK])
+    # What is stored means the same to RELION, which divides EER movies by all but the camera's own format.
+    movie = headers[0]["file"]
+    inverted = is_divided(source, movie) != is_divided(stored, movie)
+    reference = read_gain(
+        source, rotation=step.gain_rotation, flip=step.gain_flip, shape=shape, divided=inverted
+    )
+    write_mrc(stored, reference, pixel_size=pixel_size)
+    return stored
 
 
 def _mean_frame(step: ImportMovies, headers: list[dict[str, Any]]) -> np.ndarray:
@@ -50,27 +64,35 @@ def _mean_frame(step: ImportMovies, headers: list[dict[str, Any]]) -> np.ndarray
 
     total, frames = np.zeros((headers[0]["height"], headers[0]["width"])), 0
     for header in headers:
-        movie = open_movie(Path(header["file"]), eer_grouping=step.eer_grouping, eer_upsampling=step.eer_upsampling)
-        for first in range(0, movie.n_frames, 8):
-            part = movie.read(first, min(first + 8, movie.n_frames))
+        movie = open_movie(header["file"], eer_grouping=step.eer_grouping, eer_upsampling=step.eer_upsampling)
+        for first in range(0, movie.n_frames, FRAMES_AT_A_TIME):
+            part = movie.read(first, min(first + FRAMES_AT_A_TIME, movie.n_frames))
             total += part.sum(axis=0, dtype=np.float64)
             frames += len(part)
     return (total / frames).astype(np.float32)
 
 
-def _check(step: ImportMovies, path: Path, mean_frame: np.ndarray) -> None:
-    from halfmap.io.gain import rank_orientations
+def _check(step: ImportMovies, path: Path, headers: list[dict[str, Any]]) -> None:
+    from halfmap.io.gain import is_divided, rank_orientations
 
-    ranked = rank_orientations(path, mean_frame)
-    given = next((fit for fit in ranked if (fit.rotation, fit.flip) == (step.gain_rotation, step.gain_flip)), None)
+    divided = is_divided(path, headers[0]["file"])
+    ranked = rank_orientations(path, _mean_frame(step, headers), divided=divided)
+    given = next(
+        (fit for fit in ranked if (fit.rotation, fit.flip) == (step.gain_rotation, step.gain_flip)), None
+    )
     best = ranked[0]
     score = given.correlation if given else 0.0
-    log.info("gain reference: correlation %.3f with the inverse mean frame as given", score)
-    if best is given or best.correlation < max(CLEAR_MARGIN * score, 0.05):
-        return
-    raise ParameterError(
-        f"fits the movies better turned by --gain-rotation {best.rotation} --gain-flip {best.flip} "
-        f"(correlation {best.correlation:.2f}, as given {score:.2f})",
-        path=path,
-        hint="use those, or --no-check-gain if you are sure",
-    )
+    log.info("gain reference: correlation %.3f with the movies' mean frame as given", score)
+    if best.correlation < NOTICEABLE:
+        log.warning(
+            "gain reference: the movies show no trace of it in any orientation (correlation %.3f at best); "
+            "are they gain corrected already?",
+            best.correlation,
+        )
+    elif best.correlation > CLEAR_MARGIN * score:
+        raise ParameterError(
+            f"fits the movies better with --gain-rotation {best.rotation} --gain-flip {best.flip} "
+            f"(correlation {best.correlation:.2f}, as given {score:.2f})",
+            path=path,
+            hint="use those, or --no-check-gain if you are sure",
+        )

@@ -25,7 +25,9 @@ def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        matches = glob.glob(str(project / pattern))
+        # A name may hold brackets that a pattern would read as its own.
+        whole = project / pattern
+        matches = [str(whole)] if whole.exists() else glob.glob(str(whole))  # noqa: PTH207 - absolute patterns
         if not matches:
             raise ParameterError("no file has this name or matches this pattern", path=pattern)
         files.update(Path(match) for match in matches)
@@ -41,38 +43,41 @@ def keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) 
         if (header["width"], header["height"]) == (width, height):
             kept.append(header)
             continue
+        key = ctx.relative(header["file"])
         size = f"{header['width']} × {header['height']}"
-        reason = f"{header['file']}: is {size} px, the others {width} × {height}; import it under its own optics group"
-        ctx.fail(unit, header["file"], reason)
+        reason = f"{key}: is {size} px, most others are {width} × {height}; import it by itself"
+        ctx.fail(unit, key, reason)
     return kept
 
 
-def common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> float:
-    """The pixel size given, or else the one that all headers agree on.
+def optics_row(step: ImportImages, headers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make the one row of the optics table, as far as it is the same for movies and micrographs.
 
     Raises
     ------
     ParameterError
-        If the headers state none, or several.
+        If no pixel size is given and the headers state none, or several.
     """
+    return {
+        "rlnOpticsGroupName": step.optics_group,
+        "rlnOpticsGroup": 1,
+        "rlnMicrographOriginalPixelSize": _common_pixel_size(step, headers),
+        "rlnVoltage": step.voltage,
+        "rlnSphericalAberration": step.spherical_aberration,
+        "rlnAmplitudeContrast": step.amplitude_contrast,
+    }
+
+
+def _common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> float:
+    """Pixel size as given, or else the one that all headers agree on."""
     if step.pixel_size is not None:
         return step.pixel_size
-    stated = sorted({header["pixel_size"] for header in headers if header["pixel_size"]})
+    stated = sorted(header["pixel_size"] for header in headers if header["pixel_size"])
     hint = "give it with --pixel-size"
     if not stated:
         raise ParameterError("the files' headers state no pixel size", hint=hint)
     if stated[-1] - stated[0] > 1e-3 * stated[0]:
-        raise ParameterError(f"the files' headers state pixel sizes from {stated[0]:g} to {stated[-1]:g} Å", hint=hint)
-    return stated[0]
-
-
-def optics_row(step: ImportImages, **more: Any) -> dict[str, Any]:
-    """One row of the optics table, with further columns after RELION's."""
-    return {
-        "rlnOpticsGroupName": step.optics_group,
-        "rlnOpticsGroup": 1,
-        "rlnVoltage": step.voltage,
-        "rlnSphericalAberration": step.spherical_aberration,
-        "rlnAmplitudeContrast": step.amplitude_contrast,
-        **more,
-    }
+        message = f"the files' headers state pixel sizes from {stated[0]:g} to {stated[-1]:g} Å"
+        raise ParameterError(message, hint=hint)
+    # Headers hold float32, whose digits beyond the sixth are not what anybody entered.
+    return float(f"{stated[0]:.6g}")

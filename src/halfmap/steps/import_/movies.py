@@ -9,17 +9,25 @@ from halfmap.engine import Context
 from halfmap.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from halfmap.data import MovieSet
+    from halfmap.data.sets import MovieSet
     from halfmap.steps.import_.step import ImportMovies
 
 
 def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
-    """Read a movie's header; what the table needs of it as a row of plain values."""
+    """Read a movie's header and last frame; what the table needs of it as plain values.
+
+    Raises
+    ------
+    FileFormatError
+        If it cannot be opened, is cut short, or holds a single frame.
+    """
     from halfmap.io.movies import open_movie
 
     movie = open_movie(path, eer_grouping=step.eer_grouping, eer_upsampling=step.eer_upsampling)
     if movie.n_frames < 2:
         raise FileFormatError("holds a single frame", path=path, hint="use: halfmap import micrographs")
+    # A transfer that broke off leaves a TIFF whose headers may all be there.
+    movie.read(movie.n_frames - 1)
     height, width = movie.shape
     return {
         "file": str(path),
@@ -30,19 +38,23 @@ def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
     }
 
 
-def tabulate(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]], *, gain: Path | None) -> MovieSet:
-    """The table of movies: the session's settings per optics group, a row per movie."""
+def tabulate(
+    step: ImportMovies,
+    ctx: Context,
+    headers: list[dict[str, Any]],
+    settings: dict[str, Any],
+    *,
+    gain: Path | None,
+) -> MovieSet:
+    """Make the table of movies: the session's settings as an optics group, a row per movie."""
     import polars as pl
 
-    from halfmap.data import MovieSet
-    from halfmap.steps.import_.microscope import common_pixel_size, optics_row
+    from halfmap.data.sets import MovieSet
 
-    optics = optics_row(
-        step,
-        rlnMicrographOriginalPixelSize=common_pixel_size(step, headers),
-        rlnMicrographDoseRate=step.dose_per_frame,
-        rlnMicrographPreExposure=step.pre_exposure,
-    )
+    optics = settings | {
+        "rlnMicrographDoseRate": step.dose_per_frame,
+        "rlnMicrographPreExposure": step.pre_exposure,
+    }
     for label, path in (
         ("rlnMicrographGainName", gain),
         ("rlnMicrographDefectFile", step.defects),
@@ -50,7 +62,7 @@ def tabulate(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]], *,
     ):
         if path is not None:
             optics[label] = ctx.relative(ctx.resolve(path))
-    if any(header["file"].endswith(".eer") for header in headers):
+    if any(header["file"].lower().endswith(".eer") for header in headers):
         optics["rlnEERGrouping"] = step.eer_grouping
         optics["rlnEERUpsampling"] = step.eer_upsampling
     rows = pl.DataFrame(

@@ -2,75 +2,179 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
-    from halfmap.data import MovieSet
+    from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
     from halfmap.engine import Context
+    from halfmap.io.images import ImageStack
+    from halfmap.steps.import_.maps import Imported
 
 PANELS = 8
+PARTICLES = 40
 THUMBNAIL_px = 384
+MARKER_COLOUR = "#ff9500"
 
 
 def draw_movies(path: Path, ctx: Context, movies: MovieSet) -> None:
     """Draw the sums of a few movies, unaligned, gain applied, evenly drawn from the list."""
-    import numpy as np
-
-    from halfmap.io.mrc import read_mrc
+    from halfmap.io.gain import is_divided, read_gain
 
     rows = movies.rows.to_dicts()
     optics = movies.optics.to_dicts()[0]
-    gain_name = optics.get("rlnMicrographGainName")
-    gain = read_mrc(ctx.resolve(gain_name)) if gain_name else None
-    chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, PANELS).round().astype(int))]
-    images, titles = [], []
-    for row in chosen:
-        images.append(_movie_sum(ctx.resolve(row["rlnMicrographMovieName"]), gain, optics))
-        titles.append(Path(row["rlnMicrographMovieName"]).name)
+    gain = None
+    if "rlnMicrographGainName" in optics:
+        source = ctx.resolve(optics["rlnMicrographGainName"])
+        gain = read_gain(source, divided=is_divided(source, rows[0]["rlnMicrographMovieName"]))
+    chosen = [rows[i] for i in _spread(len(rows))]
+    images = [_movie_sum(ctx.resolve(row["rlnMicrographMovieName"]), gain, optics) for row in chosen]
+    names = [Path(row["rlnMicrographMovieName"]).name for row in chosen]
     dose = optics["rlnMicrographDoseRate"] * rows[0]["rlnImageSizeZ"]
-    title = (
-        f"{len(rows)} movies, {rows[0]['rlnImageSizeX']} × {rows[0]['rlnImageSizeY']} px, "
-        f"{rows[0]['rlnImageSizeZ']} frames, {optics['rlnMicrographOriginalPixelSize']:g} Å/px, "
-        f"{optics['rlnVoltage']:g} kV, {dose:.1f} e/Å²"
-    )
-    draw_panels(path, images, titles, title)
+    title = f"{_count(len(rows), 'movie')}, {_settings(rows[0], optics)}"
+    title += f", {rows[0]['rlnImageSizeZ']} frames, {dose:.1f} e/Å²"
+    _draw_panels(path, images, names, title)
+
+
+def draw_micrographs(path: Path, ctx: Context, micrographs: MicrographSet) -> None:
+    """Draw a few micrographs, evenly drawn from the list."""
+    rows = micrographs.rows.to_dicts()
+    chosen = [ctx.resolve(rows[i]["rlnMicrographName"]) for i in _spread(len(rows))]
+    title = f"{_count(len(rows), 'micrograph')}, {_settings(rows[0], micrographs.optics.to_dicts()[0])}"
+    _draw_panels(path, [_image(file) for file in chosen], [file.name for file in chosen], title)
+
+
+def draw_particles(path: Path, particles: ParticleSet, stack: ImageStack) -> None:
+    """Draw particles at random, the same ones every time."""
+    import numpy as np
+
+    rows = np.random.default_rng(0).permutation(len(stack))[:PARTICLES]
+    images = stack.read(np.sort(rows))
+    title = f"{_count(len(particles), 'particle')}, {stack.shape[1]} px"
+    sizes = particles.optics["rlnImagePixelSize"].unique().to_list()
+    title += f" of {', '.join(f'{size:.4g}' for size in sizes)} Å, {_count(len(stack.files), 'stack')}"
+    names = [f"{row + 1}" for row in np.sort(rows)]
+    _draw_panels(path, [_thumbnail(image) for image in images], names, title, columns=8, inch=1.4)
+
+
+def draw_coordinates(
+    path: Path, ctx: Context, table: pl.DataFrame, picks: Mapping[str, pl.DataFrame]
+) -> None:
+    """Draw a few micrographs with their coordinates."""
+    names = table["rlnMicrographName"].to_list()
+    chosen = [names[i] for i in _spread(len(names), 4)]
+    images, points, titles = [], [], []
+    for name in chosen:
+        whole = _image(ctx.resolve(name), shrink=False)
+        images.append(_thumbnail(whole))
+        factor = _factor(whole)
+        # A block's centre lies half a block from its first pixel.
+        points.append(
+            (picks[name].select("rlnCoordinateX", "rlnCoordinateY").to_numpy() + 0.5) / factor - 0.5
+        )
+        titles.append(f"{Path(name).name}: {len(picks[name])}")
+    total = sum(map(len, picks.values()))
+    title = f"{_count(total, 'coordinate')} in {_count(len(names), 'micrograph')}"
+    _draw_panels(path, images, titles, title, points=points, columns=2, inch=4.5)
+
+
+def draw_volumes(path: Path, volumes: Mapping[str, Imported]) -> None:
+    """Draw the three central slices of every volume."""
+    images, titles = [], []
+    for kind, volume in volumes.items():
+        middle = volume.array.shape[0] // 2
+        slices = {"xy": volume.array[middle], "xz": volume.array[:, middle], "yz": volume.array[:, :, middle]}
+        images += [_thumbnail(image) for image in slices.values()]
+        titles += [f"{kind}, {plane} plane" for plane in slices]
+    first = next(iter(volumes.values()))
+    box = first.array.shape[0]
+    title = f"{', '.join(volumes)}: {box}³ voxels of {first.pixel_size:.4g} Å, {box * first.pixel_size:.0f} Å wide"
+    _draw_panels(path, images, titles, title, columns=3)
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _settings(row: dict, optics: dict) -> str:
+    size = f"{row['rlnImageSizeX']} × {row['rlnImageSizeY']} px"
+    return f"{size}, {optics['rlnMicrographOriginalPixelSize']:.4g} Å/px, {optics['rlnVoltage']:g} kV"
+
+
+def _spread(n: int, panels: int = PANELS) -> list[int]:
+    """Places of a few items spread evenly over a list."""
+    return sorted({round(i * (n - 1) / max(1, min(n, panels) - 1)) for i in range(min(n, panels))})
 
 
 def _movie_sum(path: Path, gain: np.ndarray | None, optics: dict) -> np.ndarray:
+    import numpy as np
+
     from halfmap.io.movies import open_movie
 
-    eer = {"eer_grouping": optics.get("rlnEERGrouping", 32), "eer_upsampling": optics.get("rlnEERUpsampling", 1)}
-    movie = open_movie(path, **eer)
-    total = sum(movie.read(i, i + 1)[0].astype("float32") for i in range(movie.n_frames))
-    return thumbnail(total if gain is None else total * gain)
+    grouping, upsampling = optics.get("rlnEERGrouping", 32), optics.get("rlnEERUpsampling", 1)
+    movie = open_movie(path, eer_grouping=grouping, eer_upsampling=upsampling)
+    total = np.zeros(movie.shape, np.float32)
+    for frame in range(movie.n_frames):
+        total += movie.read(frame, frame + 1)[0]
+    return _thumbnail(total if gain is None else total * gain)
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
+def _image(path: Path, *, shrink: bool = True) -> np.ndarray:
+    from halfmap.io.movies import open_movie
+
+    image = open_movie(path).read()[0].astype("float32")
+    return _thumbnail(image) if shrink else image
+
+
+def _factor(image: np.ndarray) -> int:
+    return max(1, min(image.shape) // THUMBNAIL_px)
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     """Shrink an image to about `THUMBNAIL_px` by averaging blocks of pixels."""
-    factor = max(1, min(image.shape) // THUMBNAIL_px)
+    factor = _factor(image)
     h, w = (size // factor * factor for size in image.shape)
     return image[:h, :w].reshape(h // factor, factor, w // factor, factor).mean(axis=(1, 3))
 
 
-def draw_panels(path: Path, images: list[np.ndarray], titles: list[str], title: str) -> None:
+def _draw_panels(
+    path: Path,
+    images: list[np.ndarray],
+    titles: list[str],
+    title: str,
+    *,
+    points: list[np.ndarray] | None = None,
+    columns: int = 4,
+    inch: float = 3.0,
+) -> None:
     """Draw images side by side, each stretched between its 1st and 99th percentile."""
     import numpy as np
     from matplotlib.figure import Figure
 
     from halfmap.io.atomic import atomic_path
 
-    columns = min(4, len(images))
+    columns = min(columns, len(images))
     lines = -(-len(images) // columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.5), layout="constrained")
+    # No narrower than the title.
+    width = max(inch * columns, 6.5)
+    figure = Figure(figsize=(width, (inch + 0.25) * lines + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    for panel, image, name in zip(figure.subplots(lines, columns, squeeze=False).flat, images, titles, strict=False):
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for number, (panel, image, name) in enumerate(zip(panels, images, titles, strict=False)):
         low, high = np.percentile(image, (1, 99))
+        if low == high:
+            low, high = image.min(), image.max()
         panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
         panel.set_title(name, fontsize=7)
-    for panel in figure.axes:
+        if points is not None:
+            panel.scatter(
+                *points[number].T, s=36, facecolors="none", edgecolors=MARKER_COLOUR, linewidths=0.7
+            )
+    for panel in panels:
         panel.set_axis_off()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)

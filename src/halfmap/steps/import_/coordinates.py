@@ -1,0 +1,136 @@
+"""Match coordinates with micrographs, whatever picker wrote them, and write one table per micrograph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halfmap.engine import Context
+from halfmap.errors import HalfmapError, TableError
+from halfmap.log import log
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from halfmap.data.sets import MicrographSet
+    from halfmap.steps.import_.step import ImportCoordinates
+
+MICROGRAPH, X, Y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"
+MOSTLY = 0.5
+"""Share of coordinates outside the micrographs that means a wrong scale."""
+
+
+def gather(
+    step: ImportCoordinates, ctx: Context, files: list[Path], micrographs: MicrographSet
+) -> dict[str, pl.DataFrame]:
+    """Read all coordinates and sort them by the name of their micrograph.
+
+    Raises
+    ------
+    TableError
+        If none belongs to any of the micrographs, or most lie outside them.
+    """
+    names = {_stem(name): name for name in micrographs.rows[MICROGRAPH]}
+    found: dict[str, list[pl.DataFrame]] = {}
+    for file in files:
+        try:
+            parts = list(_by_micrograph(file, step.scale, names))
+        except HalfmapError as error:
+            ctx.fail("coordinate file", ctx.relative(file), str(error))
+            continue
+        for name, table in parts:
+            found.setdefault(name, []).append(table)
+    if not found:
+        reason = f"; {ctx.failures[0].reason}" if ctx.failures else ""
+        hint = "names of coordinate files begin with their micrograph's"
+        raise TableError(
+            f"no coordinates belong to these micrographs{reason}", path=micrographs.path, hint=hint
+        )
+    return _inside(ctx, found, micrographs)
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.removesuffix(".gz").removesuffix(".bz2").rsplit(".", 1)[0]
+
+
+def _by_micrograph(file: Path, scale: float, names: dict[str, str]) -> Iterable[tuple[str, pl.DataFrame]]:
+    """Parts of a coordinate file with the micrographs they belong to; others are counted and dropped."""
+    import polars as pl
+
+    from halfmap.io.coordinates import read_coordinates
+
+    table = read_coordinates(file, scale=scale)
+    if MICROGRAPH not in table.columns:
+        owner = _owner(_stem(file.name), names)
+        if owner is None:
+            raise TableError("is of none of the micrographs by its name", path=file)
+        return [(owner, table)]
+    parts, strangers = [], 0
+    for (name,), part in table.group_by(MICROGRAPH, maintain_order=True):
+        # Topaz writes names without a suffix, which may hold dots of their own.
+        owner = names.get(str(name)) or names.get(_stem(str(name)))
+        if owner is None:
+            strangers += 1
+        else:
+            parts.append((owner, part.drop(MICROGRAPH).with_columns(pl.lit(owner).alias(MICROGRAPH))))
+    if not parts:
+        first = table[MICROGRAPH][0] if len(table) else "nothing"
+        raise TableError(f"names none of the micrographs (its first is {first})", path=file)
+    if strangers:
+        log.warning("%s: %d of the micrographs it names are not in the table", file, strangers)
+    return parts
+
+
+def _owner(stem: str, names: dict[str, str]) -> str | None:
+    """Micrograph whose name is the longest that this one begins with, up to a word's end."""
+    candidates = [
+        name for name in names if stem == name or (stem.startswith(name) and not stem[len(name)].isalnum())
+    ]
+    return names[max(candidates, key=len)] if candidates else None
+
+
+def _inside(
+    ctx: Context, found: dict[str, list[pl.DataFrame]], micrographs: MicrographSet
+) -> dict[str, pl.DataFrame]:
+    """Leave out what lies outside its micrograph."""
+    import polars as pl
+
+    from halfmap.io.movies import open_movie
+
+    picks, total, lost = {}, 0, 0
+    for name in micrographs.rows[MICROGRAPH]:
+        if name not in found:
+            continue
+        whole = pl.concat(
+            [part.drop(MICROGRAPH, strict=False) for part in found[name]], how="diagonal_relaxed"
+        )
+        height, width = open_movie(ctx.resolve(name)).shape
+        inside = whole.filter(pl.col(X).is_between(0, width - 1) & pl.col(Y).is_between(0, height - 1))
+        total, lost = total + len(whole), lost + len(whole) - len(inside)
+        picks[name] = inside
+    if lost > MOSTLY * total:
+        message = f"{lost} of {total} coordinates lie outside the micrographs"
+        raise TableError(message, hint="were the micrographs shrunk for picking? give --scale")
+    if lost:
+        log.warning("%d of %d coordinates lie outside their micrographs and are left out", lost, total)
+    return picks
+
+
+def write(ctx: Context, picks: dict[str, pl.DataFrame], micrographs: MicrographSet) -> pl.DataFrame:
+    """Write one table of coordinates per micrograph, and the table that names them; return the latter."""
+    import polars as pl
+
+    from halfmap.io.coordinates import write_coordinates
+    from halfmap.io.star import write_star
+
+    rows = []
+    for name, table in picks.items():
+        path = ctx.folder / "coordinates" / f"{_stem(name)}.star"
+        write_coordinates(path, table)
+        rows.append((name, ctx.relative(path)))
+    count = sum(map(len, picks.values()))
+    log.info("%d coordinates in %d of %d micrographs", count, len(rows), len(micrographs))
+    table = pl.DataFrame(rows, schema=[MICROGRAPH, "rlnMicrographCoordinates"], orient="row")
+    write_star(ctx.folder / "coordinates.star", {"coordinate_files": table})
+    return table

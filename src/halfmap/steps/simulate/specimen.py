@@ -1,0 +1,341 @@
+"""The molecules: models or maps turned into potentials against ice, in all conformations, whole and broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+import torch
+from numpy.random import SeedSequence
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.errors import ParameterError, ShapeError
+from halfmap.io.atomic import atomic_path
+from halfmap.io.models import AtomicModel, read_model, scattering_coefficients
+from halfmap.io.mrc import read_header, read_mrc, write_mrc
+from halfmap.log import log
+from halfmap.ops import fourier, grids
+from halfmap.ops.potential import atomic_volume
+from halfmap.steps.simulate.projector import padded_transform
+from halfmap.steps.simulate.solvent import ICE_POTENTIAL_V, solvent_density
+
+_FINER = 1.125
+"""Volumes are computed with pixels finer by this, so that projections are sound up to Nyquist."""
+
+_HYDROGEN_BOND_A = 1.06
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
+_MAP_CONTRAST_V = 3.7
+"""Mean potential against ice that a map of unknown scale is given inside its molecule, as proteins have."""
+_SMOOTHING_A2 = 400.0
+"""B-factor of the blurred copy that tells a molecule's inside from outside."""
+
+BROKEN_VARIANTS = 3
+"""Ways in which a molecule breaks in a data set."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One conformation of the molecule, or a fragment of one.
+
+    Parameters
+    ----------
+    sources : tuple of str
+        Model or map; two for a state between two models.
+    mix : float
+        Part of the way from the first to the second model.
+    cut : int
+        0 for whole molecules, else the number of the fragment.
+    """
+
+    sources: tuple[str, ...]
+    mix: float = 0.0
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """Prepared states, as the workers use them.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the padded transforms lie, ``state001.npy`` and so on.
+    box : int
+        Voxels of the truth maps along an edge.
+    pixel_size : float
+        Of the truth maps in Å.
+    fractions : tuple of float
+        Share of each whole state.
+    n_broken : int
+        Fragments, which follow the whole states.
+    diameter : float
+        Longest distance in the first state, Å.
+    """
+
+    folder: Path
+    box: int
+    pixel_size: float
+    fractions: tuple[float, ...]
+    n_broken: int
+    diameter: float
+
+    @property
+    def fine_box(self) -> int:
+        """Voxels along an edge of the volumes that projections are made from."""
+        return _fine_box(self.box)
+
+    @property
+    def fine_pixel(self) -> float:
+        """Their size in Å."""
+        return self.box * self.pixel_size / self.fine_box
+
+    def transform(self, state: int) -> NDArray[np.complex64]:
+        """Padded transform of a state, counted from 0, as a memory map."""
+        return np.load(state_file(self.folder, state), mmap_mode="r")
+
+
+def state_file(folder: Path, state: int) -> Path:
+    """File of a state's padded transform; states are counted from 0, files from 1."""
+    return folder / f"state{state + 1:03d}.npy"
+
+
+def truth_file(folder: Path, state: int) -> Path:
+    """Potential map of a state."""
+    return folder / ("truth_map.mrc" if state == 0 else f"truth_map_class{state + 1:03d}.mrc")
+
+
+def plan_states(sources: Sequence[Path], *, morph_states: int, broken: bool) -> list[State]:
+    """List the states to prepare: each source, or steps between two models, then fragments of the first."""
+    names = [str(path) for path in sources]
+    if morph_states:
+        mixes = np.linspace(0, 1, morph_states)
+        whole = [State((names[0], names[1]), float(mix)) for mix in mixes]
+    else:
+        whole = [State((name,)) for name in names]
+    return whole + [replace(whole[0], cut=i + 1) for i in range(BROKEN_VARIANTS if broken else 0)]
+
+
+def choose_box(diameter: float, pixel_size: float) -> int:
+    """Even box of 1.5 times the diameter."""
+    return 2 * math.ceil(1.5 * diameter / pixel_size / 2)
+
+
+def measure(source: Path, *, assembly: str | None) -> float:
+    """Longest distance in a model, or three quarters of a map's edge, in Å.
+
+    Raises
+    ------
+    FileFormatError
+        If the file cannot be read as what its suffix says.
+    """
+    if is_map(source):
+        header = read_header(source)
+        return 0.75 * max(header.shape) * header.pixel_size
+    return read_model(source, assembly=assembly).diameter
+
+
+def is_map(path: str | Path) -> bool:
+    """Whether a file is a map by its name; models have any other name."""
+    return Path(path).name.removesuffix(".gz").endswith(_MAP_SUFFIXES)
+
+
+def prepare_state(
+    item: tuple[int, State],
+    *,
+    folder: Path,
+    truth_folder: Path,
+    box: int,
+    pixel_size: float,
+    assembly: str | None,
+    b_factor: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Compute a state's potential; write its padded transform and, if it is whole, its truth map.
+
+    Parameters
+    ----------
+    item : (int, State)
+        Number of the state from 0, and what it is.
+    folder, truth_folder : Path
+        Where transforms and truth maps go.
+    box, pixel_size
+        Of the truth maps.
+    assembly, b_factor
+        As for `halfmap.io.models.read_model`.
+    seed : int
+        Decides where molecules break.
+
+    Returns
+    -------
+    dict
+        ``mass_kDa`` (0 for a map) and ``contrast_V``, the mean potential inside the molecule against ice.
+    """
+    number, state = item
+    volume, mass = potential(state, box=box, pixel_size=pixel_size, assembly=assembly, b_factor=b_factor)
+    if state.cut:
+        volume = _break(volume, np.random.default_rng(SeedSequence(seed, spawn_key=(1, state.cut))))
+    else:
+        truth = fourier.resample(volume, new_shape=(box,) * 3).numpy()
+        write_mrc(truth_file(truth_folder, number), truth, pixel_size=pixel_size)
+    with atomic_path(state_file(folder, number)) as temporary, temporary.open("wb") as file:
+        np.save(file, padded_transform(volume))
+    return {"state": number, "mass_kDa": mass, "contrast_V": _mean_inside(volume, box * pixel_size)}
+
+
+def potential(
+    state: State, *, box: int, pixel_size: float, assembly: str | None, b_factor: float | None
+) -> tuple[Tensor, float]:
+    """Potential of a state against ice in V, on the finer grid, and the molecule's mass in kDa.
+
+    Raises
+    ------
+    ParameterError
+        If two models to morph between do not have the same atoms, or the box is too small.
+    """
+    fine = _fine_box(box)
+    voxel = box * pixel_size / fine
+    if is_map(state.sources[0]):
+        return _potential_of_map(Path(state.sources[0]), fine, voxel), 0.0
+    models = [read_model(path, assembly=assembly, b_factor=b_factor) for path in state.sources]
+    model = models[0] if len(models) == 1 else _between(models[0], models[1], state.mix)
+    model = replace(model, positions=model.positions - models[0].centre)
+    reach = float(np.abs(model.positions).max())
+    if 2 * reach > box * pixel_size - 6:
+        raise ParameterError(
+            f"the molecule reaches {reach:.0f} Å from its centre, the box {box * pixel_size / 2:.0f} Å",
+            path=state.sources[0],
+            hint=f"use --box-size {choose_box(2 * reach, pixel_size)} or more",
+        )
+    return _potential_of_atoms(model, fine, voxel)
+
+
+def _potential_of_atoms(model: AtomicModel, fine: int, voxel: float) -> tuple[Tensor, float]:
+    hydrogens = _hydrogens_per_atom(model)
+    coefficients = _coefficients(model, hydrogens)
+    volume = atomic_volume(
+        torch.from_numpy(model.positions),
+        coefficients=torch.from_numpy(coefficients),
+        shape=(fine,) * 3,
+        pixel_size=voxel,
+        b_factors=torch.from_numpy(model.b_factors.astype(np.float64)),
+    )
+    water = fourier.resample(solvent_density(model, box=fine, pixel_size=voxel), new_shape=(fine,) * 3)
+    mass = model.mass_kDa + 1.008e-3 * float((hydrogens * model.occupancies).sum())
+    return volume + ICE_POTENTIAL_V * (water - 1), mass
+
+
+def _coefficients(model: AtomicModel, hydrogens: NDArray) -> NDArray:
+    """Ten Gaussians per atom: its own five, and those of the hydrogens bound to it, spread over a shell."""
+    table = np.zeros((119, 5, 2))
+    for element in np.unique(model.elements):
+        table[element] = np.stack(scattering_coefficients(int(element)), axis=-1)
+    heavy = table[model.elements]
+    light = np.tile(np.stack(scattering_coefficients("H"), axis=-1), (len(model), 1, 1))
+    # sinc(2 pi k r), the transform of a shell of radius r, is exp(-(2 pi k r)² / 6) where it matters.
+    light[..., 1] += 4 * (2 * math.pi * _HYDROGEN_BOND_A) ** 2 / 6
+    light[..., 0] *= hydrogens[:, None]
+    both = np.concatenate([heavy, light], axis=1)
+    both[..., 0] *= model.occupancies[:, None]
+    return both
+
+
+def _hydrogens_per_atom(model: AtomicModel) -> NDArray:
+    """Hydrogens bound to each atom: those of its residue, shared evenly by its carbons and nitrogens."""
+    labels = np.char.add(np.char.add(model.chains, "/"), model.residue_numbers.astype(str))
+    labels = np.char.add(labels, model.residue_names)
+    _, residue = np.unique(labels, return_inverse=True)
+    carriers = np.isin(model.elements, (6, 7)).astype(float)
+    n_carriers = np.bincount(residue, carriers)
+    names, which = np.unique(model.residue_names, return_inverse=True)
+    counts = np.array([_hydrogen_count(str(name)) for name in names])[which]
+    # Residues that are not tabulated have as many as proteins have per carbon and nitrogen.
+    per_atom = counts / np.maximum(n_carriers[residue], 1)
+    return carriers * np.where(counts < 0, 1.2, per_atom)
+
+
+@lru_cache(maxsize=512)
+def _hydrogen_count(residue: str) -> int:
+    """Hydrogens of a residue inside its chain; -1 if it is not known."""
+    known = gemmi.find_tabulated_residue(residue)
+    if known is None or known.hydrogen_count <= 0:
+        return -1 if known is None or not known.found() else 0
+    in_chain = known.is_amino_acid() or known.is_nucleic_acid()
+    return known.hydrogen_count - (2 if in_chain else 0)
+
+
+def _between(first: AtomicModel, second: AtomicModel, mix: float) -> AtomicModel:
+    if len(first) != len(second) or not np.array_equal(first.elements, second.elements):
+        raise ParameterError(
+            f"{first.name} has {len(first)} atoms and {second.name} {len(second)}, or other ones",
+            hint="a morph needs two models of the same atoms in the same order",
+        )
+    positions = (1 - mix) * first.positions + mix * second.positions
+    b_factors = (1 - mix) * first.b_factors + mix * second.b_factors
+    return replace(first, positions=positions, b_factors=b_factors.astype(np.float32))
+
+
+def _potential_of_map(path: Path, fine: int, voxel: float) -> Tensor:
+    """Resample a map by exact band-limited interpolation; its solvent becomes 0 V, its molecule 3 V."""
+    header = read_header(path)
+    volume = torch.from_numpy(np.ascontiguousarray(read_mrc(path), np.float32))
+    if volume.ndim != 3 or min(volume.shape) < 8:
+        raise ShapeError("is not a volume", path=path, hint="give a map of three dimensions")
+    if not header.pixel_size:
+        raise ParameterError("states no pixel size", path=path, hint="set it in the header")
+    border = torch.cat(
+        [face.flatten() for axis in range(3) for face in (volume.select(axis, 0), volume.select(axis, -1))]
+    )
+    volume = volume - border.median()
+    for axis in range(3):
+        n = volume.shape[axis]
+        old = (torch.arange(n, dtype=torch.float64) - n // 2) * header.pixel_size
+        new = (torch.arange(fine, dtype=torch.float64) - fine // 2) * voxel
+        band = min(1.0, header.pixel_size / voxel)
+        kernel = band * torch.sinc(band * (new[:, None] - old) / header.pixel_size)
+        volume = torch.tensordot(kernel.float(), volume.movedim(axis, 0), dims=1).movedim(0, axis)
+    log.info("%s: scaled so that the molecule has %.1f V against ice on average", path.name, _MAP_CONTRAST_V)
+    return volume.contiguous() * (_MAP_CONTRAST_V / _mean_inside(volume, fine * voxel))
+
+
+def _mean_inside(volume: Tensor, edge_A: float) -> float:
+    """Mean over the voxels where a blurred copy says that the molecule is."""
+    shape = tuple(volume.shape)
+    k = grids.frequency_radius(shape, edge_A / shape[0])
+    blurred = fourier.irfft3(fourier.rfft3(volume) * torch.exp(-_SMOOTHING_A2 / 4 * k.square()), shape=shape)
+    return float(volume[blurred > _otsu(blurred)].mean())
+
+
+def _otsu(volume: Tensor) -> float:
+    """Threshold that divides the values into the two classes of least variance (Otsu 1979)."""
+    values = volume.flatten()[:: max(1, volume.numel() // 2_000_000)].numpy()
+    counts, edges = np.histogram(values, 512)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(counts)[:-1]
+    above = below[-1] + counts[-1] - below
+    sums = np.cumsum(counts * centres)
+    means = sums[:-1] / np.maximum(below, 1), (sums[-1] - sums[:-1]) / np.maximum(above, 1)
+    return float(edges[1:-1][np.argmax(below * above * (means[0] - means[1]) ** 2)])
+
+
+def _break(volume: Tensor, rng: np.random.Generator) -> Tensor:
+    """Remove a third to two thirds of a molecule beyond a plane."""
+    normal = rng.normal(size=3)
+    normal /= np.linalg.norm(normal)
+    height = grids.coordinates(tuple(volume.shape)) @ torch.tensor(normal, dtype=torch.float32)
+    mass = volume.clamp(min=0).flatten()
+    order = torch.argsort(height.flatten())
+    share = torch.cumsum(mass[order].double(), 0) / mass.double().sum()
+    kept = rng.uniform(1 / 3, 2 / 3)
+    cut = height.flatten()[order[int(torch.searchsorted(share, kept))]]
+    return volume * torch.sigmoid((cut - height) / 0.7)
+
+
+def _fine_box(box: int) -> int:
+    return 2 * math.ceil(_FINER * box / 2)

@@ -1,0 +1,104 @@
+"""Move an image along a smooth field of displacements."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.ops import fourier, grids
+
+
+def spline_response(shape: tuple[int, int]) -> Tensor:
+    """What a periodic image's half-spectrum is divided by to give that of its cubic B-spline coefficients.
+
+    References
+    ----------
+    .. [1] Unser 1999, IEEE Signal Process. Mag. 16, 22-38, DOI 10.1109/79.799930
+    """
+    return ((2 + torch.cos(2 * torch.pi * grids.frequencies(shape))) / 3).prod(-1)
+
+
+def spline_coefficients(image: Tensor) -> NDArray[np.float32]:
+    """Coefficients (h, w) of the cubic B-spline through a periodic image."""
+    shape = (image.shape[0], image.shape[1])
+    return fourier.irfft2(fourier.rfft2(image) / spline_response(shape), shape=shape).numpy()
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def illuminate(
+    layers: NDArray,
+    weights: NDArray,
+    particles: NDArray,
+    nodes: NDArray,
+    step: int,
+    margin: int,
+    out: NDArray,
+) -> None:
+    """Intensity of a frame: transmission times (1 + ice + particles), what moves with the specimen warped.
+
+    Parameters
+    ----------
+    layers : array (1 + p, h + 2 margin, w + 2 margin), float32
+        Spline coefficients of the transmission, then of the ice's noise at p defoci.
+    weights : array (3,), float32
+        The plane of noise, counted from 0, at the frame's first pixel, and its change per pixel along x and y.
+    particles : array (h, w), float32
+        Relative change of intensity by particles, where they are in this frame.
+    nodes : array (ny, nx, 2), float32
+        Position (x, y) in pixels of the specimen, in the first frame, that is seen at every `step`-th pixel.
+    step, margin : int
+        Spacing of the nodes; pixels that the layers extend beyond the frame on every side.
+    out : array (h, w), float32
+        Result.
+    """
+    h, w = out.shape
+    planes = layers.shape[0] - 1
+    for y in numba.prange(h):
+        row, row_part = y // step, np.float32((y % step) / step)
+        wx, wy = np.empty(4, np.float32), np.empty(4, np.float32)
+        for x in range(w):
+            column, part = x // step, np.float32((x % step) / step)
+            top_x = nodes[row, column, 0] + part * (nodes[row, column + 1, 0] - nodes[row, column, 0])
+            top_y = nodes[row, column, 1] + part * (nodes[row, column + 1, 1] - nodes[row, column, 1])
+            low_x = nodes[row + 1, column, 0] + part * (
+                nodes[row + 1, column + 1, 0] - nodes[row + 1, column, 0]
+            )
+            low_y = nodes[row + 1, column, 1] + part * (
+                nodes[row + 1, column + 1, 1] - nodes[row + 1, column, 1]
+            )
+            source_x = top_x + row_part * (low_x - top_x) + margin
+            source_y = top_y + row_part * (low_y - top_y) + margin
+            ix, iy = int(np.floor(source_x)), int(np.floor(source_y))
+            _spline(np.float32(source_x - ix), wx)
+            _spline(np.float32(source_y - iy), wy)
+            place = min(
+                max(weights[0] + weights[1] * x + weights[2] * y, np.float32(0)), np.float32(planes - 1)
+            )
+            plane = min(int(place), max(planes - 2, 0))
+            upper = np.float32(place - plane)
+            transmission, ice = np.float32(0), np.float32(0)
+            for j in range(4):
+                sum_t, sum_i = np.float32(0), np.float32(0)
+                for i in range(4):
+                    sum_t += wx[i] * layers[0, iy - 1 + j, ix - 1 + i]
+                    sum_i += wx[i] * layers[1 + plane, iy - 1 + j, ix - 1 + i]
+                transmission += wy[j] * sum_t
+                if upper > 0:
+                    sum_i *= 1 - upper
+                    for i in range(4):
+                        sum_i += upper * wx[i] * layers[2 + plane, iy - 1 + j, ix - 1 + i]
+                ice += wy[j] * sum_i
+            out[y, x] = transmission * (1 + ice + particles[y, x])
+
+
+@numba.njit(inline="always")
+def _spline(t: float, weights: NDArray) -> None:
+    """Cubic B-spline at the four samples around a point `t` after the second."""
+    s = 1 - t
+    weights[0] = s * s * s / 6
+    weights[1] = (4 - 3 * t * t * (2 - t)) / 6
+    weights[2] = (4 - 3 * s * s * (2 - s)) / 6
+    weights[3] = t * t * t / 6
