@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, make_dataclass
@@ -17,6 +18,8 @@ from halfmap.log import log, show_on_terminal
 from halfmap.steps import load_steps
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+INPUT_SECTION = "Input"
+"""Section that help shows first: nobody can start without it."""
 
 
 class _Run(RunOptions):
@@ -55,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SystemExit as end:
         return int(end.code or 0)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain at its end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_OK
 
 
@@ -84,7 +90,9 @@ def _dispatch(words: list[str]) -> None:
 def _run_step(cls: type[Step], words: list[str]) -> None:
     from halfmap.project import Project
 
-    values, run = parse_options(words, cls, prog=f"halfmap {cls.name}", description=inspect.getdoc(cls) or "")
+    # References are for the manual: --help would run their lines together.
+    description = (inspect.getdoc(cls) or "").split("\n\nReferences\n")[0]
+    values, run = parse_options(words, cls, prog=f"halfmap {cls.name}", description=description)
     step = parse_step(cls, values)
     project = Project.open(run.project) if run.project else Project.find() or Project.open(".")
     job = project.run(step, run)
@@ -185,7 +193,7 @@ def parse_options(
     if not everything and any(parameter.advanced for parameter in parameters):
         description += "\n\nSeldom needed options: --help-all"
     sections: dict[str, list[Parameter]] = {}
-    for parameter in parameters:
+    for parameter in sorted(parameters, key=lambda parameter: parameter.section != INPUT_SECTION):
         sections.setdefault(parameter.section, []).append(parameter)
     layout = make_dataclass(
         "Options", [_section(title, members, everything) for title, members in sections.items()], kw_only=True
@@ -205,7 +213,9 @@ def _section(title: str, members: list[Parameter], everything: bool) -> tuple[st
     columns = []
     for parameter in members:
         help_text = parameter.help if parameter.unit == "none" else f"{parameter.help} [{parameter.unit}]"
-        marks: list[Any] = [tyro.conf.arg(help=help_text)]
+        # What "None" or an empty list stands for is said in words, in the help.
+        hint = "" if parameter.default in (None, ()) else None
+        marks: list[Any] = [tyro.conf.arg(help=help_text, help_behavior_hint=hint)]
         if parameter.advanced and not everything:
             marks.append(tyro.conf.Suppress)
         default = field() if parameter.default is ... else field(default=parameter.default)

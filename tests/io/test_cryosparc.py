@@ -16,6 +16,7 @@ from halfmap.data.sets import MicrographSet, ParticleSet
 from halfmap.errors import FileFormatError, HalfmapError, TableError
 from halfmap.io.cryosparc import read_cs, write_cs
 from halfmap.io.tables import read_particles
+from halfmap.ops.ctf import ctf, odd_aberration_phase
 from halfmap.ops.rotations import angular_distance, from_euler
 
 FILES = {
@@ -80,9 +81,8 @@ class TestConventions:
         csparc2star of that package is what the field converts poses with.
         """
         values = fields(1)
-        values["alignments3D/pose"] = np.array(
-            [[-2.14932622394, 0.746829503588, -0.487367610323]], np.float32
-        )
+        pose = [-2.14932622394, 0.746829503588, -0.487367610323]
+        values["alignments3D/pose"] = np.array([pose], np.float32)
         particles = read_cs(save(tmp_path / "a.cs", values))
         assert isinstance(particles, ParticleSet)
         expected = np.rad2deg([0.7844259044446438, 2.2296280676903204, -1.6883258657322704])
@@ -119,20 +119,11 @@ class TestConventions:
         assert np.abs(particles.poses.shifts_A.numpy() - shifts).max() < 1e-5
         params = particles.ctf
         assert params.defocus_u.tolist() == pytest.approx(values["ctf/df1_A"].tolist(), rel=1e-7)
-        assert params.defocus_angle.tolist() == pytest.approx(
-            np.rad2deg(values["ctf/df_angle_rad"]), rel=1e-6
-        )
-        assert params.phase_shift.tolist() == pytest.approx(
-            np.rad2deg(values["ctf/phase_shift_rad"]), rel=1e-6
-        )
+        for name, field in (("defocus_angle", "ctf/df_angle_rad"), ("phase_shift", "ctf/phase_shift_rad")):
+            assert getattr(params, name).tolist() == pytest.approx(np.rad2deg(values[field]), rel=1e-6)
         # Cs times tilt: 2.7e7 Å x 0.3 mrad = 8,100 Å.
-        assert params.beam_tilt_mrad.tolist() == [
-            pytest.approx(t) for t in ([0.3, -0.1], [0, 0], [0.3, -0.1])
-        ]
-        assert params.magnification[0].tolist() == [
-            pytest.approx([1.01, 0.02]),
-            pytest.approx([-0.03, 1.005]),
-        ]
+        assert torch.allclose(params.beam_tilt_mrad, torch.tensor([[0.3, -0.1], [0, 0], [0.3, -0.1]]))
+        assert torch.allclose(params.magnification[0], torch.tensor([[1.01, 0.02], [-0.03, 1.005]]))
         optics = particles.optics
         assert optics["rlnOpticsGroupName"].to_list() == ["exposureGroup5", "exposureGroup23"]
         assert rows["rlnOpticsGroup"].to_list() == [1, 2, 1]
@@ -167,30 +158,25 @@ class TestFlip:
         path = save(tmp_path / "a.cs", fields())
         plain, mirrored = read_cs(path), read_cs(path, flip_y=True)
         points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-        for a, b in ((plain.poses, mirrored.poses),):
-            projected = points @ a.rotations[:, :2].mT - a.shifts_A[:, None]
-            again = points @ b.rotations[:, :2].mT - b.shifts_A[:, None]
-            assert torch.allclose(again, projected * torch.tensor([1.0, -1.0]), atol=1e-5)
-            assert torch.allclose(torch.linalg.det(b.rotations), torch.ones(3), atol=1e-5)
+        a, b = plain.poses, mirrored.poses
+        seen = points @ a.rotations[:, :2].mT - a.shifts_A[:, None]
+        seen_mirrored = points @ b.rotations[:, :2].mT - b.shifts_A[:, None]
+        assert torch.allclose(seen_mirrored, seen * torch.tensor([1.0, -1.0]), atol=1e-5)
+        assert torch.allclose(torch.linalg.det(b.rotations), torch.ones(3), atol=1e-5)
 
     def test_ctf_is_mirrored(self, tmp_path):
-        from halfmap.ops.ctf import ctf, odd_aberration_phase
-
         path = save(tmp_path / "a.cs", fields())
         plain, mirrored = read_cs(path).ctf, read_cs(path, flip_y=True).ctf
-        odd = plain.for_odd_aberrations(), mirrored.for_odd_aberrations()
+        # An odd size has no Nyquist row, which would be its own mirror image.
         rows = torch.arange(33) * -1 % 33
-        # An odd size has no Nyquist row, whose mirror image is itself; parameters are rounded to 1e-6 of a degree.
-        assert torch.allclose(
-            ctf((33, 33), **mirrored.for_ctf()), ctf((33, 33), **plain.for_ctf())[:, rows], atol=1e-3
-        )
-        assert odd[0] is not None
-        assert odd[1] is not None
-        assert torch.allclose(
-            odd_aberration_phase((33, 33), **odd[1]),
-            odd_aberration_phase((33, 33), **odd[0])[:, rows],
-            atol=1e-3,
-        )
+        expected = ctf((33, 33), **plain.for_ctf())[:, rows]
+        # Angles are rounded to 1e-6°, 2e-8 rad of a phase of some hundred radians.
+        assert torch.allclose(ctf((33, 33), **mirrored.for_ctf()), expected, atol=1e-4)
+        odd, odd_mirrored = plain.for_odd_aberrations(), mirrored.for_odd_aberrations()
+        assert odd is not None
+        assert odd_mirrored is not None
+        expected = odd_aberration_phase((33, 33), **odd)[:, rows]
+        assert torch.allclose(odd_aberration_phase((33, 33), **odd_mirrored), expected, atol=1e-4)
 
     def test_coordinates_and_records(self, tmp_path):
         mirrored = read_cs(save(tmp_path / "a.cs", fields()), flip_y=True)
@@ -231,9 +217,8 @@ class TestPassthrough:
 
     def test_missing(self, tmp_path):
         main, _, _ = self.split(tmp_path)
-        with pytest.raises(
-            TableError, match=r"no ctf/accel_kv, ctf/cs_mm.*passthrough_particles\.cs"
-        ) as caught:
+        words = r"no ctf/accel_kv, ctf/cs_mm.*passthrough_particles\.cs"
+        with pytest.raises(TableError, match=words) as caught:
             read_cs(main)
         assert caught.value.path == main
         bare = save(tmp_path / "J3_particles.cs", only(fields(), "alignments3D"))
@@ -419,9 +404,8 @@ class TestWriting:
         for name in ("voltage_kV", "cs_mm", "amplitude_contrast", "pixel_size", "defocus_u", "defocus_v"):
             assert torch.equal(getattr(copy.ctf, name), getattr(particles.ctf, name)), name
         for name in ("defocus_angle", "phase_shift", "b_factor", "scale", "beam_tilt_mrad", "magnification"):
-            assert torch.allclose(
-                getattr(copy.ctf, name), getattr(particles.ctf, name), rtol=1e-5, atol=1e-6
-            ), name
+            found, expected = getattr(copy.ctf, name), getattr(particles.ctf, name)
+            assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6), name
         assert copy.rows["rlnRandomSubset"].equals(rows["rlnRandomSubset"])
         assert copy.rows["hmCryosparcUid"].n_unique() == n
         assert copy.rows["rlnImageName"][10] == "000011@Extract/job003/stack 1.mrcs"

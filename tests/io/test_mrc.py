@@ -51,7 +51,9 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: str, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("dtype", ["f4", "i1", "i2", "u2"])
-@pytest.mark.parametrize(("name", "shape"), [("a.mrc", (9, 12)), ("a.mrc", (5, 9, 12)), ("a.mrcs", (5, 9, 12))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("a.mrc", (9, 12)), ("a.mrc", (5, 9, 12)), ("a.mrcs", (5, 9, 12))]
+)
 def test_files_are_valid_to_mrcfile(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
     array = some(shape, dtype)
     write_mrc(tmp_path / name, array, pixel_size=1.25, origin=(1.0, 2.0, 3.0))
@@ -72,7 +74,9 @@ def test_files_are_valid_to_mrcfile(tmp_path: Path, name: str, shape: tuple[int,
 @pytest.mark.parametrize(("mode", "dtype"), [(0, "i1"), (1, "i2"), (2, "f4"), (6, "u2"), (12, "f2")])
 def test_both_byte_orders_and_extended_headers(tmp_path: Path, order: str, mode: int, dtype: str) -> None:
     array = some((3, 4, 6), dtype)
-    raw = stored((3, 4, 6), mode, array.astype(order + dtype).tobytes(), order=order, nsymbt=768, exttyp=b"FEI1")
+    raw = stored(
+        (3, 4, 6), mode, array.astype(order + dtype).tobytes(), order=order, nsymbt=768, exttyp=b"FEI1"
+    )
     (tmp_path / "a.mrc").write_bytes(raw)
     header = read_header(tmp_path / "a.mrc")
     assert (header.extended_type, header.data_offset, header.pixel_size) == ("FEI1", 1024 + 768, 2.0)
@@ -127,7 +131,9 @@ def test_compressed(tmp_path: Path, suffix: str, index) -> None:
     assert np.array_equal(read_mrc(tmp_path / f"a.mrcs{suffix}", index), wanted)
 
 
-@pytest.mark.parametrize("index", [2, -1, slice(None), slice(4, 1, -2), slice(2, 2), [4], [0, 1, 4, 3, 3], [-1, 0]])
+@pytest.mark.parametrize(
+    "index", [2, -1, slice(None), slice(4, 1, -2), slice(2, 2), [4], [0, 1, 4, 3, 3], [-1, 0]]
+)
 def test_sections_come_as_asked(tmp_path: Path, index) -> None:
     stack = some((5, 4, 6))
     write_mrc(tmp_path / "a.mrcs", stack, pixel_size=1)
@@ -151,7 +157,9 @@ def test_a_pixel_size_that_cannot_be(tmp_path: Path, cell: tuple[float, float, f
     (tmp_path / "a.mrc").write_bytes(stored((1, 4, 4), 2, bytes(64), cella=cell))
     header = read_header(tmp_path / "a.mrc")
     assert header.pixel_size is None
-    with pytest.raises(FileFormatError, match=r"a\.mrc: the header's pixel size.*state the pixel size yourself"):
+    with pytest.raises(
+        FileFormatError, match=r"a\.mrc: the header's pixel size.*state the pixel size yourself"
+    ):
         header.require_pixel_size()
 
 
@@ -170,7 +178,7 @@ def test_a_grid_of_zero_has_no_pixel_size(tmp_path: Path) -> None:
         (stored((0, 4, 4), 2, b""), "is an empty stack"),
         (stored((1, 0, 4), 2, b""), "impossible shape 4 x 0 x 1"),
         (stored((-1, 4, 4), 2, b""), "impossible shape"),
-        (stored((1, 4, 4), 4, bytes(64)), "is a Fourier transform|holds a Fourier transform"),
+        (stored((1, 4, 4), 4, bytes(64)), "holds a Fourier transform"),
         (stored((1, 4, 4), 7, bytes(64)), "is not an MRC file .mode 7."),
         (stored((2**31 - 1, 2**31 - 1, 2**31 - 1), 2, b""), "is truncated"),
         (gzip.compress(stored((2, 4, 4), 2, bytes(100))), "is truncated"),
@@ -197,7 +205,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [5, -6, [0, 9]])
 def test_sections_that_are_not_there(tmp_path: Path, index) -> None:
     write_mrc(tmp_path / "a.mrcs", some((5, 4, 6)), pixel_size=1)
-    with pytest.raises(FileFormatError, match="holds 5 sections, number -?[569] "):
+    with pytest.raises(FileFormatError, match=r"holds 5 sections, number -?[569] "):
         read_mrc(tmp_path / "a.mrcs", index)
 
 
@@ -216,7 +224,9 @@ def test_random_bytes_never_do_harm(tmp_path: Path, prefix: bytes, raw: bytes) -
     changes=st.lists(
         st.tuples(
             st.integers(0, 63),
-            st.one_of(st.integers(-(2**31), 2**31 - 1), st.integers(-3, 300), st.sampled_from([2**24, 2**25, 101])),
+            st.one_of(
+                st.integers(-(2**31), 2**31 - 1), st.integers(-3, 300), st.sampled_from([2**24, 2**25, 101])
+            ),
         ),
         min_size=1,
         max_size=4,
@@ -268,7 +278,9 @@ def test_a_stack_grows_image_by_image(tmp_path: Path) -> None:
 
 def test_images_are_written_in_any_order(tmp_path: Path) -> None:
     images = some((5, 4, 6))
-    with MrcStackWriter(tmp_path / "a.mrcs", shape=(4, 6), pixel_size=1.5, n_images=5, dtype=np.float16) as stack:
+    with MrcStackWriter(
+        tmp_path / "a.mrcs", shape=(4, 6), pixel_size=1.5, n_images=5, dtype=np.float16
+    ) as stack:
         for i in (3, 0, 4, 1, 2):
             stack[i] = images[i]
     assert np.array_equal(read_mrc(tmp_path / "a.mrcs"), images.astype(np.float16))
@@ -330,6 +342,7 @@ def test_shapes_mrc_has_not(tmp_path: Path, shape: tuple[int, ...]) -> None:
         write_mrc(tmp_path / "a.mrc", np.zeros(shape), pixel_size=1)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # mrcfile complains of old headers
 def test_real_files_are_read_as_mrcfile_reads_them(shared_data: Path) -> None:
     files = [*shared_data.glob("maps/*/*.m*"), *shared_data.glob("particles/*/*.mrc*")]
     files = [file for file in files if file.suffix in (".mrc", ".mrcs", ".map")]

@@ -155,9 +155,7 @@ def _load(path: Path) -> Fields:
             f"cannot be read ({error.strerror or error})", path=path, hint="check the path"
         ) from error
     if not isinstance(records, np.ndarray) or records.dtype.names is None or records.ndim != 1:
-        raise FileFormatError(
-            "is not a cryoSPARC file", path=path, hint="a table with named fields is needed"
-        )
+        raise FileFormatError("is an array without named fields", path=path, hint="is it a cryoSPARC file?")
     if "uid" not in records.dtype.names:
         raise TableError("no field uid", path=path, hint="is it a cryoSPARC file?")
     if not len(records):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from halfmap.errors import FileFormatError, ParameterError
 from halfmap.io.binary import file_size, opened
 from halfmap.io.eer_kernel import PADDING_BYTES, LONGEST_CODE_bits, count_events, decode_events
-from halfmap.io.tiff import EER_COMPRESSIONS, frame_numbers, frame_page, open_pages
+from halfmap.io.tiff import EER_COMPRESSIONS, frame_numbers, frame_page, frame_pieces, open_pages
 
 _LEGACY_FOOTER = b"ThermoFisherECComp"
 _METADATA_TAG = 65001
@@ -198,11 +198,7 @@ def _events(info: EerInfo, descriptor: int, number: int, page: tifffile.TiffPage
     shape = (page.imagelength, page.imagewidth)
     if shape != info.shape or int(page.compression) not in EER_COMPRESSIONS:
         raise FileFormatError(f"frame {number + 1} is not like the first", path=info.path, hint=_TRUNCATED)
-    size = file_size(info.path)
-    pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-    if not pieces or any(count <= 0 or offset + count > size for offset, count in pieces):
-        message = f"is truncated: the data of frame {number + 1} end beyond the file's {size} bytes"
-        raise FileFormatError(message, path=info.path, hint=_TRUNCATED)
+    pieces = frame_pieces(info.path, number, page)
     raw = b"".join(os.pread(descriptor, count, offset) for offset, count in pieces)
     return np.frombuffer(raw + bytes(PADDING_BYTES), np.uint8)
 

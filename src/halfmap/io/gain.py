@@ -226,8 +226,15 @@ def _camera_pattern(image: NDArray, alive: NDArray[np.bool_]) -> NDArray[np.floa
     from scipy.ndimage import uniform_filter
 
     image = np.where(alive, image, image[alive].mean()).astype(np.float32)
+    # Hot and dead pixels would outweigh all others and bleed into the background.
+    centre, spread = _centre_and_spread(image)
+    image = np.clip(image, centre - 10 * spread, centre + 10 * spread)
     image -= uniform_filter(image, BACKGROUND_px)
-    # Hot pixels would outweigh all others.
-    spread = 1.4826 * np.median(np.abs(image - np.median(image))) or image.std()
-    image = np.clip(image, -5 * spread, 5 * spread)
-    return np.where(alive, image - image[alive].mean(), 0).astype(np.float32)
+    centre, spread = _centre_and_spread(image)
+    return np.where(alive & (np.abs(image - centre) <= 5 * spread), image - centre, 0)
+
+
+def _centre_and_spread(image: NDArray[np.float32]) -> tuple[float, float]:
+    """Median, and the standard deviation of a normal distribution with this median deviation."""
+    centre = float(np.median(image))
+    return centre, float(1.4826 * np.median(np.abs(image - centre)) or image.std())

@@ -18,7 +18,7 @@ CHUNK_BYTES = 8 * 2**20
 memory stays bounded; for smaller ones importing Numba costs more than it saves."""
 
 _GOOD, _RAGGED, _UNCLOSED, _CONTROL = range(4)
-_CONTROL_CHARACTERS = bytes(c for c in (*range(32), 127) if c not in b"\a\t\n")
+_CONTROL_CHARACTERS = bytes(c for c in range(32) if c not in b"\a\t\n")
 _SPECIAL = re.compile(rb"[\"'#]")
 
 
@@ -149,4 +149,4 @@ def _split_compiled(data: bytes, start: int, stop: int, n_columns: int) -> tuple
     # Tokens never grow, but "a\n" becomes three bytes where a second value is missing.
     target = np.empty(len(source) + (len(source) // 2 if n_columns == 2 else 0) + 2, dtype=np.uint8)
     length, n_rows, status, found = split(source, target, n_columns)
-    return target[:length].tobytes(), n_rows, status, found
+    return target[: int(length)].tobytes(), n_rows, status, found

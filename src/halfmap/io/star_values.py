@@ -134,9 +134,13 @@ def _format_strings(series: pl.Series, path: Path) -> pl.Series:
     quoted = series.str.contains(_NEEDS_QUOTES)
     if not quoted.any():
         return series
-    # RELION marks a quote that would close the string with a bell character.
-    inner = series.str.replace_all(r'"([ \t]|$)', '\a"$1')
-    return pl.select(pl.when(quoted).then('"' + inner + '"').otherwise(series).alias(series.name)).to_series()
+    ends_double = series.str.contains(r'"(?:[ \t]|$)')
+    ends_single = series.str.contains(r"'(?:[ \t]|$)")
+    # RELION marks a quote that would end the string with a bell character, but 3.1 cannot read that back.
+    marked = series.str.replace_all(r'"([ \t]|$)', '\a"$1')
+    text = pl.when(ends_double & ends_single).then('"' + marked + '"')
+    text = text.when(ends_double).then("'" + series + "'").otherwise('"' + series + '"')
+    return pl.select(pl.when(quoted).then(text).otherwise(series).alias(series.name)).to_series()
 
 
 def format_value(label: str, value: str | int | float | bool, *, path: Path) -> str:

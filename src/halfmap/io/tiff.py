@@ -125,12 +125,26 @@ def frame_page(tiff: tifffile.TiffFile, path: str | Path, frame: int) -> tifffil
     """Tags of one frame, counted from 0; FileFormatError where they are corrupt."""
     try:
         page = tiff.pages.get(frame, aspage=True)
-    except Exception as error:
+        if not isinstance(page, tifffile.TiffPage):
+            raise TypeError("tags are missing")
+        numbers = [page.compression, page.imagelength, page.imagewidth, page.samplesperpixel]
+        for number in [*numbers, *page.dataoffsets, *page.databytecounts]:
+            if not isinstance(number, int):
+                raise TypeError(f"{number!r} where a number belongs")
+    except Exception as error:  # as above
         message = f"the directory of frame {frame + 1} is corrupt ({error})"
         raise FileFormatError(message, path=path, hint=_TRUNCATED) from error
-    if not isinstance(page, tifffile.TiffPage):
-        raise FileFormatError(f"the directory of frame {frame + 1} is corrupt", path=path, hint=_TRUNCATED)
     return page
+
+
+def frame_pieces(path: str | Path, frame: int, page: tifffile.TiffPage) -> list[tuple[int, int]]:
+    """Offset and length of each piece of a frame's data; FileFormatError where they are not in the file."""
+    size = file_size(path)
+    pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if not pieces or any(offset < 0 or count <= 0 or offset + count > size for offset, count in pieces):
+        message = f"is truncated: the data of frame {frame + 1} end beyond the file's {size} bytes"
+        raise FileFormatError(message, path=path, hint=_TRUNCATED)
+    return pieces
 
 
 def tiff_info(path: str | Path) -> TiffInfo:
@@ -157,17 +171,22 @@ def _info(page: tifffile.TiffPage, path: Path, n_frames: int) -> TiffInfo:
     if height == 0 or width == 0:
         raise FileFormatError(f"has the impossible shape {height} x {width}", path=path, hint=_TRUNCATED)
     packed = dtype == np.uint8 and (height, width) in _PACKED_SHAPES
-    name = tifffile.COMPRESSION(page.compression).name.lower().removeprefix("adobe_")
+    try:
+        name = tifffile.COMPRESSION(page.compression).name.lower().removeprefix("adobe_")
+    except ValueError as error:
+        message = f"has the unknown compression {page.compression}"
+        raise FileFormatError(message, path=path, hint=_OTHER_TIFF) from error
     shape = (n_frames, height, 2 * width if packed else width)
     return TiffInfo(path, shape, dtype, name, _pixel_size(page), packed)
 
 
 def _pixel_size(page: tifffile.TiffPage) -> float | None:
-    numerator, denominator = page.tags.valueof(282, default=(0, 0))
-    per_unit = {2: 2.54e8, 3: 1e8}.get(int(page.tags.valueof(296, default=2)))  # inch, centimetre in Å
-    if not numerator or not denominator or per_unit is None:
-        return None
-    pixel_size = per_unit * denominator / numerator
+    try:
+        numerator, denominator = (float(number) for number in page.tags.valueof(282))
+        per_unit = {2: 2.54e8, 3: 1e8}[int(page.tags.valueof(296, default=2))]  # inch, centimetre in Å
+        pixel_size = per_unit * denominator / numerator
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError):
+        return None  # no resolution, no unit, or tags that are damaged
     # Most writers put 72 dpi or 1, which are no pixel sizes of an electron microscope.
     return pixel_size if 0.01 <= pixel_size <= 1000 else None
 
@@ -231,18 +250,13 @@ def frame_numbers(
 
 def _check_pages(info: TiffInfo, frames: list[int], pages: list[tifffile.TiffPage]) -> tuple[int, int]:
     """Refuse frames of another kind or outside the file before anything is allocated; stored shape."""
-    size = file_size(info.path)
     stored = (info.shape[1], info.shape[2] // 2 if info.packed else info.shape[2])
     for frame, page in zip(frames, pages, strict=True):
         if (page.imagelength, page.imagewidth) != stored or np.dtype(page.dtype) != info.dtype:
             message = f"frame {frame + 1} is {page.imagelength} x {page.imagewidth} {page.dtype}"
             message += f", the first is {stored[0]} x {stored[1]} {info.dtype}"
             raise FileFormatError(message, path=info.path, hint="write all frames alike")
-        pieces = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-        ends = [offset + count for offset, count in pieces]
-        if not pieces or max(ends) > size or min(count for _, count in pieces) <= 0:
-            message = f"is truncated: the data of frame {frame + 1} end beyond the file's {size} bytes"
-            raise FileFormatError(message, path=info.path, hint=_TRUNCATED)
+        pieces = frame_pieces(info.path, frame, page)
         raw_bytes = stored[0] * stored[1] * info.dtype.itemsize
         if raw_bytes > _LARGEST_RATIO * sum(count for _, count in pieces):
             message = f"frame {frame + 1} says {stored[0]} x {stored[1]} pixels, more than its data can hold"

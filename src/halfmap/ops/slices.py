@@ -144,9 +144,9 @@ def insert_slices(
     Notes
     -----
     Exactly adjoint in the real inner product over the stored samples:
-    ``Re <extract(V), S> = Re <V, insert(S)>``. The column kx = 0 of a half-spectrum stores each sample twice and the others store it
-    once, so that for a reconstruction slices and weights should be multiplied by `sample_multiplicity`
-    first.
+    ``Re <extract(V), S> = Re <V, insert(S)>``. The column kx = 0 of a half-spectrum stores each sample twice
+    and the others store it once, so that for a reconstruction slices and weights should be multiplied by
+    `sample_multiplicity` first.
 
     With the kernels a voxel receives its samples in the order of the slices, whatever the number of
     threads, so sums repeat to the last bit. On a GPU torch adds in no fixed order unless
@@ -155,7 +155,7 @@ def insert_slices(
     size = slices.shape[-2]
     if slices.shape[:-2] != rotations.shape[:-2] or slices.shape[-1] != size // 2 + 1:
         raise ShapeError(
-            f"slices of shape {tuple(slices.shape)} and rotations of shape {tuple(rotations.shape)} do not fit",
+            f"slices {tuple(slices.shape)} and rotations {tuple(rotations.shape)} do not fit each other",
             hint="slices are (..., size, size // 2 + 1) and rotations (..., 3, 3)",
         )
     if weights is not None and weights.shape != slices.shape:
@@ -233,7 +233,7 @@ def reconstruct(
     rotations : Tensor (n, 3, 3)
         Rotation matrices from volume to image coordinates.
     ctf : Tensor (n, size, size // 2 + 1), optional
-        CTF that each image was multiplied with; the reconstruction divides by it in the least-squares sense.
+        CTF that each image was multiplied with; the reconstruction divides by it as least squares do.
     padding : float
         Size of the Fourier transform over `size`.
     radius_px : float, optional

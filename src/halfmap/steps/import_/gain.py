@@ -23,7 +23,7 @@ CLEAR_MARGIN = 2.0
 """Another orientation must correlate this many times better than the given one to stop the import."""
 
 NOTICEABLE = 0.05
-"""Correlation below which no orientation is said to fit: far above chance, which is 1e-3 on a million pixels."""
+"""Correlation below which no orientation is said to fit; chance gives 1e-3 on a million pixels."""
 
 
 def orient(

@@ -45,7 +45,7 @@ def keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) 
             continue
         key = ctx.relative(header["file"])
         size = f"{header['width']} × {header['height']}"
-        reason = f"{key}: is {size} px, most others are {width} × {height}; import it by itself"
+        reason = f"is {size} px, most others are {width} × {height}; import it by itself"
         ctx.fail(unit, key, reason)
     return kept
 

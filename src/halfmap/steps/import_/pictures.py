@@ -91,8 +91,8 @@ def draw_volumes(path: Path, volumes: Mapping[str, Imported]) -> None:
         images += [_thumbnail(image) for image in slices.values()]
         titles += [f"{kind}, {plane} plane" for plane in slices]
     first = next(iter(volumes.values()))
-    box = first.array.shape[0]
-    title = f"{', '.join(volumes)}: {box}³ voxels of {first.pixel_size:.4g} Å, {box * first.pixel_size:.0f} Å wide"
+    box, size = first.array.shape[0], first.pixel_size
+    title = f"{', '.join(volumes)}: {box}³ voxels of {size:.4g} Å, {box * size:.0f} Å wide"
     _draw_panels(path, images, titles, title, columns=3)
 
 

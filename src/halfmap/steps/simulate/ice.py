@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numba
 import numpy as np
 import torch
-from numpy.random import SeedSequence
+from numpy.random import Generator, SeedSequence
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,6 +49,13 @@ def potential_spectrum(frequency: Tensor, thickness: float) -> Tensor:
     return thickness * WATER_MOLECULES_PER_A3 * single * structure_factor(frequency)
 
 
+def tabulated(function: Callable[[Tensor], Tensor], frequency: Tensor) -> Tensor:
+    """A smooth function of the frequency, looked up: spares dozens of exponentials per coefficient."""
+    grid = torch.linspace(0, float(frequency.max()) + 1e-6, _TABLE, dtype=torch.float64)
+    table = function(grid).float()
+    return table[(frequency * ((_TABLE - 1) / float(grid[-1]))).round_().long()]
+
+
 def noise_amplitude(
     shape: tuple[int, int], *, pixel_size: float, microscope: Microscope, defocus: Defocus, thickness: float
 ) -> Tensor:
@@ -75,10 +83,7 @@ def noise_amplitude(
     a slab is (1 - cos(2 chi) sinc(lambda k² thickness)) / 2, which blurs the Thon rings of thick ice.
     """
     k = grids.frequency_radius(shape, pixel_size)
-    # The spectrum is radial and smooth: a table spares a dozen exponentials per coefficient.
-    grid = torch.linspace(0, float(k.max()) + 1e-6, _TABLE, dtype=torch.float64)
-    table = potential_spectrum(grid, thickness).sqrt().float()
-    amplitude = table[(k * ((_TABLE - 1) / float(grid[-1]))).round_().long()]
+    amplitude = tabulated(lambda frequency: potential_spectrum(frequency, thickness).sqrt(), k)
     value = microscope.transfer(shape, pixel_size, defocus, amplitude_contrast=microscope.amplitude_contrast)
     slab = torch.sinc(electron_wavelength(microscope.voltage_kV) * thickness * k.square())
     transfer = ((1 - (1 - 2 * value.square()) * slab) / 2).clamp_(min=0).sqrt_()
@@ -91,6 +96,18 @@ def noise_amplitude(
 def decay_rate(frequency: Tensor) -> Tensor:
     """Rate per e/Å² at which a wave of the ice's density is forgotten: (2 pi k)² times the diffusion / 6."""
     return (2 * math.pi * frequency).square() * DIFFUSION_A2_PER_DOSE / 6
+
+
+def white_noise(shape: tuple[int, int], rng: Generator) -> NDArray[np.complex64]:
+    """Half-spectrum (h, w // 2 + 1) of white noise of variance 1 per pixel."""
+    h, w = shape
+    noise = rng.standard_normal((h, w // 2 + 1, 2), dtype=np.float32)
+    spectrum = noise.view(np.complex64)[..., 0]
+    # An inverse real transform keeps half the power of the columns that are their own mirror images.
+    edges = [0, -1] if w % 2 == 0 else [0]
+    spectrum[:, edges] *= np.float32(math.sqrt(2))
+    spectrum *= np.float32(math.sqrt(h * w / 2))
+    return spectrum
 
 
 class FlowingIce:
@@ -129,23 +146,20 @@ class FlowingIce:
         inner = np.where(small, x / 6, whole - ends**2 * 2 * (1 + kept))
         self._kept, self._ends = kept.astype(np.float32), ends.astype(np.float32)
         self._inner = np.sqrt(np.maximum(inner, 0)).astype(np.float32)
-        self._state = self._white()
-
-    def _white(self) -> NDArray[np.complex64]:
-        """Half-spectrum of white noise of variance 1 per pixel."""
-        h, w = self.shape
-        noise = self._rng.standard_normal((h, w // 2 + 1, 2), dtype=np.float32)
-        spectrum = noise.view(np.complex64)[..., 0]
-        # An inverse real transform keeps half the power of the columns that are their own mirror images.
-        edges = [0, -1] if w % 2 == 0 else [0]
-        spectrum[:, edges] *= np.float32(math.sqrt(2))
-        spectrum *= np.float32(math.sqrt(h * w / 2))
-        return spectrum
+        self._state = white_noise(self.shape, self._rng)
 
     def next(self) -> NDArray[np.complex64]:
         """Half-spectrum (h, w // 2 + 1) of the next frame; of variance below 1 where it fades within one."""
         frame = np.empty_like(self._state)
-        _advance(self._state, self._white(), self._white(), self._kept, self._ends, self._inner, frame)
+        _advance(
+            self._state,
+            white_noise(self.shape, self._rng),
+            white_noise(self.shape, self._rng),
+            self._kept,
+            self._ends,
+            self._inner,
+            frame,
+        )
         return frame
 
 

@@ -68,14 +68,19 @@ class Motion:
             (x, y) in Å, exact.
         """
         x, y, frame = np.broadcast_arrays(*(np.asarray(value, np.float64) for value in (x, y, frame)))
-        nearest = np.clip(np.rint(frame), 0, self.n_frames - 1).astype(int)
-        total = self.jitter[nearest] + self._growth(self.drift[:, 0], frame) @ self.drift[:, 1:]
+        total = self.common(frame)
         for tau, qx, qy, phase, ax, ay in self.waves:
             crest = self._growth(np.array([tau]), frame)[..., 0] * np.cos(
                 2 * np.pi * (qx * x + qy * y) + phase
             )
             total = total + crest[..., None] * (ax, ay)
         return total
+
+    def common(self, frame: ArrayLike) -> NDArray:
+        """Drift and jitter, which the whole view has: (..., 2) in Å."""
+        frame = np.asarray(frame, np.float64)
+        nearest = np.clip(np.rint(frame), 0, self.n_frames - 1).astype(int)
+        return self.jitter[nearest] + self._growth(self.drift[:, 0], frame) @ self.drift[:, 1:]
 
     def local_field(self, x: NDArray, y: NDArray, frame: float) -> NDArray:
         """Deformation alone, without drift and jitter, on the grid of x (w,) and y (h,): (h, w, 2) in Å."""

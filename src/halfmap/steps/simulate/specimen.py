@@ -30,6 +30,9 @@ _FINER = 1.125
 """Volumes are computed with pixels finer by this, so that projections are sound up to Nyquist."""
 
 _HYDROGEN_BOND_A = 1.06
+_ROOM_A = 16.0
+"""Of a box beyond a molecule's outermost atoms, for their hydration layer."""
+
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 _MAP_CONTRAST_V = 3.7
 """Mean potential against ice that a map of unknown scale is given inside its molecule, as proteins have."""
@@ -42,21 +45,21 @@ BROKEN_VARIANTS = 3
 
 @dataclass(frozen=True)
 class State:
-    """One conformation of the molecule, or a fragment of one.
+    """One conformation of the molecule.
 
     Parameters
     ----------
+    number : int
+        From 0.
     sources : tuple of str
         Model or map; two for a state between two models.
     mix : float
         Part of the way from the first to the second model.
-    cut : int
-        0 for whole molecules, else the number of the fragment.
     """
 
+    number: int
     sources: tuple[str, ...]
     mix: float = 0.0
-    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,13 @@ def truth_file(folder: Path, state: int) -> Path:
     return folder / ("truth_map.mrc" if state == 0 else f"truth_map_class{state + 1:03d}.mrc")
 
 
-def plan_states(sources: Sequence[Path], *, morph_states: int, broken: bool) -> list[State]:
-    """List the states to prepare: each source, or steps between two models, then fragments of the first."""
+def plan_states(sources: Sequence[Path], *, morph_states: int) -> list[State]:
+    """List the conformations to prepare: each source, or steps between two models."""
     names = [str(path) for path in sources]
     if morph_states:
-        mixes = np.linspace(0, 1, morph_states)
-        whole = [State((names[0], names[1]), float(mix)) for mix in mixes]
-    else:
-        whole = [State((name,)) for name in names]
-    return whole + [replace(whole[0], cut=i + 1) for i in range(BROKEN_VARIANTS if broken else 0)]
+        mixes = np.linspace(0, 1, morph_states).tolist()
+        return [State(i, (names[0], names[1]), mix) for i, mix in enumerate(mixes)]
+    return [State(i, (name,)) for i, name in enumerate(names)]
 
 
 def choose_box(diameter: float, pixel_size: float) -> int:
@@ -147,26 +148,29 @@ def is_map(path: str | Path) -> bool:
 
 
 def prepare_state(
-    item: tuple[int, State],
+    state: State,
     *,
-    folder: Path,
+    specimen: Specimen,
     truth_folder: Path,
-    box: int,
-    pixel_size: float,
+    truth_box: int,
     assembly: str | None,
     b_factor: float | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Compute a state's potential; write its padded transform and, if it is whole, its truth map.
+    """Compute a conformation's potential; write its padded transform and its truth map.
+
+    Fragments come with the first conformation: it, less what lies beyond a random plane.
 
     Parameters
     ----------
-    item : (int, State)
-        Number of the state from 0, and what it is.
-    folder, truth_folder : Path
-        Where transforms and truth maps go.
-    box, pixel_size
-        Of the truth maps.
+    state : State
+        Which.
+    specimen : Specimen
+        Says where the transforms go, the box and pixel size of the images, and how many fragments there are.
+    truth_folder : Path
+        Where truth maps go.
+    truth_box : int
+        Voxels of the truth maps over the same field; fewer than the specimen's in super-resolution.
     assembly, b_factor
         As for `halfmap.io.models.read_model`.
     seed : int
@@ -175,45 +179,54 @@ def prepare_state(
     Returns
     -------
     dict
-        ``mass_kDa`` (0 for a map) and ``contrast_V``, the mean potential inside the molecule against ice.
+        ``state``, ``mass_kDa`` (0 for a map) and ``contrast_V``, the mean potential inside the molecule
+        against ice.
     """
-    number, state = item
-    volume, mass = potential(state, box=box, pixel_size=pixel_size, assembly=assembly, b_factor=b_factor)
-    if state.cut:
-        volume = _break(volume, np.random.default_rng(SeedSequence(seed, spawn_key=(1, state.cut))))
-    else:
-        truth = fourier.resample(volume, new_shape=(box,) * 3).numpy()
-        write_mrc(truth_file(truth_folder, number), truth, pixel_size=pixel_size)
-    with atomic_path(state_file(folder, number)) as temporary, temporary.open("wb") as file:
+    edge_A = specimen.box * specimen.pixel_size
+    volume, mass = potential(
+        state, box=specimen.fine_box, pixel_size=specimen.fine_pixel, assembly=assembly, b_factor=b_factor
+    )
+    truth = fourier.resample(volume, new_shape=(truth_box,) * 3)
+    # Images hold nothing from Nyquist on, and neither does what they are compared with.
+    k = grids.frequency_radius((truth_box,) * 3)
+    truth = fourier.irfft3(fourier.rfft3(truth) * (k < 0.5), shape=(truth_box,) * 3)
+    write_mrc(truth_file(truth_folder, state.number), truth.numpy(), pixel_size=edge_A / truth_box)
+    _store(volume, state_file(specimen.folder, state.number))
+    if state.number == 0:
+        for i in range(specimen.n_broken):
+            fragment = _break(volume, np.random.default_rng(SeedSequence(seed, spawn_key=(1, i))))
+            _store(fragment, state_file(specimen.folder, len(specimen.fractions) + i))
+    return {"state": state.number, "mass_kDa": mass, "contrast_V": _mean_inside(volume, edge_A)}
+
+
+def _store(volume: Tensor, path: Path) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, padded_transform(volume))
-    return {"state": number, "mass_kDa": mass, "contrast_V": _mean_inside(volume, box * pixel_size)}
 
 
 def potential(
     state: State, *, box: int, pixel_size: float, assembly: str | None, b_factor: float | None
 ) -> tuple[Tensor, float]:
-    """Potential of a state against ice in V, on the finer grid, and the molecule's mass in kDa.
+    """Potential of a state against ice in V, (box, box, box), and the molecule's mass in kDa.
 
     Raises
     ------
     ParameterError
         If two models to morph between do not have the same atoms, or the box is too small.
     """
-    fine = _fine_box(box)
-    voxel = box * pixel_size / fine
     if is_map(state.sources[0]):
-        return _potential_of_map(Path(state.sources[0]), fine, voxel), 0.0
+        return _potential_of_map(Path(state.sources[0]), box, pixel_size), 0.0
     models = [read_model(path, assembly=assembly, b_factor=b_factor) for path in state.sources]
     model = models[0] if len(models) == 1 else _between(models[0], models[1], state.mix)
     model = replace(model, positions=model.positions - models[0].centre)
     reach = float(np.abs(model.positions).max())
-    if 2 * reach > box * pixel_size - 6:
+    if 2 * reach + _ROOM_A > box * pixel_size:
         raise ParameterError(
-            f"the molecule reaches {reach:.0f} Å from its centre, the box {box * pixel_size / 2:.0f} Å",
+            f"the molecule reaches {reach:.0f} Å from its centre, its box {box * pixel_size / 2:.0f} Å",
             path=state.sources[0],
-            hint=f"use --box-size {choose_box(2 * reach, pixel_size)} or more",
+            hint=f"give a --box-size of {2 * reach + _ROOM_A:.0f} Å over the pixel size, or more",
         )
-    return _potential_of_atoms(model, fine, voxel)
+    return _potential_of_atoms(model, box, pixel_size)
 
 
 def _potential_of_atoms(model: AtomicModel, fine: int, voxel: float) -> tuple[Tensor, float]:

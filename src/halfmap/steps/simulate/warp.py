@@ -1,4 +1,4 @@
-"""Move an image along a smooth field of displacements."""
+"""Move images: as a whole in Fourier space, and along a smooth field of displacements."""
 
 from __future__ import annotations
 
@@ -25,6 +25,41 @@ def spline_coefficients(image: Tensor) -> NDArray[np.float32]:
     """Coefficients (h, w) of the cubic B-spline through a periodic image."""
     shape = (image.shape[0], image.shape[1])
     return fourier.irfft2(fourier.rfft2(image) / spline_response(shape), shape=shape).numpy()
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def displace(
+    spectra: NDArray, weights: NDArray, shift_px: NDArray, smear_px: NDArray, moved: NDArray
+) -> None:
+    """Filter and shift images of even width, each blurred along a straight way at even speed.
+
+    Parameters
+    ----------
+    spectra : array (n, h, w // 2 + 1), complex64
+        Half-spectra.
+    weights : array (h, w // 2 + 1), float32
+        Filter.
+    shift_px, smear_px : array (n, 2)
+        Shift (x, y), exact to any fraction of a pixel, and the whole way (x, y), in pixels.
+    moved : array as `spectra`
+        Result: spectra * weights * exp(-2 pi i k . shift) * sinc(k . smear).
+    """
+    count, h, columns = spectra.shape
+    w = 2 * (columns - 1)
+    for task in numba.prange(count * h):
+        i, iy = task // h, task % h
+        ky = (iy if iy < (h + 1) // 2 else iy - h) / h
+        # Phases grow evenly along a row: turning by a step replaces a sine and a cosine per coefficient.
+        phase, half = -2 * np.pi * ky * shift_px[i, 1], np.pi * ky * smear_px[i, 1]
+        phase_step, half_step = -2 * np.pi * shift_px[i, 0] / w, np.pi * smear_px[i, 0] / w
+        factor, turn = np.exp(1j * phase), np.exp(1j * phase_step)
+        blur, blur_turn = np.exp(1j * half), np.exp(1j * half_step)
+        for ix in range(columns):
+            angle = half + ix * half_step
+            weight = weights[iy, ix] * (blur.imag / angle if abs(angle) > 1e-3 else 1.0)
+            moved[i, iy, ix] = spectra[i, iy, ix] * np.complex64(weight * factor)
+            factor *= turn
+            blur *= blur_turn
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)

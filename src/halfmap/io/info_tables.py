@@ -1,0 +1,262 @@
+"""What is in a table, in one screen: STAR and cryoSPARC files, coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet, TableSet
+from halfmap.errors import FileFormatError, TableError
+from halfmap.io.info import facts, warning
+from halfmap.io.star import read_star
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PREVIEW_ROWS, PREVIEW_COLUMNS, NAME_LENGTH = 5, 6, 30
+
+_IMPORTANT = (
+    "rlnImageName",
+    "rlnMicrographMovieName",
+    "rlnMicrographName",
+    "rlnCoordinateX",
+    "rlnCoordinateY",
+    "rlnDefocusU",
+    "rlnAngleRot",
+    "rlnAngleTilt",
+    "rlnAnglePsi",
+    "rlnOriginXAngst",
+    "rlnClassNumber",
+    "rlnRandomSubset",
+    "rlnImageSizeZ",
+)
+"""Columns worth a look, first those that are shown when space is short."""
+
+_OPTICS = {
+    "rlnOpticsGroupName": "optics group",
+    "rlnVoltage": "kV",
+    "rlnSphericalAberration": "Cs mm",
+    "rlnAmplitudeContrast": "amp. contrast",
+    "rlnMicrographOriginalPixelSize": "movie Å/px",
+    "rlnMicrographPixelSize": "micrograph Å/px",
+    "rlnImagePixelSize": "particle Å/px",
+    "rlnImageSize": "box px",
+    "rlnMicrographDoseRate": "e/Å² a frame",
+}
+
+
+def describe_star(path: Path) -> list[object]:
+    """Describe a STAR file: its blocks, and of movies, micrographs and particles what matters.
+
+    Raises
+    ------
+    FileFormatError, TableError
+        If the file cannot be parsed.
+    """
+    blocks = read_star(path)
+    parts: list[object] = [_blocks(blocks)]
+    kinds = _kinds(blocks)
+    for kind in kinds:
+        try:
+            table = _read(path, kind)
+        except TableError as error:
+            parts += ["", warning(f"cannot be used as {kind.items}: {error.message}")]
+        else:
+            parts += describe_set(table)
+    if not kinds:
+        loops = {name: block for name, block in blocks.items() if isinstance(block, pl.DataFrame)}
+        pairs = {name: block for name, block in blocks.items() if isinstance(block, dict)}
+        for block in list(pairs.values())[:1]:
+            parts += ["", facts(list(block.items())[:12])]
+        if loops:
+            name = max(loops, key=lambda key: loops[key].height)
+            parts += ["", _preview(loops[name], f"first rows of data_{name}")]
+    return parts
+
+
+def describe_cs(path: Path) -> list[object]:
+    """Describe a cryoSPARC file: its fields, and its particles or micrographs where it holds all they need.
+
+    Raises
+    ------
+    FileFormatError
+        If it is no such file.
+    """
+    import numpy as np
+
+    from halfmap.io.cryosparc import read_cs
+
+    try:
+        table, problem = read_cs(path), None
+    except TableError as error:
+        table, problem = None, error
+    records = np.load(path, allow_pickle=False, max_header_size=10_000_000)
+    names = [name for name in records.dtype.names if "/" in name]
+    groups = {name.split("/")[0]: 0 for name in names}
+    for name in names:
+        groups[name.split("/")[0]] += 1
+    fields = ", ".join(f"{group} ({n})" for group, n in groups.items())
+    parts: list[object] = [
+        facts([("holds", f"cryoSPARC table of {len(records):,} items"), ("fields", fields)])
+    ]
+    if problem is not None:
+        parts.append(warning(f"{problem.message}; {problem.hint}" if problem.hint else problem.message))
+    return parts + (describe_set(table) if table is not None else [])
+
+
+def describe_coordinates(path: Path) -> list[object]:
+    """Describe a file of particle coordinates.
+
+    Raises
+    ------
+    FileFormatError, TableError
+        If it is no such file.
+    """
+    from halfmap.io.coordinates import read_coordinates
+
+    table = read_coordinates(path)
+    if table.is_empty():
+        raise FileFormatError("holds no coordinates", path=path)
+    rows: list[tuple[str, object]] = [("holds", f"{table.height:,} particle coordinates")]
+    if "rlnMicrographName" in table.columns:
+        rows.append(("micrographs", f"{table['rlnMicrographName'].n_unique():,}"))
+    for label, name, unit in (
+        ("rlnCoordinateX", "x", " px"),
+        ("rlnCoordinateY", "y", " px"),
+        ("rlnAutopickFigureOfMerit", "score", ""),
+    ):
+        if label in table.columns:
+            rows.append((name, _range(table[label], unit)))
+    return [facts(rows), "", _preview(table, "first rows")]
+
+
+def _kinds(blocks: Mapping[str, object]) -> list[type[TableSet]]:
+    """Choose what the file's tables may be: by the names of blocks, in old files by their columns."""
+    kinds: tuple[type[TableSet], ...] = (MovieSet, MicrographSet, ParticleSet)
+    named = [kind for kind in kinds if isinstance(blocks.get(kind.block), pl.DataFrame)]
+    if named:
+        return named
+    loops = [block for block in blocks.values() if isinstance(block, pl.DataFrame)]
+    return [kind for kind in reversed(kinds) if any(kind.holds(loop.columns) for loop in loops)][:1]
+
+
+def _read(path: Path, kind: type[TableSet]) -> TableSet:
+    from halfmap.io.tables import read_micrographs, read_movies, read_particles
+
+    readers = {MovieSet: read_movies, MicrographSet: read_micrographs, ParticleSet: read_particles}
+    return readers[kind](path)
+
+
+def describe_set(table: TableSet) -> list[object]:
+    """Describe movies, micrographs or particles: optics groups, what the rows hold, the first of them."""
+    return ["", facts(_set_facts(table)), "", _optics(table), "", _preview(table.rows, "first rows")]
+
+
+def _set_facts(table: TableSet) -> list[tuple[str, object]]:
+    rows, columns = table.rows, table.rows.columns
+    pairs: list[tuple[str, object]] = [("holds", f"{len(table):,} {table.items}")]
+    if "rlnMicrographName" in columns and isinstance(table, ParticleSet):
+        pairs.append(("micrographs", f"{rows['rlnMicrographName'].n_unique():,}"))
+    if "rlnImageName" in columns:
+        files = rows["rlnImageName"].str.split("@").list.last().n_unique()
+        pairs.append(("image stacks", f"{files:,}"))
+    if {"rlnDefocusU", "rlnDefocusV"} <= set(columns):
+        mean = (rows["rlnDefocusU"] + rows["rlnDefocusV"]) / 2
+        pairs.append(("defocus", _range(mean, " Å")))
+    elif table.items != "movies":
+        pairs.append(("defocus", "not estimated"))
+    if isinstance(table, ParticleSet):
+        pairs.append(("poses", _poses(rows)))
+    pairs.append(("classes", _counts(rows, "rlnClassNumber")))
+    pairs.append(("half sets", _counts(rows, "rlnRandomSubset")))
+    for label, name, unit in (
+        ("rlnCtfMaxResolution", "CTF fits to", " Å"),
+        ("rlnAccumMotionTotal", "motion", " Å"),
+        ("rlnAutopickFigureOfMerit", "pick score", ""),
+        ("rlnImageSizeZ", "frames", ""),
+    ):
+        if label in columns:
+            pairs.append((name, _range(rows[label], unit)))
+    pairs.append(
+        ("columns", f"{len(columns)}: {', '.join(column.removeprefix('rln') for column in columns)}")
+    )
+    return pairs
+
+
+def _poses(rows: pl.DataFrame) -> str:
+    if "rlnAnglePsi" not in rows.columns:
+        return "none"
+    tilted = [label for label in ("rlnAngleRot", "rlnAngleTilt") if label in rows.columns]
+    # 2D classification writes zeros.
+    return "3D" if any((rows[label] != 0).any() for label in tilted) else "in the plane only"
+
+
+def _counts(rows: pl.DataFrame, label: str) -> str | None:
+    if label not in rows.columns:
+        return None
+    counts = rows[label].value_counts().sort(label)
+    shown = [f"{value}: {count:,}" for value, count in counts.head(12).iter_rows()]
+    return ", ".join(shown) + (f" and {counts.height - 12} more" if counts.height > 12 else "")
+
+
+def _range(series: pl.Series, unit: str) -> str:
+    low, high = series.min(), series.max()
+    if low is None or high is None:
+        return "no values"
+    return f"{low:,.5g}{unit}" if low == high else f"{low:,.5g} to {high:,.5g}{unit}"
+
+
+def _blocks(blocks: Mapping[str, object]) -> Table:
+    rows: list[tuple[str, object]] = []
+    for name, block in list(blocks.items())[:12]:
+        if isinstance(block, pl.DataFrame):
+            rows.append((f"data_{name}", f"{block.height:,} rows × {block.width} columns"))
+        elif isinstance(block, dict):
+            rows.append((f"data_{name}", f"{len(block)} values"))
+    if len(blocks) > len(rows):
+        rows.append(("", f"and {len(blocks) - len(rows)} more blocks"))
+    return facts(rows)
+
+
+def _optics(table: TableSet) -> Table:
+    labels = [label for label in _OPTICS if label in table.optics.columns]
+    frame = table.optics.select(labels).head(8)
+    counts = [
+        table.rows.filter(pl.col("rlnOpticsGroup") == group).height
+        for group in table.optics["rlnOpticsGroup"]
+    ]
+    rows = [(*row, f"{count:,}") for row, count in zip(frame.iter_rows(), counts, strict=False)]
+    return _grid([*(_OPTICS[label] for label in labels), table.items], rows)
+
+
+def _preview(frame: pl.DataFrame, title: str) -> Table:
+    """Lay out the first rows of the columns that matter, long names without their folders."""
+    important = [label for label in _IMPORTANT if label in frame.columns]
+    labels = (important or frame.columns)[:PREVIEW_COLUMNS]
+    return _grid(labels, frame.head(PREVIEW_ROWS).select(labels).rows(), title=title)
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2), title=title, title_justify="left", title_style="italic")
+    for heading in headings:
+        table.add_column(Text(heading.removeprefix("rln"), style="cyan"), overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_short(value)) for value in row))
+    return table
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "" if value is None else str(value)
+    if len(text) <= NAME_LENGTH:
+        return text
+    number, mark, name = text.rpartition("@")
+    kept = NAME_LENGTH - len(number) - len(mark) - 1
+    return f"{number}{mark}…{name[-max(kept, 1) :]}"

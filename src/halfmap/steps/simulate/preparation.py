@@ -1,0 +1,80 @@
+"""The molecules of a run, prepared once and stored in the job folder for all workers."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from halfmap.engine import Context
+from halfmap.errors import ParameterError
+from halfmap.log import log
+from halfmap.steps.simulate import specimen as molecules
+from halfmap.steps.simulate.specimen import Specimen
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from halfmap.steps.simulate.step import Simulate
+
+SHIPPED_MODEL = "apoferritin.cif.gz"
+"""Model taken when none is given; it lies beside this file."""
+
+
+def model_files(step: Simulate, ctx: Context) -> list[Path]:
+    """Models or maps of a run."""
+    from pathlib import Path
+
+    if step.models:
+        return [ctx.resolve(path) for path in step.models]
+    return [Path(__file__).with_name(SHIPPED_MODEL)]
+
+
+def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: bool = False) -> Specimen:
+    """Compute the potential of every conformation, and of fragments where they are needed.
+
+    Parameters
+    ----------
+    step : Simulate
+        Parameters.
+    ctx : Context
+        The loop over conformations is its own, so that a killed job does not compute one again.
+    upsampling : int
+        Pixels of the images per pixel of the detector, along an edge.
+    fragments : bool
+        Whether broken molecules are needed.
+
+    Raises
+    ------
+    ParameterError
+        If the box is too small, or models to morph between differ in their atoms.
+    """
+    sources = model_files(step, ctx)
+    assembly = None if step.assembly.lower() == "none" else step.assembly
+    diameter = max(molecules.measure(source, assembly=assembly) for source in sources)
+    box = step.box_size or molecules.choose_box(diameter, step.pixel_size)
+    states = molecules.plan_states(sources, morph_states=step.morph_states)
+    shares = step.fractions or (1.0,) * len(states)
+    specimen = Specimen(
+        folder=ctx.folder / "Specimen",
+        box=box * upsampling,
+        pixel_size=step.pixel_size / upsampling,
+        fractions=tuple(share / sum(shares) for share in shares),
+        n_broken=molecules.BROKEN_VARIANTS if fragments else 0,
+        diameter=diameter,
+    )
+    work = functools.partial(
+        molecules.prepare_state,
+        specimen=specimen,
+        truth_folder=ctx.folder,
+        truth_box=box,
+        assembly=assembly,
+        b_factor=step.atom_b_factor,
+        seed=step.seed,
+    )
+    results = ctx.map(work, states, key=lambda state: f"{state.number + 1:03d}", unit="conformation")
+    if len(results) < len(states):
+        raise ParameterError("not every conformation could be prepared", hint=ctx.failures[-1].reason)
+    for row in results:
+        mass = f"{row['mass_kDa']:.0f} kDa, " if row["mass_kDa"] else ""
+        log.info("conformation %d: %s%.2f V against ice", row["state"] + 1, mass, row["contrast_V"])
+    return specimen

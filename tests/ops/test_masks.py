@@ -1,0 +1,101 @@
+"""Masks voxel by voxel against their definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from halfmap.errors import ParameterError, ShapeError
+from halfmap.ops import masks
+
+
+def fall(distance: float, width: float) -> float:
+    return (
+        1.0
+        if distance <= 0
+        else 0.0
+        if distance >= width
+        else 0.5 + 0.5 * math.cos(math.pi * distance / width)
+    )
+
+
+@pytest.mark.parametrize("shape", [(12, 13, 14), (9, 9, 9)])
+def test_sphere(shape):
+    mask = masks.soft_sphere(shape, radius=5.0, edge=3.0, pixel_size=1.5)
+    middle = [n // 2 for n in shape]
+    for voxel in [
+        (0, 0, 0),
+        tuple(middle),
+        (middle[0], middle[1], middle[2] + 4),
+        (3, 4, 5),
+        (6, 2, 5),
+        (8, 8, 8),
+    ]:
+        r = 1.5 * math.dist(voxel, middle)
+        assert mask[voxel].item() == pytest.approx(fall(r - 5.0, 3.0), abs=1e-6)
+    assert ((mask > 0) & (mask < 1)).any()
+
+
+def test_circle_with_a_sharp_edge_has_the_area_of_its_pixels():
+    mask = masks.soft_circle((65, 65), radius=20.0, edge=0.0)
+    inside = sum(1 for y in range(-32, 33) for x in range(-32, 33) if x * x + y * y <= 400)
+    assert mask.sum() == inside
+    assert mask[32, 52] == 1
+    assert mask[32, 53] == 0
+
+
+def test_cylinder_is_round_across_and_ends_along_z():
+    mask = masks.soft_cylinder((30, 24, 24), radius=6.0, length=16.0, edge=4.0)
+    for z, y, x in [
+        (0, 0, 0),
+        (0, 6, 0),
+        (8, 6, 0),
+        (10, 0, 0),
+        (12, 0, 0),
+        (9, 5, 6),
+        (10, 0, 8),
+        (-10, -8, 0),
+    ]:
+        across, along = max(math.hypot(x, y) - 6.0, 0.0), max(abs(z) - 8.0, 0.0)
+        expected = fall(math.hypot(across, along), 4.0)
+        assert mask[15 + z, 12 + y, 12 + x].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 22), (9, 10, 11)])
+def test_soft_edge_is_the_cosine_of_the_distance_to_the_nearest_voxel_inside(shape):
+    binary = torch.zeros(shape, dtype=torch.bool)
+    seeds = [tuple(n // 3 for n in shape), tuple(2 * n // 3 for n in shape)]
+    for seed in seeds:
+        binary[seed] = True
+    soft = masks.soft_edge(binary, width=6.0, pixel_size=1.5)
+    for voxel in torch.cartesian_prod(*[torch.arange(n) for n in shape]).tolist():
+        distance = 1.5 * min(math.dist(voxel, seed) for seed in seeds)
+        assert soft[tuple(voxel)].item() == pytest.approx(fall(distance, 6.0), abs=1e-6)
+    assert binary.sum() == 2
+
+
+def test_empty_and_full_masks_stay_so():
+    assert masks.soft_edge(torch.zeros(6, 6), width=3.0).sum() == 0
+    assert (masks.soft_edge(torch.ones(6, 6), width=3.0) == 1).all()
+
+
+def test_a_soft_edge_of_a_sharp_sphere_is_near_the_soft_sphere():
+    shape = (40, 40, 40)
+    sharp = masks.soft_sphere(shape, radius=10.0, edge=0.0)
+    soft = masks.soft_edge(sharp, width=5.0)
+    # The nearest voxel inside lies within half a diagonal of the sphere; the slope is pi / (2 width).
+    bound = math.sqrt(3) / 2 * math.pi / (2 * 5.0)
+    assert (soft - masks.soft_sphere(shape, radius=10.0, edge=5.0)).abs().max() <= bound
+
+
+def test_masks_that_cannot_be_are_refused():
+    with pytest.raises(ShapeError, match="3D mask"):
+        masks.soft_sphere((8, 8), radius=2.0, edge=1.0)
+    with pytest.raises(ParameterError, match="radius"):
+        masks.soft_circle((8, 8), radius=0.0, edge=1.0)
+    with pytest.raises(ParameterError, match="edge"):
+        masks.soft_circle((8, 8), radius=2.0, edge=-1.0)
+    with pytest.raises(ShapeError, match="one image or volume"):
+        masks.soft_edge(torch.zeros(2, 4, 4, 4), width=1.0)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from halfmap.cli import main
+from halfmap.errors import ItemsFailedError, ParameterError, ShapeError
+from halfmap.io.gain import orient_gain
+from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import read_micrographs, read_movies
+from halfmap.io.tiff import write_tiff_movie
+from halfmap.project import Project
+from halfmap.steps.import_.step import ImportMicrographs, ImportMovies
+
+SHAPE, FRAMES, COUNTS = (64, 96), 12, 4.0
+
+
+def gain_reference() -> np.ndarray:
+    return np.random.default_rng(5).normal(1, 0.1, SHAPE).astype(np.float32)
+
+
+def write_movie(path: Path, *, seed: int = 0, shape=SHAPE, pixel_size: float | None = 0.9) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    pattern = 1 / gain_reference() if shape == SHAPE else np.ones(shape)
+    frames = np.random.default_rng(seed).poisson(COUNTS * pattern, (FRAMES, *shape)).astype(np.uint8)
+    write_tiff_movie(path, frames, pixel_size=pixel_size)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    """A project with three movies and their gain reference, in which the process stands."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_movie(tmp_path / f"Movies/m{number}.tif", seed=number)
+    write_mrc(tmp_path / "gain.mrc", gain_reference(), pixel_size=0.9)
+    return Project.open(tmp_path)
+
+
+def movies(**parameters) -> ImportMovies:
+    return ImportMovies(**({"movies": ("Movies/*.tif",), "dose_per_frame": 1.25} | parameters))
+
+
+def written(project: Project) -> set[str]:
+    """Outputs in the newest job's folder, and whatever was left half-written."""
+    folder = max((project.root / "Import").iterdir())
+    own = {"movies.star", "gain.mrc", "movies.png", "micrographs.star", "micrographs.png"}
+    return {
+        path.name
+        for path in folder.iterdir()
+        if path.name in own or path.name.startswith(".") != (path.name == ".lock")
+    }
+
+
+def test_movies_are_listed_with_the_settings(project):
+    job = project.run(movies(gain="gain.mrc", voltage=200, pre_exposure=0.5, optics_group="day1"))
+    table = read_movies(job.outputs["movies"])
+    assert table.rows["rlnMicrographMovieName"].to_list() == [f"Movies/m{i}.tif" for i in range(3)]
+    assert table.rows.select("rlnImageSizeX", "rlnImageSizeY", "rlnImageSizeZ").unique().rows() == [
+        (SHAPE[1], SHAPE[0], FRAMES)
+    ]
+    assert table.optics.to_dicts() == [
+        {
+            "rlnOpticsGroupName": "day1",
+            "rlnOpticsGroup": 1,
+            "rlnMicrographOriginalPixelSize": 0.9,
+            "rlnVoltage": 200.0,
+            "rlnSphericalAberration": 2.7,
+            "rlnAmplitudeContrast": 0.1,
+            "rlnMicrographDoseRate": 1.25,
+            "rlnMicrographPreExposure": 0.5,
+            "rlnMicrographGainName": f"{job.name}gain.mrc",
+        }
+    ]
+    np.testing.assert_array_equal(read_mrc(job.outputs["gain"])[0], gain_reference())
+    assert project.pipeline.nodes[f"{job.name}movies.star"] == "MicrographMovieGroupMetadata.star.relion"
+
+
+def test_truncated_and_odd_movies_are_named_and_the_rest_imported(project):
+    whole = Path("Movies/m0.tif").read_bytes()
+    Path("Movies/m4.tif").write_bytes(whole[: len(whole) * 3 // 4])
+    Path("Movies/m5.tif").write_bytes(b"")
+    write_movie(Path("Movies/m6.tif"), shape=(64, 64))
+    job = project.run(movies())
+    assert len(read_movies(job.outputs["movies"])) == 3
+    failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
+    assert set(failures) == {f"Movies/m{i}.tif" for i in (4, 5, 6)}
+    assert "truncated" in failures["Movies/m4.tif"]
+    assert "64 × 64 px, most others are 96 × 64" in failures["Movies/m6.tif"]
+
+
+def test_a_movie_whose_last_frame_is_cut_is_left_out(project):
+    """All directories may lie before the frames: a broken transfer then shows only on reading."""
+    import tifffile
+
+    frames = np.random.default_rng(9).poisson(4, (FRAMES, *SHAPE)).astype(np.uint8)
+    tifffile.imwrite("Movies/m9.tif", frames, metadata=None)
+    data = Path("Movies/m9.tif").read_bytes()
+    Path("Movies/m9.tif").write_bytes(data[:-1000])
+    job = project.run(movies())
+    assert read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list() == ["Movies/m9.tif"]
+
+
+@pytest.mark.parametrize("turn", [(1, 0), (2, 0), (0, 1), (0, 2), (3, 1)])
+def test_a_turned_gain_is_detected_and_the_right_orientation_named(project, turn, capsys):
+    right = next(
+        (rotation, flip)
+        for flip in range(3)
+        for rotation in range(4)
+        if np.array_equal(_turn(_turn(gain_reference(), *turn), rotation, flip), gain_reference())
+    )
+    write_mrc("turned.mrc", _turn(gain_reference(), *turn), pixel_size=0.9)
+    words = ["import", "movies", "--movies", "Movies/*.tif", "--dose-per-frame", "1", "--gain", "turned.mrc"]
+    assert main(words) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"--gain-rotation {right[0]} --gain-flip {right[1]} (correlation" in message
+    assert written(project) == set()
+    job = project.run(movies(gain="turned.mrc", gain_rotation=right[0], gain_flip=right[1]))
+    np.testing.assert_array_equal(read_mrc(job.outputs["gain"])[0], gain_reference())
+
+
+def _turn(gain: np.ndarray, rotation: int, flip: int) -> np.ndarray:
+    return np.ascontiguousarray(orient_gain(gain, rotation=rotation, flip=flip))
+
+
+def test_a_turned_gain_is_taken_when_the_user_insists(project):
+    write_mrc("turned.mrc", _turn(gain_reference(), 2, 0), pixel_size=0.9)
+    job = project.run(movies(gain="turned.mrc", check_gain=False))
+    np.testing.assert_array_equal(read_mrc(job.outputs["gain"])[0], gain_reference()[::-1, ::-1])
+
+
+def test_a_gain_that_the_movies_do_not_show_is_a_warning(project, caplog):
+    write_mrc("other.mrc", np.random.default_rng(77).normal(1, 0.1, SHAPE).astype(np.float32), pixel_size=0.9)
+    # Chance correlations on 6,144 pixels are 0.013 wide: the largest of eight passes 0.05 once in 500.
+    project.run(movies(gain="other.mrc"))
+    assert "no trace of it" in caplog.text
+
+
+def test_a_gain_of_another_shape_stops_the_import(project):
+    write_mrc("small.mrc", np.ones((50, 50), np.float32), pixel_size=0.9)
+    with pytest.raises(ShapeError, match="small.mrc: the gain reference is 50 x 50 px"):
+        project.run(movies(gain="small.mrc"))
+    assert written(project) == set()
+
+
+def test_a_gain_at_half_the_pixels_fits_super_resolution_movies(project):
+    write_mrc("half.mrc", np.ones((SHAPE[0] // 2, SHAPE[1] // 2), np.float32), pixel_size=1.8)
+    job = project.run(movies(gain="half.mrc", check_gain=False))
+    assert read_mrc(job.outputs["gain"]).shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("step", [ImportMovies, ImportMicrographs])
+def test_a_pattern_without_a_file_is_an_error_before_the_job(project, step):
+    values = {"movies": ("Nothing/*.tif",), "dose_per_frame": 1} if step is ImportMovies else {}
+    with pytest.raises(ParameterError, match=r"Nothing/\*.tif: input file does not exist"):
+        project.run(step(**(values or {"micrographs": ("Nothing/*.tif",)})))
+    assert not (project.root / "Import").exists()
+
+
+def test_headers_without_a_pixel_size_need_the_users(project, capsys):
+    for number in range(3):
+        write_movie(Path(f"Movies/m{number}.tif"), pixel_size=None)
+    words = ["import", "movies", "--movies", "Movies/*.tif", "--dose-per-frame", "1"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith(
+        "halfmap: the files' headers state no pixel size; give it with --pixel-size\n"
+    )
+    assert written(project) == set()
+    assert main([*words, "--pixel-size", "1.1"]) == 0
+    assert read_movies("Import/job002/movies.star").pixel_size == 1.1
+
+
+def test_headers_that_disagree_on_the_pixel_size_need_the_users(project):
+    write_movie(Path("Movies/m3.tif"), pixel_size=1.8)
+    with pytest.raises(ParameterError, match=r"pixel sizes from 0.9 to 1.8 Å; give it with --pixel-size"):
+        project.run(movies())
+
+
+def test_micrographs_are_no_movies_and_movies_no_micrographs(project):
+    write_mrc("mic.mrc", np.zeros(SHAPE, np.float32), pixel_size=1)
+    with pytest.raises(ItemsFailedError, match="holds a single frame; use: halfmap import micrographs"):
+        project.run(movies(movies=("mic.mrc",)))
+    with pytest.raises(ItemsFailedError, match="if it is a movie, use: halfmap import movies"):
+        project.run(ImportMicrographs(micrographs=("Movies/m0.tif",)))
+
+
+def test_movies_outside_the_project_keep_absolute_names(project, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("microscope")
+    write_movie(elsewhere / "a[1].tif")  # brackets are a pattern's, and names' too
+    write_movie(elsewhere / "b.mrc.tif")
+    job = project.run(movies(movies=(elsewhere / "a[1].tif", elsewhere / "*.mrc.tif")))
+    names = read_movies(job.outputs["movies"]).rows["rlnMicrographMovieName"].to_list()
+    assert names == [f"{elsewhere}/a[1].tif", f"{elsewhere}/b.mrc.tif"]
+
+
+def test_micrographs_are_listed_and_broken_ones_named(project):
+    for number in range(3):
+        image = np.random.default_rng(number).normal(size=SHAPE)
+        write_mrc(f"Mics/{number}.mrc", image, pixel_size=1.3)
+    Path("Mics/3.mrc").write_bytes(Path("Mics/0.mrc").read_bytes()[:5000])
+    write_mrc("Mics/4.mrc", np.zeros((8, 8), np.float32), pixel_size=1.3)
+    job = project.run(ImportMicrographs(micrographs=("Mics/*.mrc",), amplitude_contrast=0.07))
+    table = read_micrographs(job.outputs["micrographs"])
+    assert table.rows["rlnMicrographName"].to_list() == ["Mics/0.mrc", "Mics/1.mrc", "Mics/2.mrc"]
+    assert (table.pixel_size, table.optics["rlnAmplitudeContrast"][0]) == (1.3, 0.07)
+    failed = read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list()
+    assert failed == ["Mics/3.mrc", "Mics/4.mrc"]
+    assert job.outputs["picture"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_real_micrographs(project, shared_data):
+    pattern = shared_data / "micrographs/apoferritin_empiar10146/apo_03*.mrc"
+    table = read_micrographs(project.run(ImportMicrographs(micrographs=(pattern,))).outputs["micrographs"])
+    assert len(table) == 4
+    assert table.pixel_size == 1.5

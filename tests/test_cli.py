@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_step
+
+import halfmap
+from halfmap.cli import main
+from halfmap.engine import registered_steps
+from halfmap.io.mrc import write_mrc
+from halfmap.project import Project
+from halfmap.steps import load_steps
+
+load_steps()
+STEPS = [cls for cls in registered_steps().values() if cls.__module__.startswith("halfmap.")]
+every_step = pytest.mark.parametrize("cls", STEPS, ids=lambda cls: cls.name)
+
+
+def options(text: str) -> set[str]:
+    """Long options that a help text offers."""
+    words = text.replace(",", " ").replace("|", " ").split()
+    return {word for word in words if word.startswith("--")}
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_step_and_command(words, capsys):
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    for name in [*(cls.name for cls in STEPS), "info", "resume", "doctor"]:
+        assert name in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"halfmap {halfmap.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["import", "movie"], "import movies"),
+        (["simulate", "partciles"], "simulate particles"),
+        (["inffo", "a.mrc"], "info"),
+        (["docter"], "doctor"),
+    ],
+)
+def test_a_misspelt_command_is_guessed(words, meant, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"did you mean '{meant}'?")
+
+
+def test_an_unknown_command_points_to_help(capsys):
+    assert main(["xyzzy"]) == 2
+    assert capsys.readouterr().err == "halfmap: there is no command 'xyzzy'; see: halfmap --help\n"
+
+
+@pytest.mark.parametrize("words", [["import"], ["import", "--help"]])
+def test_a_family_lists_its_members_alone(words, capsys):
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "import coordinates" in shown
+    assert "simulate" not in shown
+
+
+@every_step
+def test_help_shows_every_option_that_is_not_advanced(cls, capsys):
+    assert main([*cls.name.split(), "--help"]) == 0
+    shown = options(capsys.readouterr().out)
+    for parameter in cls.parameters():
+        assert (parameter.option in shown) == (not parameter.advanced)
+    assert {"--workers", "--executor", "--device", "--project", "--max-failures"} <= shown
+
+
+@every_step
+def test_help_all_shows_every_option(cls, capsys):
+    assert main([*cls.name.split(), "--help-all"]) == 0
+    assert {parameter.option for parameter in cls.parameters()} <= options(capsys.readouterr().out)
+
+
+@every_step
+def test_help_leaves_references_to_the_manual_and_units_in_brackets(cls, capsys):
+    assert main([*cls.name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "References" not in shown
+    assert "doi" not in shown.lower()
+    for parameter in cls.parameters():
+        if parameter.unit != "none" and not parameter.advanced:
+            assert f"[{parameter.unit}]" in " ".join(shown.replace("│", " ").split())
+
+
+def test_inputs_come_first_in_help(capsys):
+    main(["import", "movies", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.index("--movies") < shown.index("--pixel-size")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "--dose-per-frame"),
+        (["--dose-per-frame", "much"], "--dose-per-frame"),
+        (["--dose-per-frame", "1", "--gain-rotation", "7"], "--gain-rotation"),
+        (["--dose-per-frame", "1", "--no-such-option", "7"], "--no-such-option"),
+        (["--dose-per-frame", "-1"], "--dose-per-frame: input should be greater than 0"),
+    ],
+)
+def test_a_wrong_option_is_named_and_makes_no_job(words, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "movies", "--movies", "a.tif", *words]) == 2
+    # Long lines are wrapped inside a frame.
+    assert problem in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tuple_takes_bare_words_after_its_option(tmp_path):
+    assert main(["toy", "--n", "6", "--bad", "1", "3", "--seconds", "0", "--project", str(tmp_path)]) == 0
+    job = Project.open(tmp_path).job(1)
+    assert job.step.model_dump()["bad"] == (1, 3)
+    assert (job.folder / "squares.txt").read_text().split() == ["0", "0", "2", "4", "4", "16", "5", "25"]
+
+
+def test_files_of_a_tuple_are_bare_words_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        write_mrc(f"{name}.mrc", np.random.default_rng(1).normal(size=(16, 16)), pixel_size=1.5)
+    assert main(["import", "micrographs", "--micrographs", "a.mrc", "b.mrc", "--voltage", "200"]) == 0
+    assert [str(path) for path in Project.open(".").job(1).step.inputs()] == ["a.mrc", "b.mrc"]
+
+
+def test_a_job_that_failed_leaves_its_mark_and_exit_code_2(tmp_path, capsys):
+    words = ["toy", "--n", "2", "--bad", "0", "1", "--project", str(tmp_path)]
+    assert main(words) == 2
+    assert "every number failed" in capsys.readouterr().err
+    assert Project.open(tmp_path).job(1).status == "Failed"
+
+
+def test_resume_finishes_a_failed_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = toy_step.Toy(n=3)
+    job = Project.open(".").new_job(step)
+    assert main(["resume", "job001"]) == 0
+    assert job.status == "Succeeded"
+    assert main(["resume", "1"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert main(["resume", "77"]) == 2
+    assert "has no job 77" in capsys.readouterr().err
+
+
+def test_resume_outside_a_project_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "1"]) == 2
+    assert "no project here" in capsys.readouterr().err
+
+
+def test_info_describes_files_and_projects(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_mrc("map.mrc", np.zeros((4, 4, 4), np.float32), pixel_size=2.5)
+    assert main(["toy", "--n", "1"]) == 0
+    capsys.readouterr()
+    assert main(["info", "map.mrc", "."]) == 0
+    shown = capsys.readouterr().out
+    assert "volume of 4 × 4 × 4 voxels" in shown
+    assert "2.5 Å" in shown
+    assert "Toy/job001/" in shown
+    assert "Succeeded" in shown
+
+
+def test_info_of_what_is_not_there(tmp_path, capsys):
+    assert main(["info", str(tmp_path / "no.mrc")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert main(["info", str(tmp_path)]) == 2
+    assert "is not a project" in capsys.readouterr().err
+    assert main(["info"]) == 0
+
+
+def test_doctor_examines_the_machine(tmp_path, capsys):
+    assert main(["doctor", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("torch", "Memory", "Disk", "CPU", halfmap.__version__):
+        assert word in shown
+
+
+def test_a_pipe_that_closes_early_is_no_error():
+    command = f"{sys.executable} -m halfmap import movies --help-all | head -1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_start_up_imports_no_heavy_package():
+    heavy = "{'torch', 'polars', 'numba', 'scipy', 'pandas', 'matplotlib', 'gemmi', 'dask', 'numpy'}"
+    code = (
+        "import sys; from halfmap.cli import main; main(['--help']); main(['import']); "
+        f"print('HEAVY', sorted({heavy} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert shown.stdout.splitlines()[-1] == "HEAVY []"
