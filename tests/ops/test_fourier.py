@@ -116,6 +116,12 @@ def test_growing_then_shrinking_changes_nothing(shape):
     torch.testing.assert_close(fourier.resample(grown, new_shape=shape), box)
 
 
+@pytest.mark.parametrize("new_shape", [(6, 8), (20, 16), (9, 8), (6, 14)])
+def test_resized_spectra_are_those_of_real_boxes(new_shape):
+    resized = fourier.resize_spectrum(fourier.rfft2(random_box(12, 12)), shape=(12, 12), new_shape=new_shape)
+    torch.testing.assert_close(fourier.rfft2(fourier.irfft2(resized, shape=new_shape)), resized)
+
+
 @pytest.mark.parametrize("shape", [(8, 9), (7, 10), (6, 7, 8)])
 def test_whole_shifts_roll_the_box(shape):
     ndim = len(shape)

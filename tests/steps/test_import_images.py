@@ -140,7 +140,7 @@ def test_a_gain_that_the_movies_do_not_show_is_a_warning(project, caplog):
 
 def test_a_gain_of_another_shape_stops_the_import(project):
     write_mrc("small.mrc", np.ones((50, 50), np.float32), pixel_size=0.9)
-    with pytest.raises(ShapeError, match="small.mrc: the gain reference is 50 x 50 px"):
+    with pytest.raises(ShapeError, match=r"small\.mrc: the gain reference is 50 x 50 px"):
         project.run(movies(gain="small.mrc"))
     assert written(project) == set()
 

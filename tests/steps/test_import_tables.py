@@ -119,7 +119,7 @@ def test_a_short_stack_is_an_error_with_the_row(project):
 def test_a_truncated_stack_is_an_error(project):
     source = write_particle_files(project.root)
     Path("Extract/stack.mrcs").write_bytes(Path("Extract/stack.mrcs").read_bytes()[:-1])
-    with pytest.raises(FileFormatError, match="stack.mrcs: is truncated"):
+    with pytest.raises(FileFormatError, match=r"stack\.mrcs: is truncated"):
         project.run(ImportParticles(particles=source))
 
 

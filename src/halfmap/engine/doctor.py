@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REQUIRED = (
     "torch", "numpy", "scipy", "numba", "polars", "pydantic", "tyro", "mrcfile", "tifffile", "imagecodecs",
-    "gemmi", "torch-ctf", "matplotlib", "dask", "distributed", "psutil", "rich",
+    "gemmi", "matplotlib", "dask", "distributed", "psutil", "rich",
 )  # fmt: skip
 """Packages that the installer brings along."""
 

@@ -126,7 +126,7 @@ class ImageStack:
         if len(wrong):
             row = int(wrong[0])
             header = self._headers[self._files[row]]
-            message = f"asks for image {self._numbers[row] + 1} of {header.path}"
+            message = f"asks for image {int(self._numbers[row]) + 1} of {header.path}"
             message += f", which holds {header.shape[0]}"
             hint = "the stack was cut short or belongs to another table"
             raise TableError(message, path=self.table, row=row + 1, hint=hint)

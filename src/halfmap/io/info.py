@@ -17,8 +17,9 @@ from halfmap.errors import FileFormatError
 from halfmap.io.binary import file_size, opened
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from halfmap.io.assemblies import Copies
     from halfmap.io.mrc import MrcHeader
@@ -77,7 +78,7 @@ def facts(rows: Iterable[tuple[str, object]]) -> Table:
     return table
 
 
-def warning(text: str) -> object:
+def warning(text: str) -> Text:
     """Give a value that is a reason to worry its colour."""
     from rich.text import Text
 
@@ -157,7 +158,7 @@ def _statistics(
     return rows
 
 
-def _mrc(path: Path) -> list[object]:
+def _mrc(path: Path) -> list[RenderableType]:
     from halfmap.io.mrc import read_header, read_sections
 
     header = read_header(path)
@@ -200,7 +201,7 @@ def _mrc_facts(header: MrcHeader) -> list[tuple[str, object]]:
     ]
 
 
-def _tiff(path: Path) -> list[object]:
+def _tiff(path: Path) -> list[RenderableType]:
     from halfmap.io.tiff import EER_COMPRESSIONS, open_pages, read_tiff, tiff_info
 
     with open_pages(path) as (tiff, _):
@@ -218,7 +219,7 @@ def _tiff(path: Path) -> list[object]:
     return [facts(rows + _statistics(lambda i: read_tiff(path, i), _spread(n, h * w), n, "frame"))]
 
 
-def _eer(path: Path) -> list[object]:
+def _eer(path: Path) -> list[RenderableType]:
     from halfmap.io.eer import eer_info, read_eer
 
     info = eer_info(path)
@@ -233,7 +234,7 @@ def _eer(path: Path) -> list[object]:
     return [facts(rows)]
 
 
-def _gain(path: Path) -> list[object]:
+def _gain(path: Path) -> list[RenderableType]:
     from halfmap.io.gain import read_gain
 
     gain = read_gain(path)
@@ -245,7 +246,7 @@ def _gain(path: Path) -> list[object]:
     return [facts(rows + _statistics(lambda _: gain, np.arange(1), 1, "image"))]
 
 
-def _model(path: Path) -> list[object]:
+def _model(path: Path) -> list[RenderableType]:
     import gemmi
 
     from halfmap.io.assemblies import assemblies
@@ -283,19 +284,19 @@ def _assemblies_text(stated: dict[str, list[Copies]]) -> str:
     return ", ".join(copies[:8]) + (f" and {len(copies) - 8} more" if len(copies) > 8 else "")
 
 
-def _star(path: Path) -> list[object]:
+def _star(path: Path) -> list[RenderableType]:
     from halfmap.io.info_tables import describe_star
 
     return describe_star(path)
 
 
-def _cs(path: Path) -> list[object]:
+def _cs(path: Path) -> list[RenderableType]:
     from halfmap.io.info_tables import describe_cs
 
     return describe_cs(path)
 
 
-def _coordinates(path: Path) -> list[object]:
+def _coordinates(path: Path) -> list[RenderableType]:
     from halfmap.io.info_tables import describe_coordinates
 
     return describe_coordinates(path)
@@ -312,7 +313,7 @@ _SUFFIXES = {
     ".gain": "gain",
 }
 
-_DESCRIBERS: dict[str, Callable[[Path], list[object]]] = {
+_DESCRIBERS: dict[str, Callable[[Path], list[RenderableType]]] = {
     "mrc": _mrc,
     "tiff": _tiff,
     "eer": _eer,

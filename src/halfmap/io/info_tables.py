@@ -14,6 +14,7 @@ from halfmap.io.info import facts, warning
 from halfmap.io.star import read_star
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 PREVIEW_ROWS, PREVIEW_COLUMNS, NAME_LENGTH = 5, 6, 30
@@ -48,7 +49,7 @@ _OPTICS = {
 }
 
 
-def describe_star(path: Path) -> list[object]:
+def describe_star(path: Path) -> list[RenderableType]:
     """Describe a STAR file: its blocks, and of movies, micrographs and particles what matters.
 
     Raises
@@ -57,7 +58,7 @@ def describe_star(path: Path) -> list[object]:
         If the file cannot be parsed.
     """
     blocks = read_star(path)
-    parts: list[object] = [_blocks(blocks)]
+    parts: list[RenderableType] = [_blocks(blocks)]
     kinds = _kinds(blocks)
     for kind in kinds:
         try:
@@ -77,7 +78,7 @@ def describe_star(path: Path) -> list[object]:
     return parts
 
 
-def describe_cs(path: Path) -> list[object]:
+def describe_cs(path: Path) -> list[RenderableType]:
     """Describe a cryoSPARC file: its fields, and its particles or micrographs where it holds all they need.
 
     Raises
@@ -99,7 +100,7 @@ def describe_cs(path: Path) -> list[object]:
     for name in names:
         groups[name.split("/")[0]] += 1
     fields = ", ".join(f"{group} ({n})" for group, n in groups.items())
-    parts: list[object] = [
+    parts: list[RenderableType] = [
         facts([("holds", f"cryoSPARC table of {len(records):,} items"), ("fields", fields)])
     ]
     if problem is not None:
@@ -107,7 +108,7 @@ def describe_cs(path: Path) -> list[object]:
     return parts + (describe_set(table) if table is not None else [])
 
 
-def describe_coordinates(path: Path) -> list[object]:
+def describe_coordinates(path: Path) -> list[RenderableType]:
     """Describe a file of particle coordinates.
 
     Raises
@@ -133,7 +134,7 @@ def describe_coordinates(path: Path) -> list[object]:
     return [facts(rows), "", _preview(table, "first rows")]
 
 
-def _kinds(blocks: Mapping[str, object]) -> list[type[TableSet]]:
+def _kinds(blocks: Mapping[str, object]) -> Sequence[type[TableSet]]:
     """Choose what the file's tables may be: by the names of blocks, in old files by their columns."""
     kinds: tuple[type[TableSet], ...] = (MovieSet, MicrographSet, ParticleSet)
     named = [kind for kind in kinds if isinstance(blocks.get(kind.block), pl.DataFrame)]
@@ -150,7 +151,7 @@ def _read(path: Path, kind: type[TableSet]) -> TableSet:
     return readers[kind](path)
 
 
-def describe_set(table: TableSet) -> list[object]:
+def describe_set(table: TableSet) -> list[RenderableType]:
     """Describe movies, micrographs or particles: optics groups, what the rows hold, the first of them."""
     return ["", facts(_set_facts(table)), "", _optics(table), "", _preview(table.rows, "first rows")]
 

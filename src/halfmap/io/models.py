@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError, ParameterError
 from halfmap.io.assemblies import Copies, assemblies
-from halfmap.io.binary import file_size, reading
+from halfmap.io.binary import opened
 
 # gemmi numbers elements like the periodic table, with deuterium after the last.
 _ATOMIC_NUMBERS = np.array(
@@ -181,14 +181,13 @@ def _read(
 
 
 def _parse(path: Path) -> gemmi.Structure:
-    file_size(path)
-    with reading(path):
-        try:
-            structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
-        except Exception as error:  # the parser reports syntax in errors of several kinds
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise FileFormatError(f"is not an atomic model ({error})", path=path, hint=_FORMATS) from error
+    with opened(path):
+        pass  # says what is wrong with the file itself; the parser's own words are about its content
+    try:
+        structure = gemmi.read_structure(str(path), format=gemmi.CoorFormat.Detect)
+    except Exception as error:  # the parser reports syntax in errors of several kinds
+        detail = str(error).replace(str(path), path.name)
+        raise FileFormatError(f"is not an atomic model ({detail})", path=path, hint=_FORMATS) from error
     if sum(model.count_atom_sites() for model in structure) == 0:
         raise FileFormatError("holds no atoms", path=path, hint=_FORMATS)
     return structure

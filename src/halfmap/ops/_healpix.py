@@ -19,7 +19,7 @@ def pixel_count(order: int) -> int:
 
 
 def pixel_centres(pixel: Tensor, *, order: int) -> Tensor:
-    """Directions (rot, tilt) in degrees, (..., 2) float64, of nested pixel numbers.
+    """Directions and in-plane origins of nested pixel numbers, (..., 3) float64: rot, tilt, psi in degrees.
 
     Notes
     -----
@@ -27,6 +27,11 @@ def pixel_centres(pixel: Tensor, *, order: int) -> Tensor:
     the place (x, y) inside it; the ring follows from x + y and the place in the ring from x - y. Their
     integer place j with its half-pixel shift cancels in the longitude, which is linear in x - y along a
     ring.
+
+    With psi = 0 everywhere, neighbours near a pole would differ by as much in-plane as in rot, and the
+    children of a pixel would leave its cell. Turning by -(rot - rot of the face's centre) cos(tilt) carries
+    the in-plane origin along each parallel without rotation, so that neighbours within a face keep
+    together.
     """
     count = pixel_count(order)
     if pixel.numel() and (int(pixel.min()) < 0 or int(pixel.max()) >= count):
@@ -45,6 +50,6 @@ def pixel_centres(pixel: Tensor, *, order: int) -> Tensor:
     z = torch.where(
         ring < n_side, cap, torch.where(ring > 3 * n_side, -cap, (4 - 2 * ring.double() / n_side) / 3)
     )
-    around = (2 * (face % 4) - face_row % 2 + 1) * ring_quarter + (x - y)
-    rot = 45.0 * around.double() / ring_quarter.double()
-    return torch.stack([rot % 360.0, torch.rad2deg(torch.arccos(z))], dim=-1)
+    offset = 45.0 * (x - y).double() / ring_quarter.double()
+    rot = 45.0 * (2 * (face % 4) - face_row % 2 + 1) + offset
+    return torch.stack([rot % 360.0, torch.rad2deg(torch.arccos(z)), -offset * z], dim=-1)

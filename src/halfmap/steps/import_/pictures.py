@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PANELS = 8
 PARTICLES = 40
 THUMBNAIL_px = 384
+PARTICLE_px = 64
+"""Averaging down to this makes particles stand out of their noise."""
+TITLE_inch, LABEL_inch, GAP_inch = 0.4, 0.25, 0.1
 MARKER_COLOUR = "#ff9500"
 
 
@@ -58,7 +61,9 @@ def draw_particles(path: Path, particles: ParticleSet, stack: ImageStack) -> Non
     sizes = particles.optics["rlnImagePixelSize"].unique().to_list()
     title += f" of {', '.join(f'{size:.4g}' for size in sizes)} Å, {_count(len(stack.files), 'stack')}"
     names = [f"{row + 1}" for row in np.sort(rows)]
-    _draw_panels(path, [_thumbnail(image) for image in images], names, title, columns=8, inch=1.4)
+    _draw_panels(
+        path, [_thumbnail(image, PARTICLE_px) for image in images], names, title, columns=8, inch=1.4
+    )
 
 
 def draw_coordinates(
@@ -130,14 +135,14 @@ def _image(path: Path, *, shrink: bool = True) -> np.ndarray:
     return _thumbnail(image) if shrink else image
 
 
-def _factor(image: np.ndarray) -> int:
-    return max(1, min(image.shape) // THUMBNAIL_px)
+def _factor(image: np.ndarray, size: int = THUMBNAIL_px) -> int:
+    return max(1, min(image.shape) // size)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """Shrink an image to about `THUMBNAIL_px` by averaging blocks of pixels."""
-    factor = _factor(image)
-    h, w = (size // factor * factor for size in image.shape)
+def _thumbnail(image: np.ndarray, size: int = THUMBNAIL_px) -> np.ndarray:
+    """Shrink an image to about `size` by averaging blocks of pixels."""
+    factor = _factor(image, size)
+    h, w = (side // factor * factor for side in image.shape)
     return image[:h, :w].reshape(h // factor, factor, w // factor, factor).mean(axis=(1, 3))
 
 
@@ -159,11 +164,20 @@ def _draw_panels(
 
     columns = min(columns, len(images))
     lines = -(-len(images) // columns)
-    # No narrower than the title.
-    width = max(inch * columns, 6.5)
-    figure = Figure(figsize=(width, (inch + 0.25) * lines + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    h, w = images[0].shape
+    side = inch * h / w
+    # No narrower than the title. matplotlib's own layout would take longer than all the drawing.
+    width, height = max((inch + GAP_inch) * columns, 6.5), (side + LABEL_inch) * lines + TITLE_inch
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=10, y=1 - 0.3 * TITLE_inch / height, va="top")
+    places = {
+        "left": 0.01,
+        "right": 0.99,
+        "bottom": 0.05 / height,
+        "top": 1 - (TITLE_inch + LABEL_inch) / height,
+    }
+    places |= {"wspace": GAP_inch / inch, "hspace": LABEL_inch / side}
+    panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=places).ravel()
     for number, (panel, image, name) in enumerate(zip(panels, images, titles, strict=False)):
         low, high = np.percentile(image, (1, 99))
         if low == high:

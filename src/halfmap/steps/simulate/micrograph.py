@@ -37,6 +37,11 @@ def camera_of(step: SimulateMicrographs) -> Camera:
     )
 
 
+def write_camera(step: SimulateMicrographs, folder: Path) -> None:
+    """Write the camera's MTF."""
+    truth.write_mtf(folder / "mtf.star", camera_of(step))
+
+
 def micrograph_file(folder: Path, index: int) -> Path:
     """Where micrograph `index` lies."""
     return folder / MICROGRAPHS / f"{exposures.name(index)}.mrc"

@@ -50,11 +50,11 @@ def camera_of(step: SimulateMovies) -> Camera:
 def write_camera(step: SimulateMovies, folder: Path) -> None:
     """Write what a laboratory knows of its camera (gain, defects, MTF), and where its hot pixels are."""
     camera = camera_of(step)
+    truth.write_mtf(folder / "mtf.star", camera)
     pixel = step.pixel_size / (2 if step.super_resolution else 1)
     write_mrc(folder / "gain.mrc", camera.gain, pixel_size=pixel)
     write_text(folder / "defects.txt", "".join(f"{x} {y} 1 1\n" for x, y in camera.dead))
     write_text(folder / "truth_hot_pixels.txt", "".join(f"{x:.0f} {y:.0f} 1 1\n" for x, y, _ in camera.hot))
-    truth.write_mtf(folder / "mtf.star", camera)
 
 
 def movie_file(step: SimulateMovies, folder: Path, index: int) -> Path:

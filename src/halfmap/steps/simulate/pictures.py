@@ -7,5 +7,9 @@ def draw_movies(*a):
     pass
 
 
+def draw_particles(*a):
+    pass
+
+
 def draw_micrographs(*a):
     pass

@@ -282,6 +282,7 @@ class SimulateMicrographs(
         from halfmap.steps.simulate import exposure, micrograph, pictures, preparation, truth
 
         specimen = preparation.prepare(self, ctx, fragments=self.broken > 0)
+        micrograph.write_camera(self, ctx.folder)
         expose = functools.partial(micrograph.simulate, step=self, specimen=specimen, folder=ctx.folder)
         exposures = ctx.map(expose, range(self.n_micrographs), key=exposure.name, unit="micrograph")
         truth.write_micrograph_tables(self, ctx, exposures)
@@ -341,5 +342,5 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
             particles.simulate, step=self, specimen=specimen, folder=ctx.folder, scale=scale
         )
         stacks = ctx.map(image, range(particles.count_stacks(self)), key=exposure.name, unit="stack")
-        truth.write_particle_table(self, ctx, stacks, scale=scale)
+        truth.write_particle_table(self, ctx, stacks, box=specimen.box, scale=scale)
         pictures.draw_particles(self, ctx, stacks)

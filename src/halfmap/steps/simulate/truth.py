@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 
 from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
 from halfmap.io.star import read_star, write_star
@@ -233,3 +232,45 @@ def _write_scenes(ctx: Context, names: list[str], rows: list[dict[str, Any]], kn
     if gathered["contaminants"]:
         contaminants: dict[str, pl.DataFrame] = {"contaminants": pl.concat(gathered["contaminants"])}
         write_star(ctx.folder / "truth_contaminants.star", contaminants)
+
+
+def write_particle_table(
+    step: SimulateParticles, ctx: Context, stacks: list[dict[str, Any]], *, box: int, scale: float
+) -> None:
+    """Write ``particles.star``: images with their true poses, shifts, CTFs and conformations."""
+    from halfmap.steps.simulate.particles import stack_file
+
+    known = optics(
+        step,
+        with_beam_tilt=True,
+        rlnImagePixelSize=step.pixel_size,
+        rlnImageSize=box,
+        rlnImageDimensionality=2,
+        hmSignalScale=scale,
+    )
+    tables = []
+    for stack in stacks:
+        name = ctx.relative(stack_file(ctx.folder, stack["index"]))
+        euler = to_euler(torch.tensor(stack["rotation"], dtype=torch.float64)).numpy()
+        origin, defocus = np.array(stack["origin"]), np.array(stack["defocus"])
+        n = len(origin)
+        tables.append(
+            pl.DataFrame(
+                {
+                    "rlnImageName": [f"{i:06d}@{name}" for i in range(1, n + 1)],
+                    "rlnMicrographName": [Path(name).with_suffix(".mrc").as_posix()] * n,
+                    "rlnOpticsGroup": [stack["group"]] * n,
+                    "rlnAngleRot": euler[:, 0],
+                    "rlnAngleTilt": euler[:, 1],
+                    "rlnAnglePsi": euler[:, 2],
+                    "rlnOriginXAngst": origin[:, 0],
+                    "rlnOriginYAngst": origin[:, 1],
+                    "rlnDefocusU": defocus[:, 0],
+                    "rlnDefocusV": defocus[:, 1],
+                    "rlnDefocusAngle": defocus[:, 2],
+                    "rlnPhaseShift": np.full(n, step.phase_shift),
+                    "rlnClassNumber": stack["class"],
+                }
+            )
+        )
+    write_particles(ctx.folder / "particles.star", ParticleSet(known, pl.concat(tables)))
