@@ -107,7 +107,6 @@ def _resume(words: list[str]) -> None:
     class Resume(Form):
         job: str = Param(..., "the job: Import/job001, job001 or 1", unit="none", section="Job")
 
-    words = ["--job", *words] if words and not words[0].startswith("-") else words
     values, run = parse_options(
         words, Resume, prog="halfmap resume", description=inspect.getdoc(_resume) or ""
     )
@@ -190,6 +189,10 @@ def parse_options(
     everything = "--help-all" in words
     words = ["--help" if word == "--help-all" else word for word in words]
     parameters = [*form.parameters(), *_Run.parameters()]
+    main_input = next((parameter for parameter in parameters if parameter.default is ...), None)
+    if main_input and words and not words[0].startswith("-"):
+        # The first thing a step needs may be given without its option: halfmap import movies 'Movies/*.tiff'
+        words = [main_input.option, *words]
     if not everything and any(parameter.advanced for parameter in parameters):
         description += "\n\nSeldom needed options: --help-all"
     sections: dict[str, list[Parameter]] = {}

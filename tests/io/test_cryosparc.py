@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from halfmap.data.sets import MicrographSet, ParticleSet
 from halfmap.errors import FileFormatError, HalfmapError, TableError
 from halfmap.io.cryosparc import read_cs, write_cs
-from halfmap.io.tables import read_particles
+from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf, odd_aberration_phase
 from halfmap.ops.rotations import angular_distance, from_euler
 
@@ -409,6 +409,15 @@ class TestWriting:
         assert copy.rows["rlnRandomSubset"].equals(rows["rlnRandomSubset"])
         assert copy.rows["hmCryosparcUid"].n_unique() == n
         assert copy.rows["rlnImageName"][10] == "000011@Extract/job003/stack 1.mrcs"
+
+    def test_through_a_star_file(self, tmp_path):
+        values = fields() | {"ctf/tetra_A": np.arange(12, dtype=np.float32).reshape(3, 4)}
+        particles = read_cs(save(tmp_path / "a.cs", values), flip_y=True)
+        assert isinstance(particles, ParticleSet)
+        write_particles(tmp_path / "a.star", particles)
+        copy = read_particles(tmp_path / "a.star")
+        assert copy.optics.equals(particles.optics)
+        assert copy.rows.equals(particles.rows)
 
     def test_names_that_are_no_stack(self, tmp_path):
         particles = read_cs(save(tmp_path / "a.cs", fields()))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from eer_writer import encode, random_events, write_eer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -184,6 +185,17 @@ def test_movies_in_tiff(tmp_path):
     np.testing.assert_allclose(
         statistics(tmp_path / "a.tif"), [frames.min(), frames.mean(), frames.max(), frames.std()], rtol=5e-6
     )
+
+
+def test_eer_movies(tmp_path):
+    rng = np.random.default_rng(0)
+    events = [random_events(rng, (32, 48), 60) for _ in range(10)]
+    write_eer(tmp_path / "a.eer", [encode(frame, (32, 48), 7, 2) for frame in events], (32, 48))
+    for name in ("a.eer", "misnamed.tif"):
+        (tmp_path / name).write_bytes((tmp_path / "a.eer").read_bytes())
+        assert fact(tmp_path / name, "holds") == "EER movie of 10 frames of 48 × 32 px"
+        assert fact(tmp_path / name, "electrons").startswith(f"{60 / (32 * 48):.4g} a pixel and frame")
+        assert fact(tmp_path / name, "exposureTime") == "4.5 s"
 
 
 def test_a_gain_reference_counts_its_dead_pixels(tmp_path):

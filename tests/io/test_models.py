@@ -14,9 +14,7 @@ from halfmap.errors import FileFormatError, ParameterError
 from halfmap.io.models import read_model, read_models, scattering_coefficients
 
 
-def atom(
-    serial: int, name: str, residue: str, chain: str, number: int, x: float, occ: float, b: float, el: str
-):
+def atom(serial: int, name: str, residue: str, chain: str, row: int, x: float, occ: float, b: float, el: str):
     kind = "HETATM" if residue == "HOH" else "ATOM"
     place = f"{x:8.3f}{0.0:8.3f}{0.0:8.3f}{occ:6.2f}{b:6.2f}"
     return f"{kind:<6}{serial:5d} {name:<4} {residue:>3} {chain}{row:4d}    {place}          {el:>2}\n"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from eer_writer import Events, encode, write_eer
 
 from halfmap.cli import main
 from halfmap.errors import ItemsFailedError, ParameterError, ShapeError
-from halfmap.io.gain import orient_gain
+from halfmap.io.gain import is_divided, orient_gain
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, read_movies
@@ -92,15 +95,27 @@ def test_truncated_and_odd_movies_are_named_and_the_rest_imported(project):
 
 
 def test_a_movie_whose_last_frame_is_cut_is_left_out(project):
-    """All directories may lie before the frames: a broken transfer then shows only on reading."""
-    import tifffile
-
+    """Directories may lie before the frames: a broken transfer then shows only on reading."""
     frames = np.random.default_rng(9).poisson(4, (FRAMES, *SHAPE)).astype(np.uint8)
-    tifffile.imwrite("Movies/m9.tif", frames, metadata=None)
-    data = Path("Movies/m9.tif").read_bytes()
+    data = directories_first(frames)
+    Path("Movies/m8.tif").write_bytes(data)
     Path("Movies/m9.tif").write_bytes(data[:-1000])
-    job = project.run(movies())
+    job = project.run(movies(pixel_size=0.9))
     assert read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list() == ["Movies/m9.tif"]
+
+
+def directories_first(frames: np.ndarray) -> bytes:
+    """A plain TIFF whose frames come after all of its directories."""
+    n, h, w = frames.shape
+    size = 2 + 12 * 9 + 4
+    out = struct.pack("<2sHI", b"II", 42, 8)
+    for number in range(n):
+        at, following = 8 + n * size + number * h * w, 8 + (number + 1) * size
+        tags = {256: w, 257: h, 258: 8, 259: 1, 262: 1, 273: at, 277: 1, 278: h, 279: h * w}
+        out += struct.pack("<H", len(tags))
+        out += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        out += struct.pack("<I", following if number < n - 1 else 0)
+    return out + frames.tobytes()
 
 
 @pytest.mark.parametrize("turn", [(1, 0), (2, 0), (0, 1), (0, 2), (3, 1)])
@@ -215,3 +230,31 @@ def test_real_micrographs(project, shared_data):
     table = read_micrographs(project.run(ImportMicrographs(micrographs=(pattern,))).outputs["micrographs"])
     assert len(table) == 4
     assert table.pixel_size == 1.5
+
+
+@pytest.mark.parametrize("name", ["camera.gain", "flat.mrc"])
+def test_the_stored_gain_of_eer_movies_means_to_relion_what_was_given(project, name):
+    """RELION multiplies EER movies with the camera's .gain and divides them by everything else."""
+    rng, shape = np.random.default_rng(2), (32, 32)
+    sensitivity = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    places = [
+        rng.choice(1024, 300, replace=False, p=(sensitivity / sensitivity.sum()).ravel()) for _ in range(96)
+    ]
+    frames = []
+    for place in places:
+        y, x = np.divmod(place, shape[1])
+        middle = np.zeros(len(place), int)
+        frames.append(encode(Events(x, y, middle, middle), shape, 7, 2))
+    write_eer(Path("Movies/a.eer"), frames, shape)
+    if name.endswith(".gain"):
+        tifffile.imwrite(name, 1 / sensitivity)
+    else:
+        write_mrc(name, sensitivity, pixel_size=1)
+    job = project.run(movies(movies=("Movies/a.eer",), gain=name, pixel_size=1.0))
+    stored = job.outputs["gain"]
+    assert is_divided(stored, "Movies/a.eer")
+    ratio = read_mrc(stored)[0] / sensitivity
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
+    optics = read_movies(job.outputs["movies"]).optics
+    assert optics.select("rlnEERGrouping", "rlnEERUpsampling").rows() == [(32, 1)]
+    assert read_movies(job.outputs["movies"]).rows["rlnImageSizeZ"].to_list() == [3]

@@ -232,12 +232,13 @@ def test_coordinates_that_are_mostly_outside_have_a_wrong_scale(project, microgr
 
 def test_coordinates_of_no_micrograph_are_named(project, micrographs):
     Path("grid_3.csv").write_text("x,y\n10,20\n")
+    Path("grid_100.csv").write_text("x,y\n10,20\n")  # begins as grid_10 does, but is another
     Path("grid_1.csv").write_text("x,y\n10,20\n")
     Path("grid_10.csv").write_text("x,y\n10,abc\n")
     job = project.run(ImportCoordinates(coordinates=("*.csv",), micrographs=micrographs))
     assert set(picks(job)) == {"grid_1"}
     failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
-    assert set(failures) == {"grid_3.csv", "grid_10.csv"}
+    assert set(failures) == {"grid_3.csv", "grid_10.csv", "grid_100.csv"}
     assert "row 1" in failures["grid_10.csv"]
     with pytest.raises(TableError, match="no coordinates belong to these micrographs"):
         project.run(ImportCoordinates(coordinates=("grid_3.csv",), micrographs=micrographs))

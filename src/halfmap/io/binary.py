@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,3 +51,9 @@ def file_size(path: str | Path) -> int:
         if (path := Path(path)).is_dir():
             raise IsADirectoryError
         return path.stat().st_size
+
+
+def decoding_threads() -> int:
+    """Threads for decoding frames: as many as this process may use processors, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)

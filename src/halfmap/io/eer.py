@@ -17,7 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError, ParameterError
-from halfmap.io.binary import file_size, opened
+from halfmap.io.binary import decoding_threads, file_size, opened
 from halfmap.io.eer_kernel import PADDING_BYTES, LONGEST_CODE_bits, count_events, decode_events
 from halfmap.io.tiff import EER_COMPRESSIONS, frame_numbers, frame_page, frame_pieces, open_pages
 
@@ -188,7 +188,7 @@ def read_eer(
                 data = _events(info, stream.fileno(), number, page)
                 _add(info, number, data, upsampling, out[k])
 
-        with ThreadPoolExecutor(workers or min(8, len(os.sched_getaffinity(0)))) as pool:
+        with ThreadPoolExecutor(workers or decoding_threads()) as pool:
             list(pool.map(fill, range(len(chosen))))
     return out[0] if isinstance(fractions, int | np.integer) else out
 

@@ -236,5 +236,7 @@ def _camera_pattern(image: NDArray, alive: NDArray[np.bool_]) -> NDArray[np.floa
 
 def _centre_and_spread(image: NDArray[np.float32]) -> tuple[float, float]:
     """Median, and the standard deviation of a normal distribution with this median deviation."""
-    centre = float(np.median(image))
-    return centre, float(1.4826 * np.median(np.abs(image - centre)) or image.std())
+    # Of a million pixels a median is good to a thousandth of the spread; all of them take seconds.
+    sample = image.ravel()[:: image.size // 1_000_000 | 1]
+    centre = float(np.median(sample))
+    return centre, float(1.4826 * np.median(np.abs(sample - centre)) or image.std())

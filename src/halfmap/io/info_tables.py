@@ -241,12 +241,20 @@ def _preview(frame: pl.DataFrame, title: str) -> Table:
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
+    """Lay out rows under headings; without a title the headings are phrases that may take two lines."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2), title=title, title_justify="left", title_style="italic")
-    for heading in headings:
-        table.add_column(Text(heading.removeprefix("rln"), style="cyan"), overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, padding=(0, 1), title=title, title_justify="left", title_style="italic")
+    for number, heading in enumerate(headings):
+        # Numbers stay whole where names must give way.
+        widths = [len(_short(row[number])) for row in rows if not isinstance(row[number], str)]
+        table.add_column(
+            Text(heading.removeprefix("rln"), style="cyan"),
+            overflow="ellipsis",
+            no_wrap=title is not None,
+            min_width=max(widths, default=None),
+        )
     for row in rows:
         table.add_row(*(Text(_short(value)) for value in row))
     return table

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ SEPARATOR = "\x1f"
 CHUNK_BYTES = 8 * 2**20
 """Larger tables go through the compiled loop, this much at a time, so that the copies stay in the cache and
 memory stays bounded; for smaller ones importing Numba costs more than it saves."""
+
+_WORKERS = 4  # threads of the compiled loop, which needs no lock
 
 _GOOD, _RAGGED, _UNCLOSED, _CONTROL = range(4)
 _CONTROL_CHARACTERS = bytes(c for c in range(32) if c not in b"\a\t\n")
@@ -107,12 +111,18 @@ def _chunks(data: bytes, start: int, stop: int, n_columns: int) -> Iterator[tupl
     if stop - start < CHUNK_BYTES:
         yield _split_python(data[start:stop], n_columns)
         return
+    bounds: list[tuple[int, int]] = []
     while start < stop:
         end = data.rfind(b"\n", start, min(start + CHUNK_BYTES, stop)) + 1
         if end == 0:
             end = data.find(b"\n", start, stop) + 1 or stop
-        yield _split_compiled(data, start, end, n_columns)
+        bounds.append((start, end))
         start = end
+    workers = min(_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for first in range(0, len(bounds), workers):
+            some = bounds[first : first + workers]
+            yield from pool.map(lambda bound: _split_compiled(data, bound[0], bound[1], n_columns), some)
 
 
 def _split_python(body: bytes, n_columns: int) -> tuple[bytes, int, int, int]:

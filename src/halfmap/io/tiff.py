@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
 from halfmap.io.atomic import atomic_path
-from halfmap.io.binary import file_size, opened, reading
+from halfmap.io.binary import decoding_threads, file_size, opened, reading
 
 # What tifffile logs about a bad file is raised here as an error that names the frame.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -129,7 +130,7 @@ def frame_page(tiff: tifffile.TiffFile, path: str | Path, frame: int) -> tifffil
             raise TypeError("tags are missing")
         numbers = [page.compression, page.imagelength, page.imagewidth, page.samplesperpixel]
         for number in [*numbers, *page.dataoffsets, *page.databytecounts]:
-            if not isinstance(number, int):
+            if not isinstance(number, Integral):
                 raise TypeError(f"{number!r} where a number belongs")
     except Exception as error:  # as above
         message = f"the directory of frame {frame + 1} is corrupt ({error})"
@@ -227,7 +228,7 @@ def read_tiff(
         out = np.empty((len(chosen), *stored), info.dtype)
         with opened(path) as stream:
             tasks = [(info, stream.fileno(), *task) for task in zip(chosen, pages, out, strict=True)]
-            with ThreadPoolExecutor(workers or min(8, len(os.sched_getaffinity(0)))) as pool:
+            with ThreadPoolExecutor(workers or decoding_threads()) as pool:
                 list(pool.map(lambda task: _decode(*task), tasks))
     if info.packed:
         out = np.stack([out & 15, out >> 4], axis=-1).reshape(len(out), *info.shape[1:])

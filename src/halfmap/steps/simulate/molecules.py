@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfmap.ops import fourier
+from halfmap.ops import fourier, grids
 from halfmap.steps.simulate.optics import Defocus, Microscope
 from halfmap.steps.simulate.projector import project
 from halfmap.steps.simulate.scene import Scene
@@ -110,11 +110,14 @@ def image_particles(
 
 
 def project_to_pixels(transform: NDArray, rotations: NDArray, specimen: Specimen) -> Tensor:
-    """Projected potential (n, box, box) in V Å at the specimen's pixel size."""
+    """Projected potential (n, box, box) in V Å at the specimen's pixel size, up to Nyquist's circle."""
+    fine, shape = (specimen.fine_box,) * 2, (specimen.box,) * 2
     projections = project(
         transform, torch.from_numpy(rotations), box=specimen.fine_box, pixel_size=specimen.fine_pixel
     )
-    return fourier.resample(projections, new_shape=(specimen.box, specimen.box))
+    spectra = fourier.fft_centred(projections, ndim=2)
+    spectra = fourier.resize_spectrum(spectra, shape=fine, new_shape=shape)
+    return fourier.ifft_centred(spectra * (grids.frequency_radius(shape) < 0.5), shape=shape)
 
 
 def fit(image: Tensor, size: int) -> Tensor:
