@@ -25,7 +25,9 @@ OPTIONS = ["simulate", "movies", "--n-movies", "6", "--width", "512", "--height"
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hash of every result of a job by its name inside the folder."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in RECORDS)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
+    }
 
 
 def run(project: Path, workers: int) -> float:
@@ -76,7 +78,9 @@ def main() -> int:
                 done = kill_and_resume(project, workers, after)
                 found = fingerprint(project / "Simulate/job001")
                 rows.append({"workers": workers, "after_s": after, "done": done, "same": found == expected})
-                print(f"{workers:>8}{after:>10.1f} s{done:>12}{len(found):>8}{'yes' if found == expected else 'NO':>8}")
+                print(
+                    f"{workers:>8}{after:>10.1f} s{done:>12}{len(found):>8}{'yes' if found == expected else 'NO':>8}"
+                )
                 shutil.rmtree(project)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"undisturbed_s": seconds, "kills": rows}, indent=2) + "\n")

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 import torch
 
+from halfmap.data import MicrographSet, MovieSet, ParticleSet
 from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import add_optics
 from halfmap.data.poses import Poses
-from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
 from halfmap.data.volume import Volume
 from halfmap.errors import HalfmapError, ParameterError, ShapeError, TableError
 from halfmap.ops.ctf import ctf, odd_aberration_phase

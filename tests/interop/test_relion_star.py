@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from halfmap.data import ParticleSet
 from halfmap.data.columns import parse_vector
-from halfmap.data.sets import ParticleSet
 from halfmap.io.tables import read_particles, write_particles
 
 pytestmark = pytest.mark.relion

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from halfmap.data.sets import MicrographSet, ParticleSet
+from halfmap.data import MicrographSet, ParticleSet
 from halfmap.errors import FileFormatError, HalfmapError, TableError
 from halfmap.io.cryosparc import read_cs, write_cs
 from halfmap.io.tables import read_particles, write_particles

@@ -7,7 +7,7 @@ import math
 import polars as pl
 import pytest
 
-from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
+from halfmap.data import MicrographSet, MovieSet, ParticleSet
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import (

@@ -18,8 +18,8 @@ from halfmap.ops.slices import project_volume
 F64 = torch.float64
 GROUPS = ["C1", "C2", "C4", "C7", "D1", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]
 
-# Axes (fold, direction to four digits) among those of the operators that RELION 3.1.3 prints, and how many there
-# are; together with the group property they determine each group.
+# Axes (fold, direction to four digits) among those of the operators that RELION 3.1.3 prints, and how many
+# there are; together with the group property they determine each group.
 RECORDED = {
     "C4": (4, [(4, (0, 0, 1))]),
     "D7": (14, [(7, (0, 0, 1)), (2, (1, 0, 0)), (2, (0.9010, 0.4339, 0))]),

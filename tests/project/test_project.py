@@ -40,7 +40,7 @@ def test_a_finished_job_has_the_files_a_relion_user_looks_for(project):
     assert wanted <= names
     assert job.outputs == {"table": job.folder / "squares.txt"}
     assert read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list() == ["1"]
-    assert "number 1" in (job.folder / "run.err").read_text()
+    assert "1.mrc: is a bad number" in (job.folder / "run.err").read_text()
     assert "done in" in (job.folder / "run.out").read_text()
 
 

@@ -15,9 +15,9 @@ from halfmap.errors import ShapeError, TableError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from halfmap.data import TableSet
     from halfmap.data.ctf import CTFParameters
     from halfmap.data.poses import Poses
-    from halfmap.data.sets import TableSet
 
     Set = TypeVar("Set", bound=TableSet)
 

@@ -127,7 +127,8 @@ class Context:
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
         """Count an item as failed: it is logged, and listed in the job's ``failures.star``."""
         self.failures.append(Failure(key=key, reason=reason))
-        log.error("%s %s: %s", unit, key, reason)
+        # Most reasons begin with the file's name, which is what most keys are.
+        log.error("%s", reason if key in reason else f"{unit} {key}: {reason}")
         if trace:
             log.debug("%s", trace)
 

@@ -11,8 +11,8 @@ from typing import IO
 import numpy as np
 import polars as pl
 
+from halfmap.data import MicrographSet, ParticleSet
 from halfmap.data.optics import NAME, add_optics
-from halfmap.data.sets import MicrographSet, ParticleSet
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.atomic import atomic_path
 from halfmap.io.cryosparc_fields import (

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from halfmap.data import ParticleSet
 from halfmap.data.columns import format_vector
 from halfmap.data.optics import GROUP, NAME
-from halfmap.data.sets import ParticleSet
 from halfmap.data.views import vectors
 from halfmap.errors import TableError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet, TableSet
+from halfmap.data import MicrographSet, MovieSet, ParticleSet, TableSet
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.info import facts, warning
 from halfmap.io.star import read_star

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from halfmap.data import MicrographSet, MovieSet, ParticleSet, TableSet
 from halfmap.data.optics import add_optics
-from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet, TableSet
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.star import Block, read_star, write_star
 

@@ -110,11 +110,11 @@ def insert_torch(
 
 def _disc(size: int, radius: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Places in the flattened half-spectrum, and (kx, ky), of its samples within the radius."""
-    ky = torch.fft.fftfreq(size, 1 / size, device=device, dtype=torch.float64).round()
-    kx = torch.arange(size // 2 + 1, device=device, dtype=torch.float64)
+    ky = torch.fft.fftfreq(size, 1 / size).round().to(torch.int64)
+    kx = torch.arange(size // 2 + 1)
     pixels = torch.stack(torch.meshgrid(ky, kx, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
     where = (pixels.square().sum(dim=-1) <= radius * radius).nonzero().squeeze(1)
-    return where, pixels[where]
+    return where.to(device), pixels[where].to(device)
 
 
 def _corners(

@@ -96,9 +96,11 @@ def atomic_volume(
 
     Examples
     --------
-    >>> carbon = torch.tensor([[0.0893, 0.2465], [0.2563, 1.71], [0.757, 6.4094], [1.0487, 18.6113], [0.3575, 50.25]])
-    >>> volume = atomic_volume(torch.zeros(1, 3), coefficients=carbon[None], shape=(32, 32, 32), pixel_size=0.5)
-    >>> round(volume.sum().item() * 0.5**3, 1)  # 47.878 V Å² times 2.5088 Å
+    >>> gaussians = [[0.0893, 0.2465], [0.2563, 1.71], [0.757, 6.4094], [1.0487, 18.6113], [0.3575, 50.2523]]
+    >>> volume = atomic_volume(
+    ...     torch.zeros(1, 3), coefficients=torch.tensor([gaussians]), shape=(32, 32, 32), pixel_size=0.5
+    ... )
+    >>> round(volume.sum().item() * 0.5**3, 1)  # 47.878 V Å² times carbon's 2.5088 Å
     120.1
     """
     return _potential(positions, coefficients, b_factors, tuple(shape), pixel_size)
@@ -145,7 +147,7 @@ def _potential(
     n, ndim = len(positions), len(shape)
     if positions.shape != (n, ndim) or coefficients.shape[:1] + coefficients.shape[2:] != (n, 2):
         raise ShapeError(
-            f"coefficients of shape {tuple(coefficients.shape)} do not belong to positions {tuple(positions.shape)}"
+            f"{tuple(coefficients.shape)} coefficients do not fit {tuple(positions.shape)} positions"
         )
     if b_factors is not None and b_factors.shape != (n,):
         raise ShapeError(f"B-factors of shape {tuple(b_factors.shape)} do not belong to {n} atoms")

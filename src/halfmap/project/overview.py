@@ -29,17 +29,21 @@ def describe_project(path: Path) -> Table:
     if project is None:
         raise ProjectError("is not a project", path=path, hint="a project has a default_pipeline.star")
     table = Table(title=f"Project {project.root}", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("job", "step", "status", "made", "from"):
-        table.add_column(heading)
+    for heading in ("job", "step", "status"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("made, and from what")
     pipeline = project.pipeline
     for process in pipeline.processes:
-        status = process.status
+        step, status = process.label, process.status
         if (project.root / process.name / "job.json").exists():
-            status = Job.load(project.root, process.name).status
-        made = [node.removeprefix(process.name) for job, node in pipeline.outputs if job == process.name]
-        origin = [node for node, job in pipeline.inputs if job == process.name]
+            job = Job.load(project.root, process.name)
+            step, status = job.step.name, job.status
+        made = ", ".join(
+            node.removeprefix(process.name) for name, node in pipeline.outputs if name == process.name
+        )
+        origin = ", ".join(node for node, name in pipeline.inputs if name == process.name)
         colour = _COLOURS.get(status, "white")
         table.add_row(
-            process.name, process.label, f"[{colour}]{status}[/]", ", ".join(made), ", ".join(origin)
+            process.name, step, f"[{colour}]{status}[/]", f"{made}\nfrom {origin}" if origin else made
         )
     return table

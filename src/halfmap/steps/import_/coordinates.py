@@ -13,7 +13,7 @@ from halfmap.log import log
 if TYPE_CHECKING:
     import polars as pl
 
-    from halfmap.data.sets import MicrographSet
+    from halfmap.data import MicrographSet
     from halfmap.steps.import_.step import ImportCoordinates
 
 MICROGRAPH, X, Y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"

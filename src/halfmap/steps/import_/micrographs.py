@@ -9,7 +9,7 @@ from halfmap.engine import Context
 from halfmap.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from halfmap.data.sets import MicrographSet
+    from halfmap.data import MicrographSet
 
 
 def examine(path: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def tabulate(ctx: Context, headers: list[dict[str, Any]], settings: dict[str, An
     """Make the table of micrographs: the session's settings as an optics group, a row per micrograph."""
     import polars as pl
 
-    from halfmap.data.sets import MicrographSet
+    from halfmap.data import MicrographSet
 
     optics = settings | {"rlnMicrographPixelSize": settings["rlnMicrographOriginalPixelSize"]}
     rows = pl.DataFrame(

@@ -9,7 +9,7 @@ from halfmap.engine import Context
 from halfmap.errors import FileFormatError
 
 if TYPE_CHECKING:
-    from halfmap.data.sets import MovieSet
+    from halfmap.data import MovieSet
     from halfmap.steps.import_.step import ImportMovies
 
 
@@ -49,7 +49,7 @@ def tabulate(
     """Make the table of movies: the session's settings as an optics group, a row per movie."""
     import polars as pl
 
-    from halfmap.data.sets import MovieSet
+    from halfmap.data import MovieSet
 
     optics = settings | {
         "rlnMicrographDoseRate": step.dose_per_frame,

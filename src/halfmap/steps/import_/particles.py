@@ -12,7 +12,7 @@ from halfmap.log import log
 if TYPE_CHECKING:
     import polars as pl
 
-    from halfmap.data.sets import ParticleSet
+    from halfmap.data import ParticleSet
     from halfmap.io.images import ImageStack
     from halfmap.steps.import_.step import ImportParticles
 
@@ -31,7 +31,7 @@ def read(step: ImportParticles, ctx: Context) -> ParticleSet:
     ParameterError
         If passthrough files are given for a table that is not cryoSPARC's.
     """
-    from halfmap.data.sets import ParticleSet
+    from halfmap.data import ParticleSet
     from halfmap.io.cryosparc import read_cs
     from halfmap.io.tables import read_particles
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
+    from halfmap.data import MicrographSet, MovieSet, ParticleSet
     from halfmap.engine import Context
     from halfmap.io.images import ImageStack
     from halfmap.steps.import_.maps import Imported

@@ -168,7 +168,7 @@ def _poisson(mean: float, state: NDArray) -> int:
     while True:
         u, v = _next(state) - 0.5, _next(state)
         us = 0.5 - abs(u)
-        count = int(math.floor((2 * a / us + b) * u + mean + 0.43)) if us > 0 else -1
+        count = math.floor((2 * a / us + b) * u + mean + 0.43) if us > 0 else -1
         if us >= 0.07 and v <= v_r:
             return count
         if count < 0 or (us < 0.013 and v > us):
@@ -179,7 +179,9 @@ def _poisson(mean: float, state: NDArray) -> int:
 
 
 @numba.njit(parallel=True, cache=True)
-def _count(electrons: NDArray, gain: NDArray, efficiency: float, key: int, counts: NDArray) -> None:
+def _count(
+    electrons: NDArray, gain: NDArray, efficiency: np.float32, key: np.uint64, counts: NDArray
+) -> None:
     """Counts of every pixel; each row has a stream of its own, so that threads change nothing."""
     limit = 255 if counts.itemsize == 1 else 65535
     for y in numba.prange(electrons.shape[0]):

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from halfmap.steps.simulate.step import Simulate, SimulateExposures
 
 _PLANE_SPACING_A = 400.0
-"""Defocus between planes of noise in tilted ice; halfway between two the phase at 5 Å errs by half a radian."""
+"""Defocus between planes of noise in tilted ice: half a radian of phase at 5 Å halfway between two."""
 
 _NAME_DIGITS = 6
 
 
 def name(index: int) -> str:
-    """Name of a movie, micrograph or stack without folder and suffix; they are counted from 0, named from 1."""
+    """Name of a movie, micrograph or stack without folder and suffix; counted from 0, named from 1."""
     return f"{index + 1:0{_NAME_DIGITS}d}"
 
 

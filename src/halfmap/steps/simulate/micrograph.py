@@ -15,6 +15,7 @@ from halfmap.steps.simulate import exposure as exposures
 from halfmap.steps.simulate import truth
 from halfmap.steps.simulate.detector import Camera, build_camera
 from halfmap.steps.simulate.ice import fading, tabulated, white_noise
+from halfmap.steps.simulate.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from halfmap.steps.simulate.specimen import Specimen
@@ -52,6 +53,7 @@ def half_file(folder: Path, index: int, half: str) -> Path:
     return folder / MICROGRAPHS / f"{exposures.name(index)}_{half}.mrc"
 
 
+@one_torch_thread()
 def simulate(index: int, *, step: SimulateMicrographs, specimen: Specimen, folder: Path) -> dict[str, Any]:
     """Expose one micrograph and write it with its truth.
 
@@ -80,7 +82,8 @@ def simulate(index: int, *, step: SimulateMicrographs, specimen: Specimen, folde
     per_pixel = np.float32(step.dose * pixel**2)
     expected = exposures.still_image(exposure, particles, noise) * per_pixel
     even, odd = (
-        camera.expose(expected / 2, seed, bits=16).astype(np.float32) for seed in (even_seed, odd_seed)
+        camera.expose(expected * np.float32(0.5), seed, bits=16).astype(np.float32)
+        for seed in (even_seed, odd_seed)
     )
     write_mrc(micrograph_file(folder, index), even + odd, pixel_size=pixel)
     if step.write_halves:

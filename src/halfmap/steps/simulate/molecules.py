@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -149,8 +148,16 @@ def patch_size(specimen: Specimen, microscope: Microscope, defocus: Defocus, pix
 
 
 def fast_even(size: float) -> int:
-    """Smallest even size from `size` on whose Fourier transform is fast."""
-    return 2 * scipy.fft.next_fast_len(math.ceil(size / 2), real=True)
+    """Smallest even size from `size` on with no prime factor above 7, whose Fourier transform is fast."""
+    n = 2 * math.ceil(size / 2)
+    while True:
+        rest = n
+        for factor in (2, 3, 5, 7):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return n
+        n += 2
 
 
 def _add(total: NDArray, image: NDArray, x: int, y: int) -> None:

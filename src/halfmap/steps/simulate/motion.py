@@ -11,6 +11,7 @@ import polars as pl
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from halfmap.errors import FileFormatError
 from halfmap.io.star import read_star, write_star
 
 _WAVES = 48
@@ -126,16 +127,27 @@ class Motion:
 
 
 def read_motion(path: str | Path) -> Motion:
-    """Read back what `Motion.write` wrote."""
+    """Read back what `Motion.write` wrote.
+
+    Raises
+    ------
+    FileFormatError
+        If the file does not hold a motion.
+    """
     blocks = read_star(path)
-    general = blocks["general"]
-    waves = blocks["deformation"].to_numpy() if "deformation" in blocks else np.zeros((0, 6))
+    general, tables = blocks.get("general"), {}
+    for name in ("drift", "jitter", "deformation"):
+        table = blocks.get(name)
+        tables[name] = table if isinstance(table, pl.DataFrame) else None
+    if not isinstance(general, dict) or tables["drift"] is None or tables["jitter"] is None:
+        raise FileFormatError("holds no motion", path=path, hint="give a file of the Truth folder")
+    waves = tables["deformation"]
     return Motion(
         n_frames=int(general["rlnImageSizeZ"]),
         dose_per_frame=float(general["rlnMicrographDoseRate"]),
-        drift=blocks["drift"].to_numpy(),
-        jitter=blocks["jitter"].select("hmMotionX", "hmMotionY").to_numpy(),
-        waves=waves,
+        drift=tables["drift"].to_numpy(),
+        jitter=tables["jitter"].select("hmMotionX", "hmMotionY").to_numpy(),
+        waves=np.zeros((0, 6)) if waves is None else waves.to_numpy(),
     )
 
 
@@ -171,7 +183,7 @@ def random_motion(
 
     References
     ----------
-    .. [1] Brilot et al. 2012, J. Struct. Biol. 177, 630-637, DOI 10.1016/j.jsb.2012.02.003 (beam-induced motion)
+    .. [1] Brilot et al. 2012, J. Struct. Biol. 177, 630-637, DOI 10.1016/j.jsb.2012.02.003
     .. [2] Rahimi & Recht 2007, NIPS 20, 1177-1184 (random fields as sums of cosines)
     """
     length = drift * rng.uniform(0.5, 1.5)
@@ -200,7 +212,7 @@ def _random_waves(
     rng: Generator, tau: float, rms: float, length: float, size_A: tuple[float, float]
 ) -> NDArray:
     """Waves of one mode: a Matérn-3/2 field without mean over the view, of the root mean square asked."""
-    # The spectral density of a Matérn field of order 3/2 in the plane is Student's t with 3 degrees of freedom.
+    # The spectral density of a Matérn-3/2 field in the plane is Student's t with 3 degrees of freedom.
     vectors = rng.normal(size=(_WAVES, 2)) / (2 * np.pi * length)
     vectors *= np.sqrt(3 / rng.chisquare(3, size=(_WAVES, 1)))
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -21,6 +21,7 @@ from halfmap.steps.simulate.detector import Camera, build_camera
 from halfmap.steps.simulate.exposure import Exposure
 from halfmap.steps.simulate.ice import FlowingIce
 from halfmap.steps.simulate.motion import Motion, random_motion
+from halfmap.steps.simulate.threads import one_torch_thread
 from halfmap.steps.simulate.warp import displace, illuminate, spline_coefficients, spline_response
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def movie_file(step: SimulateMovies, folder: Path, index: int) -> Path:
     return folder / MOVIES / f"{exposures.name(index)}{suffix}"
 
 
+@one_torch_thread()
 def simulate(index: int, *, step: SimulateMovies, specimen: Specimen, folder: Path) -> dict[str, Any]:
     """Expose one movie and write it with its truth.
 

@@ -128,7 +128,7 @@ class Microscope:
         Returns
         -------
         Tensor (h, w // 2 + 1)
-            Centred half-spectrum of I - 1, negative where the object is dense (protein is dark in underfocus).
+            Centred half-spectrum of I - 1; protein is dark in underfocus.
 
         Notes
         -----

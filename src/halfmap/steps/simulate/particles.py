@@ -20,6 +20,7 @@ from halfmap.steps.simulate import scene as scenes
 from halfmap.steps.simulate.ice import noise_amplitude
 from halfmap.steps.simulate.molecules import project_to_pixels
 from halfmap.steps.simulate.optics import Defocus
+from halfmap.steps.simulate.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from halfmap.steps.simulate.specimen import Specimen
@@ -69,7 +70,7 @@ def draw_batch(index: int, *, step: SimulateParticles, specimen: Specimen, rng: 
 
 
 def signal(batch: Batch, *, step: SimulateParticles, specimen: Specimen) -> Tensor:
-    """Noise-free images (n, box, box): projections of the truth map, in V times voxels, with CTF and shift."""
+    """Noise-free images (n, box, box): projections of the truth map (V times voxels) with CTF and shift."""
     optics = exposures.microscope(step)
     unit = -2 * optics.phase_per_V_A / math.sqrt(1 - step.amplitude_contrast**2) * specimen.pixel_size
     shape = (specimen.box, specimen.box)
@@ -109,8 +110,9 @@ def noise(batch: Batch, *, step: SimulateParticles, specimen: Specimen, rng: Gen
     return math.sqrt(1 - step.noise_colour) * white[0] + math.sqrt(step.noise_colour) * structured
 
 
+@one_torch_thread()
 def measure_scale(step: SimulateParticles, specimen: Specimen) -> float:
-    """Factor on the signal that makes noise of variance 1 give the signal-to-noise ratio asked; 1 without noise.
+    """Factor on the signal that gives the ratio asked with noise of variance 1; 1 without noise.
 
     The signal's variance is that of noise-free images inside the circle around the molecule, averaged.
     """
@@ -124,6 +126,7 @@ def measure_scale(step: SimulateParticles, specimen: Specimen) -> float:
     return math.sqrt(step.snr / variance)
 
 
+@one_torch_thread()
 def simulate(
     index: int, *, step: SimulateParticles, specimen: Specimen, folder: Path, scale: float
 ) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ _COLOURS = {"real": "tab:green", "overlapping": "tab:orange", "broken": "tab:red
 
 
 def draw_movies(step: SimulateMovies, ctx: Context, rows: list[dict[str, Any]]) -> None:
-    """Draw the first movie: its frames aligned by the true drift, its power spectrum, its motion, the truth map."""
+    """Draw the first movie, aligned by its true drift, its power spectrum, its motion, the truth map."""
     from halfmap.steps.simulate.movie import movie_file
 
     index = rows[0]["index"]
@@ -128,7 +129,7 @@ def _draw_view(
     low, high = np.percentile(small, (0.5, 99.5))
     axes.imshow(small, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, w, 0, h))
     particles = read_star(folder / truth.FOLDER / f"{exposures.name(index)}.star").get("particles")
-    if particles is not None:
+    if isinstance(particles, pl.DataFrame):
         for kind, colour in _COLOURS.items():
             chosen = np.array(particles["hmParticleKind"]) == kind
             x, y = (np.array(particles[label])[chosen] for label in ("rlnCoordinateX", "rlnCoordinateY"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfmap.engine import Context
@@ -12,8 +14,6 @@ from halfmap.steps.simulate import specimen as molecules
 from halfmap.steps.simulate.specimen import Specimen
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from halfmap.steps.simulate.step import Simulate
 
 SHIPPED_MODEL = "apoferritin.cif.gz"
@@ -22,8 +22,6 @@ SHIPPED_MODEL = "apoferritin.cif.gz"
 
 def model_files(step: Simulate, ctx: Context) -> list[Path]:
     """Models or maps of a run."""
-    from pathlib import Path
-
     if step.models:
         return [ctx.resolve(path) for path in step.models]
     return [Path(__file__).with_name(SHIPPED_MODEL)]
@@ -78,3 +76,9 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
         mass = f"{row['mass_kDa']:.0f} kDa, " if row["mass_kDa"] else ""
         log.info("conformation %d: %s%.2f V against ice", row["state"] + 1, mass, row["contrast_V"])
     return specimen
+
+
+def discard(specimen: Specimen, ctx: Context) -> None:
+    """Remove the transforms once all images are made of them; the truth maps stay."""
+    if not ctx.failures:
+        shutil.rmtree(specimen.folder, ignore_errors=True)

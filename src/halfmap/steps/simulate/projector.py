@@ -37,7 +37,7 @@ def _window_table() -> NDArray:
 
 
 def _window_transform(n: int, padded: int) -> NDArray:
-    """Fourier transform of the window at the voxels of a box of `n`, by which the box is divided beforehand."""
+    """Fourier transform of the window, by which the voxels of a box of `n` are divided beforehand."""
     x = (np.arange(n) - n // 2) / padded
     argument = np.sqrt(_shape_parameter() ** 2 - (math.pi * _WINDOW * x) ** 2)
     return _WINDOW * np.sinh(argument) / argument / np.i0(_shape_parameter())
@@ -107,7 +107,9 @@ def project(transform: NDArray, rotations: Tensor, *, box: int, pixel_size: floa
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def _extract(grid: NDArray, rotations: NDArray, table: NDArray, slices: NDArray) -> None:
+def _extract(
+    grid: NDArray[np.complex64], rotations: NDArray, table: NDArray, slices: NDArray[np.complex64]
+) -> None:
     """Central slices: the window's weighted sum around each point of the slice."""
     count, n, columns = slices.shape
     centre = grid.shape[0] // 2

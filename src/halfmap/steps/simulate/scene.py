@@ -238,7 +238,7 @@ def _place(
     crystals: tuple[Crystal, ...],
     rng: Generator,
 ) -> NDArray:
-    """Positions at least a diameter apart, off carbon and crystals: (n, 2), n below `wanted` if there is no room."""
+    """Positions (n, 2) a diameter apart, off carbon and crystals; fewer than `wanted` if there is no room."""
     cell = diameter
     taken: dict[tuple[int, int], list[tuple[float, float]]] = {}
     places: list[tuple[float, float]] = []

@@ -14,14 +14,14 @@ from halfmap.io.models import AtomicModel, scattering_coefficients
 from halfmap.ops.potential import POTENTIAL_V_A2
 
 WATER_MOLECULES_PER_A3 = 0.94 * 0.602214076 / 18.01528
-"""Number density of vitreous ice of 0.94 g/cm³ (Ghormley & Hochanadel 1971, DOI 10.1126/science.171.3966.62)."""
+"""Of ice of 0.94 g/cm³ (Ghormley & Hochanadel 1971, DOI 10.1126/science.171.3966.62)."""
 
 ICE_POTENTIAL_V = (
     POTENTIAL_V_A2
     * WATER_MOLECULES_PER_A3
     * float(scattering_coefficients("O")[0].sum() + 2 * scattering_coefficients("H")[0].sum())
 )
-"""Mean potential of ice from the same neutral atoms as the molecule's, 4.58 V, so that their difference is sound.
+"""Mean potential of ice from neutral atoms as the molecule's, 4.57 V, so that their difference is sound.
 
 Electron holography gives 3.5 ± 1.2 V (Harscher & Lichte 1998), the same sum at another density 4.53 V
 (Vulović et al. 2013, DOI 10.1016/j.jsb.2013.05.008).

@@ -1,4 +1,4 @@
-"""The molecules: models or maps turned into potentials against ice, in all conformations, whole and broken."""
+"""The molecules: models or maps turned into potentials against ice, whole and broken."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from halfmap.ops import fourier, grids
 from halfmap.ops.potential import atomic_volume
 from halfmap.steps.simulate.projector import padded_transform
 from halfmap.steps.simulate.solvent import ICE_POTENTIAL_V, solvent_density
+from halfmap.steps.simulate.threads import one_torch_thread
 
 _FINER = 1.125
 """Volumes are computed with pixels finer by this, so that projections are sound up to Nyquist."""
@@ -138,8 +139,16 @@ def measure(source: Path, *, assembly: str | None) -> float:
     """
     if is_map(source):
         header = read_header(source)
-        return 0.75 * max(header.shape) * header.pixel_size
+        return 0.75 * max(header.shape) * _voxel(source)
     return read_model(source, assembly=assembly).diameter
+
+
+def _voxel(path: Path) -> float:
+    """Voxel size of a map in Å."""
+    size = read_header(path).pixel_size
+    if not size:
+        raise ParameterError("states no pixel size", path=path, hint="set it in the header")
+    return size
 
 
 def is_map(path: str | Path) -> bool:
@@ -147,6 +156,7 @@ def is_map(path: str | Path) -> bool:
     return Path(path).name.removesuffix(".gz").endswith(_MAP_SUFFIXES)
 
 
+@one_torch_thread()
 def prepare_state(
     state: State,
     *,
@@ -296,22 +306,20 @@ def _between(first: AtomicModel, second: AtomicModel, mix: float) -> AtomicModel
 
 def _potential_of_map(path: Path, fine: int, voxel: float) -> Tensor:
     """Resample a map by exact band-limited interpolation; its solvent becomes 0 V, its molecule 3 V."""
-    header = read_header(path)
+    old_voxel = _voxel(path)
     volume = torch.from_numpy(np.ascontiguousarray(read_mrc(path), np.float32))
     if volume.ndim != 3 or min(volume.shape) < 8:
         raise ShapeError("is not a volume", path=path, hint="give a map of three dimensions")
-    if not header.pixel_size:
-        raise ParameterError("states no pixel size", path=path, hint="set it in the header")
     border = torch.cat(
         [face.flatten() for axis in range(3) for face in (volume.select(axis, 0), volume.select(axis, -1))]
     )
     volume = volume - border.median()
     for axis in range(3):
         n = volume.shape[axis]
-        old = (torch.arange(n, dtype=torch.float64) - n // 2) * header.pixel_size
+        old = (torch.arange(n, dtype=torch.float64) - n // 2) * old_voxel
         new = (torch.arange(fine, dtype=torch.float64) - fine // 2) * voxel
-        band = min(1.0, header.pixel_size / voxel)
-        kernel = band * torch.sinc(band * (new[:, None] - old) / header.pixel_size)
+        band = min(1.0, old_voxel / voxel)
+        kernel = band * torch.sinc(band * (new[:, None] - old) / old_voxel)
         volume = torch.tensordot(kernel.float(), volume.movedim(axis, 0), dims=1).movedim(0, axis)
     log.info("%s: scaled so that the molecule has %.1f V against ice on average", path.name, _MAP_CONTRAST_V)
     return volume.contiguous() * (_MAP_CONTRAST_V / _mean_inside(volume, fine * voxel))

@@ -183,16 +183,17 @@ class SimulateMovies(SimulateExposures, name="simulate movies", label="halfmap.s
 
     The electrostatic potential of the atoms, less that of the ice they displace (a continuum with a hydration
     layer), is projected in the pose of every particle and imaged by the lens at the particle's own defocus.
-    Ice adds the noise of its structure, which flows under the beam; the specimen drifts and deforms; radiation
-    fades the particles' fine detail from frame to frame. A counting detector with gain, dead and hot pixels
-    records Poisson distributed counts. Tables hold the truth: poses, heights, motion, defocus, contaminants.
+    Ice adds the noise of its structure, which flows under the beam; the specimen drifts and deforms;
+    radiation fades the particles' fine detail from frame to frame. A counting detector with gain, dead and
+    hot pixels records Poisson distributed counts. Tables hold the truth: poses, heights, motion, defocus,
+    contaminants.
 
     References
     ----------
     .. [1] Vulović et al. 2013, J. Struct. Biol. 183, 19-32, DOI 10.1016/j.jsb.2013.05.008
     .. [2] Shang & Sigworth 2012, J. Struct. Biol. 180, 10-16, DOI 10.1016/j.jsb.2012.04.021
     .. [3] Grant & Grigorieff 2015, eLife 4, e06980, DOI 10.7554/eLife.06980
-    .. [4] McMullan, Vinothkumar & Henderson 2015, Ultramicroscopy 158, 26-32, DOI 10.1016/j.ultramic.2015.05.017
+    .. [4] McMullan, Vinothkumar & Henderson 2015, Ultramicroscopy 158, DOI 10.1016/j.ultramic.2015.05.017
     """
 
     outputs = {
@@ -242,6 +243,7 @@ class SimulateMovies(SimulateExposures, name="simulate movies", label="halfmap.s
         exposures = ctx.map(expose, range(self.n_movies), key=exposure.name, unit="movie")
         truth.write_movie_tables(self, ctx, exposures)
         pictures.draw_movies(self, ctx, exposures)
+        preparation.discard(specimen, ctx)
 
 
 class SimulateMicrographs(
@@ -258,7 +260,7 @@ class SimulateMicrographs(
     .. [1] Vulović et al. 2013, J. Struct. Biol. 183, 19-32, DOI 10.1016/j.jsb.2013.05.008
     .. [2] Shang & Sigworth 2012, J. Struct. Biol. 180, 10-16, DOI 10.1016/j.jsb.2012.04.021
     .. [3] Grant & Grigorieff 2015, eLife 4, e06980, DOI 10.7554/eLife.06980
-    .. [4] McMullan, Vinothkumar & Henderson 2015, Ultramicroscopy 158, 26-32, DOI 10.1016/j.ultramic.2015.05.017
+    .. [4] McMullan, Vinothkumar & Henderson 2015, Ultramicroscopy 158, DOI 10.1016/j.ultramic.2015.05.017
     """
 
     outputs = {
@@ -287,6 +289,7 @@ class SimulateMicrographs(
         exposures = ctx.map(expose, range(self.n_micrographs), key=exposure.name, unit="micrograph")
         truth.write_micrograph_tables(self, ctx, exposures)
         pictures.draw_micrographs(self, ctx, exposures)
+        preparation.discard(specimen, ctx)
 
 
 class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simulate.particles"):
@@ -294,8 +297,8 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
 
     Projections of the potential against ice are multiplied by the CTF of each particle and shifted; noise of
     a chosen colour is added until the signal-to-noise ratio is the one asked. Particles are bright, as RELION
-    extracts them. The ratio is the variance of the noise-free image inside the circle that holds the molecule,
-    averaged over the particles, over the variance of the noise, with radiation damage left aside.
+    extracts them. The ratio is the variance of the noise-free image inside the circle that holds the
+    molecule, averaged over the particles, over the variance of the noise.
 
     References
     ----------
@@ -344,3 +347,4 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
         stacks = ctx.map(image, range(particles.count_stacks(self)), key=exposure.name, unit="stack")
         truth.write_particle_table(self, ctx, stacks, box=specimen.box, scale=scale)
         pictures.draw_particles(self, ctx, stacks)
+        preparation.discard(specimen, ctx)

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from halfmap.data.sets import MicrographSet, MovieSet, ParticleSet
-from halfmap.io.star import read_star, write_star
+from halfmap.data import MicrographSet, MovieSet, ParticleSet
+from halfmap.io.star import Block, read_star, write_star
 from halfmap.io.tables import write_micrographs, write_movies, write_particles
 from halfmap.ops.rotations import to_euler
 from halfmap.steps.simulate import scene as scenes
@@ -46,7 +46,7 @@ def write_scene(path: Path, scene: Scene, pixel_size: float, n_states: int) -> N
     n_states : int
         Whole conformations; fragments are of class 0.
     """
-    blocks: dict[str, pl.DataFrame | dict] = {"view": {"rlnOpticsGroup": scene.group + 1}}
+    blocks: dict[str, Block] = {"view": {"rlnOpticsGroup": scene.group + 1}}
     if len(scene.molecules.state):
         blocks["particles"] = _particles(scene, pixel_size, n_states)
     obstacles = [("ice crystal", crystal.x, crystal.y, crystal.radius) for crystal in scene.crystals]
@@ -230,8 +230,8 @@ def _write_scenes(ctx: Context, names: list[str], rows: list[dict[str, Any]], kn
         particles = ParticleSet(known, pl.concat(gathered["particles"]))
         write_particles(ctx.folder / "truth_particles.star", particles)
     if gathered["contaminants"]:
-        contaminants: dict[str, pl.DataFrame] = {"contaminants": pl.concat(gathered["contaminants"])}
-        write_star(ctx.folder / "truth_contaminants.star", contaminants)
+        contaminants = pl.concat(gathered["contaminants"])
+        write_star(ctx.folder / "truth_contaminants.star", {"contaminants": contaminants})
 
 
 def write_particle_table(

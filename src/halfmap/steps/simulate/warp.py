@@ -79,7 +79,7 @@ def illuminate(
     layers : array (1 + p, h + 2 margin, w + 2 margin), float32
         Spline coefficients of the transmission, then of the ice's noise at p defoci.
     weights : array (3,), float32
-        The plane of noise, counted from 0, at the frame's first pixel, and its change per pixel along x and y.
+        Plane of noise, from 0, at the frame's first pixel, and its change per pixel along x and y.
     particles : array (h, w), float32
         Relative change of intensity by particles, where they are in this frame.
     nodes : array (ny, nx, 2), float32
@@ -130,7 +130,7 @@ def illuminate(
 
 
 @numba.njit(inline="always")
-def _spline(t: float, weights: NDArray) -> None:
+def _spline(t: np.float32, weights: NDArray) -> None:
     """Cubic B-spline at the four samples around a point `t` after the second."""
     s = 1 - t
     weights[0] = s * s * s / 6
