@@ -360,20 +360,19 @@ class TestCompiledRows:
                 body = ("\n".join(lines) + end).encode()
                 plain = star_rows._split_python(body, n_columns)
                 assert plain[2] == 0
-                assert star_rows._split_compiled(body, 0, len(body), n_columns) == plain
+                assert star_rows._split_compiled(body, 0, len(body), n_columns)[0] == plain
 
     @given(st.text(alphabet="ab\"'# \t\n\a\x00", max_size=30))
     @settings(max_examples=300, deadline=None)
     def test_agree_on_anything(self, text):
         body = text.encode()
         plain = star_rows._split_python(body, 3)
-        compiled = star_rows._split_compiled(body, 0, len(body), 3)
+        compiled, _ = star_rows._split_compiled(body, 0, len(body), 3)
         if b"\0" in body:
             assert plain[2] != 0
             assert compiled[2] != 0
         else:
-            assert compiled[1:] == plain[1:]
-            assert compiled[0] == plain[0]
+            assert compiled == plain
 
     def test_chunks(self, tmp_path, monkeypatch):
         rows = [f"{i:06d}@a.mrcs {i}.25 {i}" for i in range(1, 3_001)]
@@ -390,6 +389,23 @@ class TestCompiledRows:
         assert caught.value.row == 2_500
         monkeypatch.setattr(star_rows, "CHUNK_BYTES", 5)
         assert read_text(tmp_path, text)["x"].equals(whole)
+
+    @pytest.mark.parametrize("size", [1, 7, 20, 60, 150, 400])
+    def test_blocks_and_chunks(self, tmp_path, monkeypatch, size):
+        """Wherever a chunk ends: before, within or behind the header of the next block."""
+        blocks = [
+            loop("a b c", *(f"data_{i} {i} 'x y'" for i in range(9)), name="three"),
+            "  data_keys  # a comment\n_k data_v\n",
+            loop("a b", *(f"x{i} {i}" for i in range(9)), "data_ 3", name="two"),
+            loop("a", *(f"x{i}" for i in range(9)), name="one"),
+            loop("a b c", name="none"),
+            loop("a b c d", *(f"a/data_ data_{i} {i} x" for i in range(3)), "1 2 3 4", name=""),
+        ]
+        text = "\n".join(blocks)
+        whole = read_text(tmp_path, text)
+        assert [len(block) for block in whole.values()] == [9, 1, 10, 9, 0, 4]
+        monkeypatch.setattr(star_rows, "CHUNK_BYTES", size)
+        assert_blocks_equal(read_text(tmp_path, text), whole)
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)

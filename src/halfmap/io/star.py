@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -12,7 +12,14 @@ from halfmap import __version__
 from halfmap.data.columns import COLUMNS
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.atomic import atomic_path
-from halfmap.io.star_rows import SEPARATOR, has_control_character, row_chunks, split_line
+from halfmap.io.star_rows import (
+    SEPARATOR,
+    has_control_character,
+    is_header,
+    next_header,
+    row_chunks,
+    split_line,
+)
 from halfmap.io.star_values import convert, format_column, format_value
 
 Value = str | int | float | bool
@@ -67,12 +74,10 @@ def read_star(path: str | Path) -> dict[str, pl.DataFrame | dict[str, Value]]:
     """
     path = Path(path)
     data = _load(path)
-    blocks: dict[str, pl.DataFrame | dict[str, Value]] = {}
-    for name, start, stop in _find_blocks(data, path):
-        if name in blocks:
-            raise TableError(f"block data_{name} comes twice", path=path, hint="rename or remove one of them")
-        blocks[name] = _read_block(data, start, stop, name, path)
-    return blocks
+    try:
+        return _read_blocks(data, path)
+    except (UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise _not_text(data, path) from error
 
 
 def write_star(path: str | Path, blocks: Mapping[str, Block], *, comment: str | None = None) -> None:
@@ -116,7 +121,7 @@ def write_star(path: str | Path, blocks: Mapping[str, Block], *, comment: str | 
 
 
 def _load(path: Path) -> bytes:
-    """All bytes, without byte order mark, with line ends of one kind, checked to be UTF-8."""
+    """All bytes, without byte order mark, with line ends of one kind."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -124,63 +129,56 @@ def _load(path: Path) -> bytes:
             f"cannot be read ({error.strerror or error})", path=path, hint="check the path"
         ) from error
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if not data.isascii():
-        try:
-            data.decode()
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise FileFormatError(
-                f"line {line} is not UTF-8 text", path=path, hint="is it a STAR file?"
-            ) from None
-    return data
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
-def _find_blocks(data: bytes, path: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, start and end of the content of every block."""
-    headers = []
-    # Backwards: CPython searches so twice as fast.
-    position = data.rfind(b"data_")
-    while position != -1:
-        if data[position - 1 : position] not in (b"", b"\n", b" ", b"\t"):
-            position = data.rfind(b"data_", 0, position)
-            continue
-        line_start = data.rfind(b"\n", 0, position) + 1
-        line_end = _line_end(data, position, len(data))
-        tokens = data[line_start:line_end].split(maxsplit=2)
-        # A row may begin with a file called data_something.
-        if tokens[0].startswith(b"data_") and (len(tokens) == 1 or tokens[1].startswith(b"#")):
-            headers.append((tokens[0][5:].decode(), line_start, line_end + 1))
-        position = data.rfind(b"data_", 0, line_start)
-    headers.reverse()
-    if not headers:
+def _not_text(data: bytes, path: Path) -> FileFormatError:
+    try:
+        data.decode()
+        where = "a value"
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        where = f"line {line}"
+    return FileFormatError(f"{where} is not UTF-8 text", path=path, hint="is it a STAR file?")
+
+
+def _read_blocks(data: bytes, path: Path) -> dict[str, pl.DataFrame | dict[str, Value]]:
+    blocks: dict[str, pl.DataFrame | dict[str, Value]] = {}
+    header = next_header(data, 0, len(data))
+    if header == -1:
         raise FileFormatError("no data_ block", path=path, hint="is it a STAR file?")
-    before = data[: headers[0][1]].split(b"\n")
-    if any(line.strip() and not line.lstrip().startswith(b"#") for line in before):
+    if any(line.strip() and not line.lstrip().startswith(b"#") for line in data[:header].split(b"\n")):
         raise FileFormatError("text before the first data_ block", path=path, hint="is it a STAR file?")
-    ends = [start for _, start, _ in headers[1:]] + [len(data)]
-    for (name, _, start), end in zip(headers, ends, strict=True):
-        yield name, min(start, len(data)), end
+    while header < len(data):
+        end = _line_end(data, header)
+        name = data[header:end].split()[0][len(b"data_") :].decode()
+        if name in blocks:
+            raise TableError(f"block data_{name} comes twice", path=path, hint="rename or remove one of them")
+        blocks[name], header = _read_block(data, end + 1, name, path)
+    return blocks
 
 
-def _line_end(data: bytes, position: int, stop: int) -> int:
-    end = data.find(b"\n", position, stop)
-    return stop if end == -1 else end
+def _line_end(data: bytes, position: int) -> int:
+    end = data.find(b"\n", position)
+    return len(data) if end == -1 else end
 
 
-def _read_block(data: bytes, start: int, stop: int, name: str, path: Path) -> pl.DataFrame | dict[str, Value]:
+def _read_block(
+    data: bytes, position: int, name: str, path: Path
+) -> tuple[pl.DataFrame | dict[str, Value], int]:
+    """Content of a block and the position of the next one."""
     pairs: dict[str, Value] = {}
-    position = start
-    while position < stop:
-        end = _line_end(data, position, stop)
+    while position < len(data):
+        end = _line_end(data, position)
         line = data[position:end].strip(b" \t")
+        if is_header(line):
+            break
         if line.split(maxsplit=1)[:1] == [b"loop_"]:
             if pairs:
                 raise FileFormatError(
                     f"block data_{name} holds both keys and a loop", path=path, hint="split it in two blocks"
                 )
-            return _read_loop(data, end + 1, stop, name, path)
+            return _read_loop(data, end + 1, name, path)
         if line.startswith(b"_"):
             label, value = _read_pair(line, len(pairs) + 1, name, path)
             if label in pairs:
@@ -192,7 +190,7 @@ def _read_block(data: bytes, start: int, stop: int, name: str, path: Path) -> pl
                 f"line {number} in block data_{name} is neither a label nor loop_", path=path
             )
         position = end + 1
-    return pairs
+    return pairs, position
 
 
 def _read_pair(line: bytes, row: int, name: str, path: Path) -> tuple[str, Value]:
@@ -222,11 +220,34 @@ def _check_name(name: str, what: str, path: Path) -> None:
         raise TableError(f"{what} cannot be one", path=path)
 
 
-def _read_loop(data: bytes, start: int, stop: int, name: str, path: Path) -> pl.DataFrame:
+def _read_loop(data: bytes, position: int, name: str, path: Path) -> tuple[pl.DataFrame, int]:
+    """Rows of a loop and the position of the next block."""
+    labels, position = _read_labels(data, position, name, path)
+    if not labels:
+        if position < len(data) and not is_header(data[position : _line_end(data, position)]):
+            raise TableError(f"rows without labels in block data_{name}", path=path)
+        return pl.DataFrame(), position
+    frames = []
+    n_before = 0
+    for rows, n_rows, end in row_chunks(data, position, n_columns=len(labels), path=path, table=name):
+        position = end
+        if n_rows:
+            frames.append(_parse_rows(rows, labels, n_before, path))
+            n_before += n_rows
+    if not frames:
+        known = {label: COLUMNS[label].dtype for label in labels if label in COLUMNS}
+        return pl.DataFrame(schema={label: known.get(label, str) for label in labels}), position
+    columns = [
+        series if series.name in COLUMNS else convert(series, path=path) for series in pl.concat(frames)
+    ]
+    return pl.DataFrame(columns), position
+
+
+def _read_labels(data: bytes, position: int, name: str, path: Path) -> tuple[list[str], int]:
+    """Labels of a loop and the position of its first row."""
     labels: list[str] = []
-    position = start
-    while position < stop:
-        end = _line_end(data, position, stop)
+    while position < len(data):
+        end = _line_end(data, position)
         line = data[position:end].strip(b" \t")
         if line.startswith(b"_"):
             first, *rest = line.split(maxsplit=1)
@@ -239,23 +260,7 @@ def _read_loop(data: bytes, start: int, stop: int, name: str, path: Path) -> pl.
     for index, label in enumerate(labels):
         if labels.index(label) < index:
             raise TableError(f"_{label} comes twice in block data_{name}", path=path)
-    if not labels:
-        if position < stop:
-            raise TableError(f"rows without labels in block data_{name}", path=path)
-        return pl.DataFrame()
-    chunks = row_chunks(data, min(position, stop), stop, n_columns=len(labels), path=path, table=name)
-    frames = []
-    n_before = 0
-    for rows, n_rows in chunks:
-        frames.append(_parse_rows(rows, labels, n_before, path))
-        n_before += n_rows
-    if not frames:
-        known = {label: COLUMNS[label].dtype for label in labels if label in COLUMNS}
-        return pl.DataFrame(schema={label: known.get(label, str) for label in labels})
-    frame = pl.concat(frames)
-    return pl.DataFrame(
-        [series if series.name in COLUMNS else convert(series, path=path) for series in frame]
-    )
+    return labels, position
 
 
 def _parse_rows(rows: bytes, labels: list[str], n_before: int, path: Path) -> pl.DataFrame:

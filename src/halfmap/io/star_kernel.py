@@ -20,13 +20,15 @@ def split(source: np.ndarray, target: np.ndarray, n_columns: int) -> tuple[np.ui
     Returns
     -------
     tuple
-        Bytes written, rows, status and, for a ragged row, its number of values.
+        Bytes written, rows, status and number of values of the last row; for a ragged row, where it begins in
+        `source` instead of the bytes written.
     """
     size = np.uint64(len(source))
     read = _ZERO
     written = _ZERO
     n_rows = 0
     while read < size:
+        row_start = read
         tokens = 0
         while True:
             while read < size and (source[read] == _SPACE or source[read] == _TAB):
@@ -56,7 +58,7 @@ def split(source: np.ndarray, target: np.ndarray, n_columns: int) -> tuple[np.ui
             target[written] = _SEPARATOR
             written += _ONE
         elif tokens != n_columns:
-            return _ZERO, n_rows, _RAGGED, tokens
+            return row_start, n_rows, _RAGGED, tokens
         target[written] = _NEWLINE
         written += _ONE
         n_rows += 1

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,47 @@ def has_control_character(data: bytes) -> bool:
     return len(data.translate(None, _CONTROL_CHARACTERS)) != len(data)
 
 
+def next_header(data: bytes, start: int, stop: int) -> int:
+    """Where the line of the next ``data_`` header begins, -1 if there is none before `stop`.
+
+    A header is alone on its line: a row may well begin with a file called ``data_something``.
+    """
+    position = data.find(b"data_", start, stop)
+    while position != -1:
+        # Most of what is found stands within a name.
+        if position > 0 and data[position - 1] not in b"\n \t":
+            position = data.find(b"data_", position + 5, stop)
+            continue
+        line_start = data.rfind(b"\n", 0, position) + 1
+        line_end = data.find(b"\n", position)
+        line_end = len(data) if line_end == -1 else line_end
+        if is_header(data[line_start:line_end]):
+            return line_start
+        position = data.find(b"data_", line_end, stop)
+    return -1
+
+
+def is_header(line: bytes) -> bool:
+    """Whether a line holds a ``data_`` name and at most a comment."""
+    tokens = line.split(maxsplit=2)
+    return (
+        bool(tokens) and tokens[0].startswith(b"data_") and (len(tokens) == 1 or tokens[1].startswith(b"#"))
+    )
+
+
 def row_chunks(
-    data: bytes, start: int, stop: int, *, n_columns: int, path: Path, table: str
-) -> Iterator[tuple[bytes, int]]:
-    """Rows between two positions of a file, tokens apart by `SEPARATOR`, in chunks with their number of rows.
+    data: bytes, start: int, *, n_columns: int, path: Path, table: str
+) -> Iterator[tuple[bytes, int, int]]:
+    """Rows of a table, tokens apart by `SEPARATOR`, in chunks.
 
     Blank lines and comments are skipped. In a table of two columns the second value may be missing, as
     RELION before version 4 wrote empty ones; it becomes an empty token.
+
+    Yields
+    ------
+    tuple
+        Bytes, number of rows, and the position in `data` behind them; that of the last one is where the next
+        block or the end of the file is.
 
     Raises
     ------
@@ -87,7 +122,8 @@ def row_chunks(
         If there are control characters: not a text file.
     """
     n_before = 0
-    for rows, n_rows, status, found in _chunks(data, start, stop, n_columns):
+    for chunk, end in _chunks(data, start, n_columns):
+        rows, n_rows, status, found = chunk
         row = n_before + n_rows + 1
         if status == _CONTROL:
             raise FileFormatError(
@@ -102,31 +138,49 @@ def row_chunks(
                 row=row,
                 hint="mend the row, or quote values that hold spaces",
             )
-        if n_rows:
-            yield rows, n_rows
+        yield rows, n_rows, end
         n_before += n_rows
 
 
-def _chunks(data: bytes, start: int, stop: int, n_columns: int) -> Iterator[tuple[bytes, int, int, int]]:
-    if stop - start < CHUNK_BYTES:
-        yield _split_python(data[start:stop], n_columns)
+_Chunk = tuple[bytes, int, int, int]
+"""Rows, their number, status and, for a ragged row, its number of values."""
+
+
+def _chunks(data: bytes, start: int, n_columns: int) -> Iterator[tuple[_Chunk, int]]:
+    size = len(data)
+    stop = next_header(data, start, min(start + CHUNK_BYTES, size))
+    if stop != -1 or size - start <= CHUNK_BYTES:
+        stop = size if stop == -1 else stop
+        yield _split_python(data[start:stop], n_columns), stop
         return
-    bounds: list[tuple[int, int]] = []
+    if n_columns <= 2:
+        # A header could be taken for a row; wider tables need no search through the whole file.
+        stop = next_header(data, start, size)
+    workers = min(_WORKERS, os.cpu_count() or 1)
+    bounds = _bounds(data, start, size if stop == -1 else stop)
+    with ThreadPoolExecutor(workers) as pool:
+        while some := list(islice(bounds, workers)):
+            splits = pool.map(lambda bound: _split_compiled(data, bound[0], bound[1], n_columns), some)
+            for (begin, end), (chunk, row_start) in zip(some, splits, strict=True):
+                header = begin + row_start
+                if chunk[2] == _RAGGED and is_header(data[header : data.find(b"\n", header) + 1 or size]):
+                    yield _split_compiled(data, begin, header, n_columns)[0], header
+                    return
+                yield chunk, end
+
+
+def _bounds(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Beginnings and ends of chunks of whole lines."""
     while start < stop:
         end = data.rfind(b"\n", start, min(start + CHUNK_BYTES, stop)) + 1
         if end == 0:
             end = data.find(b"\n", start, stop) + 1 or stop
-        bounds.append((start, end))
+        yield start, end
         start = end
-    workers = min(_WORKERS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(bounds), workers):
-            some = bounds[first : first + workers]
-            yield from pool.map(lambda bound: _split_compiled(data, bound[0], bound[1], n_columns), some)
 
 
-def _split_python(body: bytes, n_columns: int) -> tuple[bytes, int, int, int]:
-    """Rows, their number, status and, for a ragged row, its values; a plain loop over lines."""
+def _split_python(body: bytes, n_columns: int) -> _Chunk:
+    """Split rows by a plain loop over lines."""
     if has_control_character(body):
         return b"", 0, _CONTROL, 0
     plain = _SPECIAL.search(body) is None
@@ -151,12 +205,14 @@ def _split_python(body: bytes, n_columns: int) -> tuple[bytes, int, int, int]:
     return b"\n".join(rows), len(rows) - 1, _GOOD, 0
 
 
-def _split_compiled(data: bytes, start: int, stop: int, n_columns: int) -> tuple[bytes, int, int, int]:
-    """Do the same in one compiled pass over the bytes."""
+def _split_compiled(data: bytes, start: int, stop: int, n_columns: int) -> tuple[_Chunk, int]:
+    """Do the same in one compiled pass over the bytes; also, where a ragged row begins after `start`."""
     from halfmap.io.star_kernel import split
 
     source = np.frombuffer(data, dtype=np.uint8)[start:stop]
     # Tokens never grow, but "a\n" becomes three bytes where a second value is missing.
     target = np.empty(len(source) + (len(source) // 2 if n_columns == 2 else 0) + 2, dtype=np.uint8)
     length, n_rows, status, found = split(source, target, n_columns)
-    return target[: int(length)].tobytes(), n_rows, status, found
+    if status != _GOOD:
+        return (b"", n_rows, status, found), int(length)
+    return (target[: int(length)].tobytes(), n_rows, status, 0), 0

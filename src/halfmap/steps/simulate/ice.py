@@ -184,5 +184,6 @@ def _advance(
 
 def fading(frequency: Tensor, dose: float) -> Tensor:
     """Amplitude that an average over an exposure of `dose` leaves of the ice's waves."""
-    x = (decay_rate(frequency) * dose).clamp(min=1e-4)
-    return (2 * (x - 1 + torch.exp(-x)) / x.square()).sqrt()
+    x = decay_rate(frequency) * dose
+    whole = 2 * (x + torch.expm1(-x)) / x.square()
+    return torch.where(x < 0.05, 1 - x / 3 + x.square() / 12, whole).sqrt()

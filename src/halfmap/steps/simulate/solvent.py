@@ -28,7 +28,7 @@ Electron holography gives 3.5 ± 1.2 V (Harscher & Lichte 1998), the same sum at
 """
 
 _SPACING_A = 0.9
-_INWARD_A = 0.5
+_INWARD_A = 0.3
 """How much closer to the atoms than published the water begins.
 
 Calibrated: with it the water that proteins displace, per mass, is their partial specific volume (apoferritin
@@ -137,10 +137,12 @@ def _close_gaps(distance: NDArray, spacing: float) -> None:
                 )
                 if not at_edge:
                     continue
+                # The probe's region begins a little before this voxel: distances are good below a voxel.
+                ahead = distance[z, y, x] - _PROBE_A
                 for dz in range(max(-radius, -z), min(radius, size - 1 - z) + 1):
                     for dy in range(max(-radius, -y), min(radius, size - 1 - y) + 1):
                         for dx in range(max(-radius, -x), min(radius, size - 1 - x) + 1):
-                            away = math.sqrt(dz * dz + dy * dy + dx * dx) * spacing
+                            away = math.sqrt(dz * dz + dy * dy + dx * dx) * spacing - ahead
                             if away < to_probe[z + dz, y + dy, x + dx]:
                                 to_probe[z + dz, y + dy, x + dx] = away
     for z in range(size):

@@ -92,41 +92,37 @@ def illuminate(
     h, w = out.shape
     planes = layers.shape[0] - 1
     for y in numba.prange(h):
-        row, row_part = y // step, np.float32((y % step) / step)
+        row, part = y // step, np.float32((y % step) / step)
+        line = nodes[row] + part * (nodes[row + 1] - nodes[row]) + np.float32(margin)
         wx, wy = np.empty(4, np.float32), np.empty(4, np.float32)
         for x in range(w):
-            column, part = x // step, np.float32((x % step) / step)
-            top_x = nodes[row, column, 0] + part * (nodes[row, column + 1, 0] - nodes[row, column, 0])
-            top_y = nodes[row, column, 1] + part * (nodes[row, column + 1, 1] - nodes[row, column, 1])
-            low_x = nodes[row + 1, column, 0] + part * (
-                nodes[row + 1, column + 1, 0] - nodes[row + 1, column, 0]
-            )
-            low_y = nodes[row + 1, column, 1] + part * (
-                nodes[row + 1, column + 1, 1] - nodes[row + 1, column, 1]
-            )
-            source_x = top_x + row_part * (low_x - top_x) + margin
-            source_y = top_y + row_part * (low_y - top_y) + margin
-            ix, iy = int(np.floor(source_x)), int(np.floor(source_y))
-            _spline(np.float32(source_x - ix), wx)
-            _spline(np.float32(source_y - iy), wy)
+            column, along = x // step, np.float32((x % step) / step)
+            source_x = line[column, 0] + along * (line[column + 1, 0] - line[column, 0])
+            source_y = line[column, 1] + along * (line[column + 1, 1] - line[column, 1])
+            ix, iy = int(source_x), int(source_y)
+            _spline(source_x - np.float32(ix), wx)
+            _spline(source_y - np.float32(iy), wy)
+            passing = _sample(layers[0], ix, iy, wx, wy)
             place = min(
                 max(weights[0] + weights[1] * x + weights[2] * y, np.float32(0)), np.float32(planes - 1)
             )
-            plane = min(int(place), max(planes - 2, 0))
-            upper = np.float32(place - plane)
-            transmission, ice = np.float32(0), np.float32(0)
-            for j in range(4):
-                sum_t, sum_i = np.float32(0), np.float32(0)
-                for i in range(4):
-                    sum_t += wx[i] * layers[0, iy - 1 + j, ix - 1 + i]
-                    sum_i += wx[i] * layers[1 + plane, iy - 1 + j, ix - 1 + i]
-                transmission += wy[j] * sum_t
-                if upper > 0:
-                    sum_i *= 1 - upper
-                    for i in range(4):
-                        sum_i += upper * wx[i] * layers[2 + plane, iy - 1 + j, ix - 1 + i]
-                ice += wy[j] * sum_i
-            out[y, x] = transmission * (1 + ice + particles[y, x])
+            plane = int(place)
+            ice = _sample(layers[1 + plane], ix, iy, wx, wy)
+            if place > plane:
+                ice += (place - plane) * (_sample(layers[2 + plane], ix, iy, wx, wy) - ice)
+            out[y, x] = passing * (1 + ice + particles[y, x])
+
+
+@numba.njit(inline="always")
+def _sample(layer: NDArray, ix: int, iy: int, wx: NDArray, wy: NDArray) -> np.float32:
+    """Sum of 4 x 4 spline coefficients around a point between (ix, iy) and the next."""
+    total = np.float32(0)
+    for j in range(4):
+        line = layer[iy - 1 + j]
+        total += wy[j] * (
+            wx[0] * line[ix - 1] + wx[1] * line[ix] + wx[2] * line[ix + 1] + wx[3] * line[ix + 2]
+        )
+    return total
 
 
 @numba.njit(inline="always")
