@@ -200,3 +200,29 @@ def test_start_up_imports_no_heavy_package():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
     )
     assert shown.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_resume_makes_no_project_of_a_misspelt_folder(tmp_path, capsys):
+    assert main(["resume", "1", "--project", str(tmp_path / "misspelt")]) == 2
+    assert "misspelt: no project here; name its folder with --project" in capsys.readouterr().err
+    assert not (tmp_path / "misspelt").exists()
+
+
+def test_a_wrong_input_leaves_the_folder_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "movies", "none/*.tiff", "--dose-per-frame", "1"]) == 2
+    assert capsys.readouterr().err == "halfmap: none/*.tiff: input file does not exist\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_knows_help_from_a_folder(capsys):
+    assert main(["doctor", "--help"]) == 0
+    assert "halfmap doctor [FOLDER]" in capsys.readouterr().out
+    assert main(["doctor", "/no/such/folder"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_messages_come_once_however_often_a_process_calls(tmp_path, capsys):
+    for _ in range(2):
+        main(["toy", "--n", "1", "--project", str(tmp_path)])
+    assert capsys.readouterr().err.count("job002/: done in") == 1

@@ -14,7 +14,7 @@ import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.parameters import Form, Parameter, parse_form
 from halfmap.errors import HalfmapError, ParameterError
-from halfmap.log import log, show_on_terminal
+from halfmap.log import log, shown_on_terminal
 from halfmap.steps import load_steps
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         its traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    show_on_terminal()
     try:
-        _dispatch(words)
+        with shown_on_terminal():
+            _dispatch(words)
     except HalfmapError as error:
         print(f"halfmap: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USER_ERROR
@@ -94,7 +94,7 @@ def _run_step(cls: type[Step], words: list[str]) -> None:
     description = (inspect.getdoc(cls) or "").split("\n\nReferences\n")[0]
     values, run = parse_options(words, cls, prog=f"halfmap {cls.name}", description=description)
     step = parse_step(cls, values)
-    project = Project.open(run.project) if run.project else Project.find() or Project.open(".")
+    project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
     job = project.run(step, run)
     for name, path in job.outputs.items():
         log.info("%-12s %s", name, path)
@@ -110,9 +110,10 @@ def _resume(words: list[str]) -> None:
     values, run = parse_options(
         words, Resume, prog="halfmap resume", description=inspect.getdoc(_resume) or ""
     )
-    project = Project.open(run.project) if run.project else Project.find(values["job"]) or Project.find()
+    project = Project.find(run.project) if run.project else Project.find(values["job"]) or Project.find()
     if project is None:
-        raise ParameterError("no project here", hint="name one with --project, or change into its folder")
+        where = run.project or Path.cwd()
+        raise ParameterError("no project here", path=where, hint="name its folder with --project")
     project.resume(values["job"], run)
 
 
@@ -133,11 +134,17 @@ def _info(words: list[str]) -> None:
 
 def _doctor(words: list[str]) -> None:
     """Check this installation: versions, devices, memory, disk, optional parts."""
+    if words[:1] in (["-h"], ["--help"]):
+        return _print_list("halfmap doctor [FOLDER]", {})
     from rich.console import Console
 
     from halfmap.engine.doctor import examine
 
-    Console().print(examine(Path(words[0] if words else ".")))
+    folder = Path(words[0] if words else ".")
+    if not folder.is_dir():
+        raise ParameterError("is not a folder", path=folder, hint="name the one where projects are to lie")
+    Console().print(examine(folder))
+    return None
 
 
 def _version(words: list[str]) -> None:
@@ -189,7 +196,7 @@ def parse_options(
     everything = "--help-all" in words
     words = ["--help" if word == "--help-all" else word for word in words]
     parameters = [*form.parameters(), *_Run.parameters()]
-    main_input = next((parameter for parameter in parameters if parameter.default is ...), None)
+    main_input = next((p for p in parameters if p.default is ... or p.node is not None), None)
     if main_input and words and not words[0].startswith("-"):
         # The first thing a step needs may be given without its option: halfmap import movies 'Movies/*.tiff'
         words = [main_input.option, *words]

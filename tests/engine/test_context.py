@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import toy_step as toy
 
 from halfmap.engine import Context, RunOptions
-from halfmap.errors import ItemsFailedError
+from halfmap.errors import ItemsFailedError, ResourceError
 
 
 def run(folder: Path, step, **options) -> Context:
@@ -77,3 +78,35 @@ def test_two_items_of_one_name_are_refused(tmp_path):
     ctx = Context(folder=tmp_path, project=tmp_path)
     with pytest.raises(ValueError, match="same key"):
         ctx.map(str, [1, 1])
+
+
+def _full(number: int) -> int:
+    if number == 1:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return number
+
+
+def test_a_full_disk_stops_the_step_instead_of_leaving_items_out(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    with pytest.raises(ResourceError, match="No space left"):
+        ctx.map(_full, range(4))
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_damaged_line_of_the_ledger_is_done_again(tmp_path):
+    run(tmp_path, toy.Toy(n=3))
+    ledger = tmp_path / "items.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(lines[0] + b"\0" * 20 + b"\n" + lines[2])
+    run(tmp_path, toy.Toy(n=3))
+    assert (tmp_path / "calls.txt").read_text().split() == ["0", "1", "2", "1"]
+
+
+def _unsendable(number: int):
+    return lambda: number
+
+
+def test_a_result_that_cannot_be_sent_is_not_blamed_on_memory(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path, options=RunOptions(executor="processes", workers=2))
+    with pytest.raises(ItemsFailedError, match="pickle"):
+        ctx.map(_unsendable, range(2))

@@ -1,21 +1,34 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import toy_step as toy
 
-from halfmap.engine import RunOptions
-from halfmap.errors import HalfmapError, ItemsFailedError, ProjectError
+from halfmap.engine import Context, Input, RunOptions, Step
+from halfmap.errors import HalfmapError, ItemsFailedError, ProjectError, ResourceError
+from halfmap.io.names import find_files
 from halfmap.io.star import read_star
 from halfmap.project import Project
+from halfmap.project.overview import describe_project
 from halfmap.project.pipeline import edit_pipeline
+
+
+class Reading(Step, name="reading"):
+    """Name files."""
+
+    files: tuple[Path, ...] = Input("files")
+
+    def run(self, ctx: Context) -> None:
+        pass
 
 
 @pytest.fixture
@@ -162,3 +175,92 @@ def test_a_running_job_is_not_resumed_by_another_process(project):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_kill_amid_writing_leaves_no_temporary_file(project):
+    script = SCRIPT.format(support=str(Path(toy.__file__).parent), root=str(project.root))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    folder = project.root / "Toy/job001"
+    while not (folder / "2.txt").exists():
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    (folder / "Movies").mkdir()
+    (folder / f"Movies/.{process.pid}~3.tiff").write_bytes(b"half")
+    (project.root / f".{process.pid}~default_pipeline.star").write_bytes(b"half")
+    project.resume(1)
+    assert not list(project.root.rglob(".*~*"))
+
+
+def test_a_folder_that_a_killed_process_left_without_a_number_is_passed_over(project):
+    (project.root / "Import/job001").mkdir(parents=True)
+    assert project.new_job(toy.Toy(n=1)).name == "Toy/job002/"
+    assert project.new_job(toy.Toy(n=1)).name == "Toy/job003/"
+
+
+def test_asking_for_the_status_does_not_keep_a_job_from_starting(project):
+    job = project.new_job(toy.Toy(n=1))
+    (job.folder / ".lock").touch()
+    with (job.folder / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        release = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        job.run(RunOptions())
+        release.join()
+    assert job.status == "Succeeded"
+
+
+def test_a_file_is_no_project(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="is a file where a folder belongs"):
+        Project.open(tmp_path / "file")
+
+
+def test_a_record_that_cannot_be_read_does_not_hide_the_other_jobs(project, caplog):
+    project.run(toy.Toy(n=1))
+    project.run(toy.Toy(n=1))
+    (project.root / "Toy/job001/job.json").write_text("{")
+    table = describe_project(project.root)
+    assert table.row_count == 2
+    assert "cannot be read as a job's record" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../movies/a.tiff", "../movies/*.tiff"])
+def test_inputs_are_named_from_the_projects_folder_wherever_one_stands(tmp_path, monkeypatch, name):
+    project = Project.open(tmp_path / "a [b] project")
+    (project.root / "movies").mkdir()
+    (project.root / "movies/a.tiff").touch()
+    (project.root / "elsewhere").mkdir()
+    monkeypatch.chdir(project.root / "elsewhere")
+    (tmp_path / "link").symlink_to(project.root)
+    for root in (project.root, tmp_path / "link", Path("../elsewhere/..")):
+        job = Project.open(root).new_job(Reading(files=(Path(name),)))
+        assert [path.as_posix() for path in job.step.inputs()] == [name.removeprefix("../")]
+        record = json.loads((job.folder / "job.json").read_text())
+        assert [Path(entry["path"]).name for entry in record["inputs"]] == ["a.tiff"]
+        assert "bytes" in record["inputs"][0]
+
+
+def test_patterns_work_in_folders_with_brackets_outside_the_project(project, tmp_path, monkeypatch):
+    (tmp_path / "a [b]").mkdir()
+    (tmp_path / "a [b]/1.tiff").touch()
+    monkeypatch.chdir(tmp_path / "a [b]")
+    job = project.new_job(Reading(files=(Path("*.tiff"),)))
+    assert find_files(job.step.inputs()[0], project.root) == [tmp_path / "a [b]/1.tiff"]
+
+
+def test_a_wrong_input_makes_no_project(tmp_path):
+    with pytest.raises(HalfmapError, match="does not exist"):
+        Project.at(tmp_path / "new").run(Reading(files=(Path("none.tiff"),)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_job_killed_before_its_entry_in_the_graph_is_entered_by_resume(project):
+    job = project.run(toy.Toy(n=1))
+    with edit_pipeline(project.root) as pipeline:
+        pipeline.set_status(job.name, "Running")
+        pipeline.nodes.clear()
+        pipeline.outputs.clear()
+    project.resume(1)
+    assert [p.status for p in project.pipeline.processes] == ["Succeeded"]
+    assert project.pipeline.outputs == [("Toy/job001/", "Toy/job001/squares.txt")]

@@ -9,7 +9,7 @@ import tifffile
 from eer_writer import Events, encode, write_eer
 
 from halfmap.cli import main
-from halfmap.errors import ItemsFailedError, ParameterError, ShapeError
+from halfmap.errors import ItemsFailedError, ParameterError, ShapeError, TableError
 from halfmap.io.gain import is_divided, orient_gain
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
@@ -258,3 +258,13 @@ def test_the_stored_gain_of_eer_movies_means_to_relion_what_was_given(project, n
     optics = read_movies(job.outputs["movies"]).optics
     assert optics.select("rlnEERGrouping", "rlnEERUpsampling").rows() == [(32, 1)]
     assert read_movies(job.outputs["movies"]).rows["rlnImageSizeZ"].to_list() == [3]
+
+
+def test_defects_and_mtf_are_read_before_anything_is_written(project):
+    Path("defects.txt").write_text("200 10 20 1\n")
+    with pytest.raises(TableError, match=r"defects.txt.*row 1"):
+        project.run(movies(defects="defects.txt"))
+    Path("mtf.star").write_text("data_\n\nloop_\n_rlnMtfValue #1\n1.0\n")
+    with pytest.raises(TableError, match="no column rlnResolutionInversePixel"):
+        project.run(movies(mtf="mtf.star"))
+    assert not written(project)

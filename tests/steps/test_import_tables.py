@@ -256,3 +256,27 @@ def test_real_coordinates(project, shared_data):
     expected = dict(topaz.iter_rows())
     assert len(found["apo_034344"]) == expected["apo_034344"]
     assert len(found["apo_030502"]) == expected["apo_030502"] + 167
+
+
+def test_the_folder_of_stacks_is_named_from_where_one_stands(project, tmp_path_factory, monkeypatch):
+    other = tmp_path_factory.mktemp("other")
+    table = write_particle_files(other, name="Data/deep/stack.mrcs")
+    blocks = read_star(table)
+    blocks["particles"] = blocks["particles"].with_columns(
+        pl.col("rlnImageName").str.replace("Data/deep/", "")
+    )
+    write_star(table, blocks)
+    monkeypatch.chdir(other)
+    job = project.run(ImportParticles(particles="Job/particles.star", images="Data/deep"))
+    first = read_star(job.outputs["particles"])["particles"]["rlnImageName"][0]
+    assert first == f"000001@{other}/Data/deep/stack.mrcs"
+
+
+def test_micrographs_that_share_a_name_are_not_mixed_up(project):
+    for folder in ("A", "B"):
+        write_mrc(f"{folder}/grid_1.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+    project.run(ImportMicrographs(micrographs=("*/*.mrc",)))
+    Path("grid_1.csv").write_text("x,y\n10,20\n")
+    step = ImportCoordinates(coordinates=("grid_1.csv",), micrographs="Import/job001/micrographs.star")
+    with pytest.raises(TableError, match=r"B/grid_1.mrc and A/grid_1.mrc differ only in their folders"):
+        project.run(step)

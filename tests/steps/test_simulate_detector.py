@@ -72,7 +72,9 @@ def test_recorded_times_gain_is_the_electrons_counted():
 
 def test_dead_pixels_count_nothing_and_hot_ones_too_much():
     flawed = camera(n_dead=10, n_hot=10)
-    counts = np.stack([flawed.expose(np.full(SHAPE, 2.0, np.float32), SeedSequence(s), bits=8) for s in range(50)])
+    counts = np.stack(
+        [flawed.expose(np.full(SHAPE, 2.0, np.float32), SeedSequence(s), bits=8) for s in range(50)]
+    )
     x, y = flawed.dead.T
     assert counts[:, y, x].max() == 0
     assert flawed.gain[y, x].max() == 0

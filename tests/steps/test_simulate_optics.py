@@ -93,7 +93,9 @@ def test_envelopes_are_those_of_wade_and_frank():
     index = np.unravel_index(int((grid - k).abs().argmin()), grid.shape)
     k = float(grid[index])
     temporal = microscope(focal_spread=70.0).envelope(SHAPE, PIXEL, 15000.0)[index]
-    assert float(temporal) == pytest.approx(math.exp(-0.5 * (math.pi * wavelength * 70 * k**2) ** 2), rel=1e-4)
+    assert float(temporal) == pytest.approx(
+        math.exp(-0.5 * (math.pi * wavelength * 70 * k**2) ** 2), rel=1e-4
+    )
     slope = 2.7e7 * wavelength**3 * k**3 - 15000 * wavelength * k
     spatial = microscope(convergence_mrad=0.02).envelope(SHAPE, PIXEL, 15000.0)[index]
     assert float(spatial) == pytest.approx(math.exp(-((math.pi * 2e-5 / wavelength * slope) ** 2)), rel=1e-3)

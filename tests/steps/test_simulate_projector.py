@@ -29,13 +29,17 @@ def atoms() -> dict:
 def transform(atoms) -> np.ndarray:
     box = {"shape": (BOX,) * 3, "pixel_size": 1.0}
     return padded_transform(
-        atomic_volume(atoms["positions"], coefficients=atoms["coefficients"], b_factors=atoms["b_factors"], **box)
+        atomic_volume(
+            atoms["positions"], coefficients=atoms["coefficients"], b_factors=atoms["b_factors"], **box
+        )
     )
 
 
 def test_projections_are_those_of_rotated_atoms(atoms, transform):
     poses = rotations.random_rotations(6, generator=torch.Generator().manual_seed(3)).double()
-    poses = torch.cat([poses, torch.eye(3).double()[None], torch.diag(torch.tensor([-1.0, 1, -1])).double()[None]])
+    poses = torch.cat(
+        [poses, torch.eye(3).double()[None], torch.diag(torch.tensor([-1.0, 1, -1])).double()[None]]
+    )
     images = project(transform, poses, box=BOX, pixel_size=1.0)
     exact = torch.stack(
         [
@@ -71,7 +75,9 @@ def test_every_projection_has_the_volume_s_sum(transform, atoms):
 def test_a_volume_not_around_the_origin_moves_with_the_pose():
     volume = torch.zeros(32, 32, 32)
     volume[16 + 3, 16, 16 + 6] = 1.0
-    volume = fourier.irfft3(fourier.rfft3(volume) * (grids.frequency_radius((32,) * 3) < 0.3), shape=(32,) * 3)
+    volume = fourier.irfft3(
+        fourier.rfft3(volume) * (grids.frequency_radius((32,) * 3) < 0.3), shape=(32,) * 3
+    )
     # x -> y, y -> -x: a point at (x, y, z) = (6, 0, 3) is seen at (0, 6).
     turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     image = project(padded_transform(volume), turn[None], box=32, pixel_size=1.0)[0]

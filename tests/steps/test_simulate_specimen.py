@@ -78,7 +78,9 @@ def test_protein_has_a_little_over_three_volts_against_ice(subunit):
     volume, mass = potential(
         State(0, (str(SHIPPED),)), box=BOX, pixel_size=PIXEL, assembly=None, b_factor=None
     )
-    assert mass == pytest.approx(21.0 * 0.92, rel=0.06)  # one ferritin heavy chain without its disordered ends
+    assert mass == pytest.approx(
+        21.0 * 0.92, rel=0.06
+    )  # one ferritin heavy chain without its disordered ends
     displaced = mass * 1e3 / 0.6022 * 0.735
     contrast = float(volume.sum()) * PIXEL**3 / displaced
     assert contrast == pytest.approx(3.4, abs=0.4)

@@ -6,13 +6,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from halfmap.engine.executor import RunOptions, run_items
 from halfmap.engine.ledger import Ledger
-from halfmap.errors import ItemsFailedError
+from halfmap.errors import ItemsFailedError, ResourceError
+from halfmap.io.atomic import writing
+from halfmap.io.names import name_in
 from halfmap.log import log
 
 Item = TypeVar("Item")
@@ -50,8 +53,7 @@ class Context:
 
     def relative(self, path: str | Path) -> str:
         """Name of a file as tables store it: relative to the project, absolute when outside it."""
-        path = Path(path).absolute()
-        return path.relative_to(self.project).as_posix() if path.is_relative_to(self.project) else str(path)
+        return name_in(path, self.project).as_posix()
 
     def resolve(self, name: str | Path) -> Path:
         """Where a file named in a table lies."""
@@ -87,19 +89,25 @@ class Context:
         ------
         ItemsFailedError
             If every item failed, or more than the options allow.
+        ResourceError
+            If an item found the disk full or the folder closed to it, as all others would.
         """
         keys = [key(item) for item in items]
         if len(set(keys)) != len(keys):
             raise ValueError(f"two {unit}s have the same key")
         ledger = Ledger(self.folder / "items.jsonl")
         ledger.repair()
-        results = {name: result for name, result in ledger.done(unit).items() if name in set(keys)}
+        wanted = set(keys)
+        results = {name: result for name, result in ledger.done(unit).items() if name in wanted}
         todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in results]
         if results:
             log.info("%d of %d %ss were done before", len(results), len(keys), unit)
         failed = 0
-        with _Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys)) as progress:
-            for index, outcome in run_items(function, [item for _, item in todo], self.options):
+        progress = _Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys))
+        outcomes = run_items(function, [item for _, item in todo], self.options)
+        # Closing ends the workers before the job's lock is given back, however the loop ends.
+        with progress, closing(outcomes):
+            for index, outcome in outcomes:
                 name = todo[index][0]
                 if outcome.error is None:
                     ledger.append(unit, name, outcome.result, outcome.seconds)
@@ -108,6 +116,8 @@ class Context:
                 else:
                     failed += 1
                     self.fail(unit, name, outcome.error, outcome.trace)
+                    if outcome.fatal:
+                        raise ResourceError(outcome.error)
                     if self.options.max_failures is not None and failed > self.options.max_failures:
                         raise ItemsFailedError(
                             f"{failed} {unit}s failed, more than the {self.options.max_failures} allowed",
@@ -171,7 +181,7 @@ class _Progress:
         }
         if error is not None:
             event["error"] = error
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
         if self.bar is not None:
             self.bar.advance(self.task)

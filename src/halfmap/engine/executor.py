@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from concurrent.futures import Executor as FuturesExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from halfmap.engine.parameters import Form, Param
 from halfmap.errors import HalfmapError
+from halfmap.io.atomic import is_out_of_resources
 
 Item = TypeVar("Item")
 
@@ -53,26 +61,30 @@ class Outcome:
     error: str | None = None
     trace: str | None = None
     seconds: float = 0.0
+    fatal: bool = False
+    """Whether other items would fail alike, for want of disk space or permission."""
 
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
     """Call `function(item)` and turn any exception into an `Outcome`."""
     start = time.perf_counter()
+    fatal = False
     try:
         return Outcome(result=function(item), seconds=time.perf_counter() - start)
     except HalfmapError as error:
-        message, trace = str(error), None
+        message, trace, fatal = str(error), None, is_out_of_resources(error)
     except MemoryError:
         message = "out of memory; use fewer workers (--workers) or a machine with more memory"
         trace = traceback.format_exc()
     except Exception as error:
         message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-    return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start)
+        fatal = is_out_of_resources(error)
+    return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start, fatal=fatal)
 
 
 def run_items(
     function: Callable[[Item], Any], items: Sequence[Item], options: RunOptions
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome]]:
     """Run `function` over `items` and yield ``(index, outcome)`` as they finish.
 
     Parameters
@@ -126,9 +138,11 @@ def _drain(
                 index, item = running.pop(future)
                 try:
                     yield index, future.result()
-                except (
-                    Exception
-                ):  # a BrokenExecutor or Dask's KilledWorker: the worker is gone, not the item wrong
+                except Exception as error:
+                    if not _is_loss_of_worker(error):
+                        message = f"{type(error).__name__}: {error}"
+                        yield index, Outcome(error=message, trace=traceback.format_exc())
+                        continue
                     broken = True
                     attempts[index] += 1
                     if attempts[index] < _ATTEMPTS:
@@ -138,6 +152,13 @@ def _drain(
     finally:
         for future in running:
             future.cancel()
+
+
+def _is_loss_of_worker(error: Exception) -> bool:
+    """Whether the worker is gone; else the item or its result could not be sent between processes."""
+    if isinstance(error, BrokenExecutor | CancelledError):
+        return True
+    return type(error).__module__.partition(".")[0] == "distributed"  # KilledWorker, CommClosedError, …
 
 
 @contextmanager

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from halfmap.io.atomic import writing
+
 
 class Ledger:
     """Finished items of a job with their results, one JSON line each, appended as they finish.
 
     A line is written only after the item's files have their final names. A line cut short by a kill is
-    dropped on reading, and its item runs again.
+    dropped on reading, as is one that is damaged, and its item runs again.
 
     Parameters
     ----------
@@ -31,7 +33,10 @@ class Ledger:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # a machine that lost power may leave anything
                 if entry["unit"] == unit:
                     results[entry["key"]] = entry["result"]
         return results
@@ -39,7 +44,7 @@ class Ledger:
     def append(self, unit: str, key: str, result: Any, seconds: float) -> None:
         """Record one finished item."""
         line = json.dumps({"unit": unit, "key": key, "seconds": round(seconds, 3), "result": result})
-        with self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
 
     def repair(self) -> None:

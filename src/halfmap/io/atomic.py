@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from halfmap.errors import ResourceError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
+_TOLD_NUMBER = re.compile(r"\(os error ([0-9]+)\)")
+_SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")
+_TEMPORARY = re.compile(r"\.[0-9]+~.")
 
 
 @contextmanager
@@ -26,21 +33,59 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}~{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Say in a sentence that a file or folder could not be written.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full, or the folder may not be written or is none.
+    """
+    try:
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = _error_number(error)
+        if number in _FULL:
             raise ResourceError(
                 "no space left on the disk", path=path, hint="free some and resume"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in _FORBIDDEN:
             raise ResourceError(
                 "cannot be written", path=path, hint="check the folder's permissions"
             ) from error
+        if number in (errno.ENOTDIR, errno.EEXIST):
+            raise ResourceError("is a file where a folder belongs", path=error.filename or path) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def is_out_of_resources(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written, whatever it is."""
+    return isinstance(error, ResourceError) or (isinstance(error, OSError) and _error_number(error) in _FULL)
+
+
+def _error_number(error: OSError) -> int | None:
+    """Number of a system error, which polars and NumPy only tell in words."""
+    if error.errno is None and (told := _TOLD_NUMBER.search(str(error))):
+        return int(told[1])
+    if error.errno is None and _SHORT_WRITE.search(str(error)):
+        return errno.ENOSPC
+    return error.errno
+
+
+def remove_temporaries(folder: Path, pattern: str = "**/.*~*") -> None:
+    """Delete what killed processes left under temporary names; none may be writing there."""
+    for path in folder.glob(pattern):
+        if _TEMPORARY.match(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

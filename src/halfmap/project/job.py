@@ -21,7 +21,8 @@ import halfmap
 from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.device import choose_device
 from halfmap.errors import FileFormatError, HalfmapError, ProjectError
-from halfmap.io.atomic import write_text
+from halfmap.io.atomic import remove_temporaries, write_text, writing
+from halfmap.io.names import find_files
 from halfmap.log import log
 
 _MARKERS = {
@@ -29,6 +30,7 @@ _MARKERS = {
     "Failed": "RELION_JOB_EXIT_FAILURE",
     "Aborted": "RELION_JOB_EXIT_ABORTED",
 }
+_PATIENCE_s = 0.5
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
 
@@ -102,7 +104,7 @@ class Job:
             "step": self.step.name,
             "label": self.step.label,
             "parameters": parameters,
-            "inputs": [_describe(self.root / path) for path in self.step.inputs()],
+            "inputs": [_describe(path) for name in self.step.inputs() for path in _files(name, self.root)],
             "outputs": {name: asdict(out) for name, out in type(self.step).outputs.items()},
             "command": sys.argv,
             "created": _now(),
@@ -143,6 +145,7 @@ class Job:
         with _locked(self.folder / ".lock"), _logging_to(self.folder), _terminate_as_interrupt():
             for marker in _MARKERS.values():
                 (self.folder / marker).unlink(missing_ok=True)
+            remove_temporaries(self.folder)
             ctx = Context(folder=self.folder, project=self.root, options=options, device=device)
             log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, device)
             start = time.monotonic()
@@ -215,6 +218,10 @@ def _as_options(step: Step) -> Iterator[str]:
         yield " ".join([parameter.option, *(shlex.quote(str(word)) for word in words)])
 
 
+def _files(name: Path, root: Path) -> list[Path]:
+    return sorted(find_files(name, root)) or [root / name]
+
+
 def _describe(path: Path) -> dict[str, Any]:
     """An input as it was when the job began, so that a later change of it shows."""
     if not path.exists():
@@ -229,18 +236,27 @@ def _now() -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProjectError("the job is running in another process", path=path.parent) from None
+    with writing(path):
+        file = path.open("a")
+    with file:
+        # Whoever asks for the status holds the lock for an instant.
+        deadline = time.monotonic() + _PATIENCE_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ProjectError("the job is running in another process", path=path.parent) from None
+                time.sleep(0.02)
         yield
 
 
 def _is_locked(path: Path) -> bool:
-    with path.open("a") as file:
+    # Shared and for reading: others may look too, also into a project that they may not change.
+    with path.open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

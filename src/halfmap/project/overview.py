@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halfmap.errors import ProjectError
+from halfmap.errors import HalfmapError, ProjectError
+from halfmap.log import log
 from halfmap.project.job import Job
 from halfmap.project.project import Project
 
@@ -36,8 +37,11 @@ def describe_project(path: Path) -> Table:
     for process in pipeline.processes:
         step, status = process.label, process.status
         if (project.root / process.name / "job.json").exists():
-            job = Job.load(project.root, process.name)
-            step, status = job.step.name, job.status
+            try:
+                job = Job.load(project.root, process.name)
+                step, status = job.step.name, job.status
+            except HalfmapError as error:
+                log.warning("%s", error)  # one job's record must not hide all others
         made = ", ".join(
             node.removeprefix(process.name) for name, node in pipeline.outputs if name == process.name
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from halfmap.errors import FileFormatError, ProjectError
-from halfmap.io.atomic import atomic_path
+from halfmap.io.atomic import remove_temporaries, writing
 
 PIPELINE_FILE = "default_pipeline.star"
 _LOCK_FILE = ".halfmap_lock"
@@ -130,8 +130,7 @@ def write_pipeline(path: Path, pipeline: Pipeline) -> None:
         blocks["pipeline_output_edges"] = table(
             pipeline.outputs, "rlnPipeLineEdgeProcess", "rlnPipeLineEdgeToNode"
         )
-    with atomic_path(path) as temporary:
-        write_star(temporary, blocks)
+    write_star(path, blocks)
 
 
 @contextmanager
@@ -146,9 +145,13 @@ def edit_pipeline(root: Path) -> Iterator[Pipeline]:
         If another process holds the lock for a minute, or RELION has the project locked.
     """
     path = root / PIPELINE_FILE
-    with (root / _LOCK_FILE).open("a") as lock:
-        _wait_for(lambda: _try_lock(lock), root / _LOCK_FILE)
-        _wait_for(lambda: not (root / ".relion_lock").exists(), root / ".relion_lock")
+    with writing(root):
+        lock = (root / _LOCK_FILE).open("a")
+    with lock:
+        _wait_for(lambda: _try_lock(lock), root / _LOCK_FILE, hint="wait until it has ended")
+        relion = root / ".relion_lock"
+        _wait_for(lambda: not relion.exists(), relion, hint="wait for it, or delete this if none runs")
+        remove_temporaries(root, f".*~{PIPELINE_FILE}")
         pipeline = read_pipeline(path) if path.exists() else Pipeline()
         yield pipeline
         write_pipeline(path, pipeline)
@@ -162,13 +165,9 @@ def _try_lock(file) -> bool:
     return True
 
 
-def _wait_for(ready, path: Path, seconds: float = 60.0) -> None:
+def _wait_for(ready, path: Path, *, hint: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            raise ProjectError(
-                "the project is locked by another program",
-                path=path,
-                hint="wait for it, or delete this if none runs",
-            )
+            raise ProjectError("the project is locked by another program", path=path, hint=hint)
         time.sleep(0.05)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from halfmap.engine import RunOptions, Step
 from halfmap.errors import ParameterError, ProjectError
+from halfmap.io.atomic import writing
+from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
 from halfmap.project.job import Job
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
@@ -37,17 +39,23 @@ class Project:
     @classmethod
     def open(cls, path: str | Path) -> Project:
         """Open the project in the folder `path`, making an empty one where there is none."""
-        root = Path(path).absolute()
-        root.mkdir(parents=True, exist_ok=True)
-        if not (root / PIPELINE_FILE).exists():
-            with edit_pipeline(root):
+        project = cls.at(path)
+        with writing(project.root):
+            project.root.mkdir(parents=True, exist_ok=True)
+        if not (project.root / PIPELINE_FILE).exists():
+            with edit_pipeline(project.root):
                 pass
-        return cls(root)
+        return project
+
+    @classmethod
+    def at(cls, path: str | Path) -> Project:
+        """The project in the folder `path`; where there is none, its first job makes it."""
+        return cls(without_dots(Path(path).expanduser()))
 
     @classmethod
     def find(cls, start: str | Path = ".") -> Project | None:
         """The project that `start` lies in, found by walking up, or None."""
-        start = Path(start).absolute()
+        start = without_dots(start)
         for folder in (start, *start.parents):
             if (folder / PIPELINE_FILE).exists():
                 return cls(folder)
@@ -85,12 +93,18 @@ class Project:
         """
         step = self._with_project_paths(step)
         for path in step.inputs():
-            if not _matches(self.root / path):
+            if not find_files(path, self.root):
                 raise ParameterError("input file does not exist", path=path)
+        # Only now: a name typed wrongly makes no folder a project.
+        Project.open(self.root)
         with edit_pipeline(self.root) as pipeline:
+            # A process killed at this place has left the folder, but not the number.
+            while any(self.root.glob(f"*/job{pipeline.counter:03d}")):
+                pipeline.counter += 1
             name = f"{step.folder}/job{pipeline.counter:03d}/"
             pipeline.counter += 1
-            (self.root / name).mkdir(parents=True)
+            with writing(self.root / name):
+                (self.root / name).mkdir(parents=True)
             job = Job(self.root, name, step)
             job.write_record()
             pipeline.processes.append(Process(name, step.label, "Scheduled"))
@@ -119,6 +133,10 @@ class Project:
         """
         job = self.job(name)
         if job.status == "Succeeded":
+            if any(p.name == job.name and p.status != "Succeeded" for p in self.pipeline.processes):
+                # Killed after its last file, before its entry in the graph.
+                self._set_status(job, job.status)
+                return job
             raise ProjectError("the job has ended well; there is nothing to resume", path=job.folder)
         self._run(job, options or RunOptions())
         return job
@@ -147,10 +165,15 @@ class Project:
         """Inputs as the project's tables name them: relative to its root where they lie inside it."""
 
         def localise(path: Path) -> Path:
-            path = Path(path).expanduser()
-            if path.is_absolute():
-                return path.relative_to(self.root) if path.is_relative_to(self.root) else path
-            return localise(path.absolute()) if _matches(path) else path
+            path = path.expanduser()
+            here = Path.cwd()
+            if not path.is_absolute() and not find_files(path, here):
+                return path
+            name = name_in(path, self.root)
+            if path.is_absolute() or not name.is_absolute() or path.exists():
+                return name
+            # The folder's own brackets are none of the pattern's.
+            return Path(glob.escape(str(here))) / path
 
         changes = {}
         for parameter in step.parameters():
@@ -160,8 +183,3 @@ class Project:
                     tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
                 )
         return step.model_copy(update=changes)
-
-
-def _matches(path: Path) -> bool:
-    """Whether a file is there, or any that a pattern with wildcards names."""
-    return path.exists() or bool(glob.glob(str(path)))  # noqa: PTH207 - absolute patterns

@@ -29,9 +29,14 @@ def gather(
     Raises
     ------
     TableError
-        If none belongs to any of the micrographs, or most lie outside them.
+        If none belongs to any of the micrographs, most lie outside them, or two micrographs have one name.
     """
-    names = {_stem(name): name for name in micrographs.rows[MICROGRAPH]}
+    names: dict[str, str] = {}
+    for row, name in enumerate(micrographs.rows[MICROGRAPH], start=1):
+        if names.setdefault(_stem(name), name) != name:
+            message = f"{name} and {names[_stem(name)]} differ only in their folders or suffixes"
+            hint = "coordinates go by the names of files: import these micrographs' coordinates apart"
+            raise TableError(message, path=micrographs.path, row=row, hint=hint)
     found: dict[str, list[pl.DataFrame]] = {}
     for file in files:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
 from halfmap.errors import ParameterError
+from halfmap.io.names import find_files
 
 if TYPE_CHECKING:
     from halfmap.steps.import_.step import ImportImages
@@ -25,12 +25,10 @@ def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        # A name may hold brackets that a pattern would read as its own.
-        whole = project / pattern
-        matches = [str(whole)] if whole.exists() else glob.glob(str(whole))  # noqa: PTH207 - absolute patterns
+        matches = find_files(pattern, project)
         if not matches:
             raise ParameterError("no file has this name or matches this pattern", path=pattern)
-        files.update(Path(match) for match in matches)
+        files.update(matches)
     return sorted(files)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
-from halfmap.errors import FileFormatError
+from halfmap.errors import FileFormatError, TableError
 
 if TYPE_CHECKING:
     from halfmap.data import MovieSet
     from halfmap.steps.import_.step import ImportMovies
+
+MTF_LABELS = "rlnResolutionInversePixel", "rlnMtfValue"
 
 
 def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
@@ -36,6 +38,29 @@ def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
         "height": height,
         "pixel_size": movie.pixel_size,
     }
+
+
+def check_camera_files(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]]) -> None:
+    """Read the defects and the MTF, which motion correction and refinement would stumble over.
+
+    Raises
+    ------
+    FileFormatError, TableError, ShapeError
+        If one cannot be read, or the defects are not those of these movies.
+    """
+    from halfmap.io.defects import read_defects
+    from halfmap.io.star import read_star
+
+    if step.defects is not None:
+        read_defects(ctx.resolve(step.defects), shape=(headers[0]["height"], headers[0]["width"]))
+    if step.mtf is not None:
+        path = ctx.resolve(step.mtf)
+        labels = {label for block in read_star(path).values() for label in getattr(block, "columns", ())}
+        missing = [label for label in MTF_LABELS if label not in labels]
+        if missing:
+            raise TableError(
+                f"is no MTF: it has no column {missing[0]}", path=path, hint="give RELION's file"
+            )
 
 
 def tabulate(

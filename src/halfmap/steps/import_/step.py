@@ -77,6 +77,7 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
         examine = functools.partial(movies.examine, step=self)
         headers = ctx.map(examine, files, key=ctx.relative, unit="movie")
         headers = microscope.keep_common_size(ctx, headers, unit="movie")
+        movies.check_camera_files(self, ctx, headers)
         settings = microscope.optics_row(self, headers)
         reference = gain.orient(self, ctx, headers, pixel_size=settings["rlnMicrographOriginalPixelSize"])
         table = movies.tabulate(self, ctx, headers, settings, gain=reference)
@@ -129,11 +130,8 @@ class ImportParticles(Step, name="import particles", label=OTHER):
 
     particles: Path = Input("table of particles (.star or .cs)")
     passthrough: tuple[Path, ...] = Input("cryoSPARC's passthrough files (.cs)", default=())
-    images: Path | None = Param(
-        None,
-        "folder that names of stacks are relative to; default: found by itself",
-        unit="none",
-        section=NAMES,
+    images: Path | None = Input(
+        "folder that names of stacks are relative to; default: found by itself", default=None, section=NAMES
     )
     pixel_size: float | None = Param(
         None,

@@ -153,18 +153,19 @@ def expected_frames(
         exposure.canvas, pixel_size=pixel_size, dose_per_frame=step.dose_per_frame, seed=ice_seed
     )
     response = spline_response(exposure.canvas)
-    filters = [noise_filter / response for noise_filter in exposure.noise_filters]
-    layers = np.empty((1 + len(filters), *exposure.canvas), np.float32)
-    layers[0] = spline_coefficients(exposure.passing)
+    filters = [(noise_filter / response).numpy() for noise_filter in exposure.noise_filters]
+    passing = spline_coefficients(exposure.passing)
+    noise = np.empty((len(filters), *exposure.canvas), np.float32)
     x, y = scene.molecules.position.T
     middle = scene.size[1] / 2, scene.size[0] / 2
     for frame in range(step.n_frames):
-        noise = ice.next()
+        white = ice.next()
+        moved = np.empty_like(white)
+        common = motion.common(frame) / pixel_size
         blur = motion.smear(*middle, frame)[None] / pixel_size
-        for layer, noise_filter in zip(layers[1:], filters, strict=True):
-            spectrum = np.empty_like(noise)
-            displace(noise[None], noise_filter.numpy(), np.zeros((1, 2)), blur, spectrum[None])
-            layer[:] = fourier.irfft2(torch.from_numpy(spectrum), shape=exposure.canvas).numpy()
+        for plane, noise_filter in zip(noise, filters, strict=True):
+            displace(white[None], noise_filter, common[None], blur, moved[None])
+            plane[:] = fourier.irfft2(torch.from_numpy(moved), shape=exposure.canvas).numpy()
         dose = step.pre_exposure + step.dose_per_frame * frame
         particles = images.layer(
             shape,
@@ -180,7 +181,17 @@ def expected_frames(
         )
         expected = np.empty(shape, np.float32)
         nodes = source_nodes(motion, frame, shape, pixel_size)
-        illuminate(layers, exposure.plane, particles, nodes, _NODE_STEP, exposure.margin, expected)
+        illuminate(
+            passing,
+            noise,
+            exposure.plane,
+            particles,
+            nodes,
+            _NODE_STEP,
+            common.astype(np.float32),
+            exposure.margin,
+            expected,
+        )
         yield expected
 
 

@@ -64,11 +64,13 @@ def displace(
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
 def illuminate(
-    layers: NDArray,
+    passing: NDArray,
+    noise: NDArray,
     weights: NDArray,
     particles: NDArray,
     nodes: NDArray,
     step: int,
+    common_px: NDArray,
     margin: int,
     out: NDArray,
 ) -> None:
@@ -76,21 +78,27 @@ def illuminate(
 
     Parameters
     ----------
-    layers : array (1 + p, h + 2 margin, w + 2 margin), float32
-        Spline coefficients of the transmission, then of the ice's noise at p defoci.
+    passing : array (h + 2 margin, w + 2 margin), float32
+        Spline coefficients of the transmission, as it was in the first frame.
+    noise : array (p, h + 2 margin, w + 2 margin), float32
+        Those of the ice's noise at p defoci, the motion common to all already applied.
     weights : array (3,), float32
         Plane of noise, from 0, at the frame's first pixel, and its change per pixel along x and y.
     particles : array (h, w), float32
         Relative change of intensity by particles, where they are in this frame.
     nodes : array (ny, nx, 2), float32
         Position (x, y) in pixels of the specimen, in the first frame, that is seen at every `step`-th pixel.
-    step, margin : int
-        Spacing of the nodes; pixels that the layers extend beyond the frame on every side.
+    step : int
+        Spacing of the nodes in pixels.
+    common_px : array (2,), float32
+        Motion (x, y) common to all.
+    margin : int
+        Pixels that the layers extend beyond the frame on the low sides.
     out : array (h, w), float32
         Result.
     """
     h, w = out.shape
-    planes = layers.shape[0] - 1
+    planes = noise.shape[0]
     for y in numba.prange(h):
         row, part = y // step, np.float32((y % step) / step)
         line = nodes[row] + part * (nodes[row + 1] - nodes[row]) + np.float32(margin)
@@ -102,15 +110,19 @@ def illuminate(
             ix, iy = int(source_x), int(source_y)
             _spline(source_x - np.float32(ix), wx)
             _spline(source_y - np.float32(iy), wy)
-            passing = _sample(layers[0], ix, iy, wx, wy)
+            transmission = _sample(passing, ix, iy, wx, wy)
+            source_x, source_y = source_x + common_px[0], source_y + common_px[1]
+            ix, iy = int(source_x), int(source_y)
+            _spline(source_x - np.float32(ix), wx)
+            _spline(source_y - np.float32(iy), wy)
             place = min(
                 max(weights[0] + weights[1] * x + weights[2] * y, np.float32(0)), np.float32(planes - 1)
             )
             plane = int(place)
-            ice = _sample(layers[1 + plane], ix, iy, wx, wy)
+            ice = _sample(noise[plane], ix, iy, wx, wy)
             if place > plane:
-                ice += (place - plane) * (_sample(layers[2 + plane], ix, iy, wx, wy) - ice)
-            out[y, x] = passing * (1 + ice + particles[y, x])
+                ice += (place - plane) * (_sample(noise[plane + 1], ix, iy, wx, wy) - ice)
+            out[y, x] = transmission * (1 + ice + particles[y, x])
 
 
 @numba.njit(inline="always")
