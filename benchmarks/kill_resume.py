@@ -1,4 +1,4 @@
-"""Kill `halfmap simulate movies` at random moments, resume it, and compare every file with an undisturbed run."""
+"""Kill `halfmap simulate movies` at random moments, resume it, compare all files with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -78,9 +78,8 @@ def main() -> int:
                 done = kill_and_resume(project, workers, after)
                 found = fingerprint(project / "Simulate/job001")
                 rows.append({"workers": workers, "after_s": after, "done": done, "same": found == expected})
-                print(
-                    f"{workers:>8}{after:>10.1f} s{done:>12}{len(found):>8}{'yes' if found == expected else 'NO':>8}"
-                )
+                same = "yes" if found == expected else "NO"
+                print(f"{workers:>8}{after:>10.1f} s{done:>12}{len(found):>8}{same:>8}")
                 shutil.rmtree(project)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"undisturbed_s": seconds, "kills": rows}, indent=2) + "\n")

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,11 @@ def tree_memory_GB(pid: int) -> float:
 
 
 def measure(options: list[str], workers: int) -> dict[str, float]:
-    """Run a simulation in a new project and watch it; wall time, peak memory, size on disk."""
+    """Run a simulation in a new project and watch it; time, peak memory, size on disk."""
     with tempfile.TemporaryDirectory() as project:
         words = [sys.executable, "-m", "halfmap", "simulate", *options, "--workers", str(workers)]
         start, peak = time.monotonic(), 0.0
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.Popen([*words, "--project", project], stderr=subprocess.DEVNULL)
         while process.poll() is None:
             peak = max(peak, tree_memory_GB(process.pid))
@@ -44,8 +46,15 @@ def measure(options: list[str], workers: int) -> dict[str, float]:
         seconds = time.monotonic() - start
         if process.returncode:
             raise SystemExit(f"halfmap simulate {' '.join(options)} failed")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         size = sum(path.stat().st_size for path in Path(project).rglob("*") if path.is_file())
-        return {"seconds": round(seconds, 1), "peak_GB": round(peak, 2), "disk_GB": round(size / 1e9, 2)}
+        return {
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu, 1),
+            "peak_GB": round(peak, 2),
+            "disk_GB": round(size / 1e9, 2),
+        }
 
 
 def main() -> int:
@@ -63,7 +72,7 @@ def main() -> int:
         cases["2 movies 4096 x 4096 x 24"] = ["movies", "--n-movies", "2", *size]
         cases["5000 particles"] = ["particles", "--n-particles", "5000"]
     results = {}
-    print(f"{'':32s}{'seconds':>10s}{'peak GB':>10s}{'disk GB':>10s}")
+    print(f"{'':32s}{'seconds':>10s}{'CPU s':>10s}{'peak GB':>10s}{'disk GB':>10s}")
     for name, options in cases.items():
         results[name] = measure(options, arguments.workers)
         print(f"{name:32s}" + "".join(f"{value:10.2f}" for value in results[name].values()))

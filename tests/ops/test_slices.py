@@ -188,6 +188,15 @@ def test_single_precision_is_double_to_rounding():
     assert (double - single).norm() < 1e-5 * double.norm()
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_what_is_not_a_number_stays_so(backend):
+    volume = noise(8, 8, 8)
+    volume[3, 2, 5] = math.nan
+    slices = sl.extract_slices(sl.prepare_volume(volume), rotations(3), backend=backend)
+    assert torch.isnan(slices[:, ring_radius(8) <= 4].abs()).all()
+    assert (slices[:, ring_radius(8) > 4] == 0).all()
+
+
 def test_sums_do_not_depend_on_threads():
     # Large enough that the work is divided: 32768 samples a thread.
     box, n = 48, 120

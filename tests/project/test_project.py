@@ -264,3 +264,52 @@ def test_a_job_killed_before_its_entry_in_the_graph_is_entered_by_resume(project
     project.resume(1)
     assert [p.status for p in project.pipeline.processes] == ["Succeeded"]
     assert project.pipeline.outputs == [("Toy/job001/", "Toy/job001/squares.txt")]
+
+
+def test_resume_tries_failed_items_of_a_finished_job_again(project, monkeypatch):
+    job = project.run(toy.Toy(n=3, bad=(1,)))
+    record = json.loads((job.folder / "job.json").read_text())
+    record["parameters"]["bad"] = []  # whatever was wrong with the item has been mended
+    (job.folder / "job.json").write_text(json.dumps(record))
+    again = project.resume(1)
+    assert len(again.outputs["table"].read_text().splitlines()) == 3
+    assert not (job.folder / "failures.star").exists()
+
+
+def test_resume_says_what_has_changed_since(project, caplog):
+    with pytest.raises(ItemsFailedError):
+        project.run(toy.Toy(n=1, bad=(0,)))
+    path = project.root / "Toy/job001/job.json"
+    record = json.loads(path.read_text())
+    source = project.root / "movies.star"
+    source.write_text("x")
+    record["halfmap"] = "0.0.1"
+    record["inputs"] = [{"path": str(source), "bytes": 7, "modified": 0.0}]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ItemsFailedError):
+        project.resume(1)
+    assert "Halfmap has changed from 0.0.1" in caplog.text
+    assert "movies.star has changed" in caplog.text
+
+
+def test_relion_is_locked_out_during_an_edit_and_only_then(project):
+    lock = project.root / ".relion_lock"
+    with edit_pipeline(project.root):
+        assert lock.is_dir()
+    assert not lock.exists()
+
+
+def test_our_own_relion_lock_left_by_a_kill_is_removed(project):
+    (project.root / ".relion_lock").mkdir()
+    (project.root / ".relion_lock/halfmap").touch()
+    with edit_pipeline(project.root) as pipeline:
+        pipeline.counter = 5
+    assert project.pipeline.counter == 5
+
+
+def test_relions_own_lock_is_waited_for(project, monkeypatch):
+    (project.root / ".relion_lock").mkdir()
+    monkeypatch.setattr("halfmap.project.pipeline._PATIENCE_s", 0.1)
+    with pytest.raises(ProjectError, match="locked by another program"), edit_pipeline(project.root):
+        pass
+    assert (project.root / ".relion_lock").exists()

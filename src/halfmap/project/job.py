@@ -31,6 +31,9 @@ _MARKERS = {
     "Aborted": "RELION_JOB_EXIT_ABORTED",
 }
 _PATIENCE_s = 0.5
+FAILURES_FILE = "failures.star"
+"""Table of the items of a job that failed, and why."""
+
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
 
@@ -131,6 +134,17 @@ class Job:
         note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\n{command}\n"
         write_text(self.folder / "note.txt", note)
 
+    def changes(self) -> list[str]:
+        """What has changed since the job began, a phrase each: Halfmap's version, input files."""
+        record = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
+        found = []
+        if record.get("halfmap") != halfmap.__version__:
+            found.append(f"Halfmap has changed from {record.get('halfmap')} to {halfmap.__version__}")
+        for before in record.get("inputs", []):
+            if _describe(Path(before["path"])) != before:
+                found.append(f"{before['path']} has changed")
+        return found
+
     def run(self, options: RunOptions) -> None:
         """Run the job, or go on with it where it stopped.
 
@@ -180,7 +194,7 @@ class Job:
     def _write_failures(self, ctx: Context) -> None:
         from halfmap.io.star import write_star
 
-        path = self.folder / "failures.star"
+        path = self.folder / FAILURES_FILE
         path.unlink(missing_ok=True)
         if ctx.failures:
             keys, reasons = [f.key for f in ctx.failures], [f.reason for f in ctx.failures]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
-from halfmap.errors import FileFormatError, ProjectError
+from halfmap.errors import FileFormatError, ProjectError, ResourceError
 from halfmap.io.atomic import remove_temporaries, writing
 
 PIPELINE_FILE = "default_pipeline.star"
 _LOCK_FILE = ".halfmap_lock"
+_PATIENCE_s = 60.0
 
 
 @dataclass
@@ -137,36 +139,67 @@ def write_pipeline(path: Path, pipeline: Pipeline) -> None:
 def edit_pipeline(root: Path) -> Iterator[Pipeline]:
     """Lock the project's pipeline file, give its content to change, write it back.
 
-    The lock is the kernel's (``flock``), so it goes with the process that held it, however that ended.
+    The lock is the kernel's (``flock``), so it goes with the process that held it, however that ended. RELION
+    is kept out by its own lock, a folder, with a mark in it by which one that a kill left behind is known.
 
     Raises
     ------
     ProjectError
         If another process holds the lock for a minute, or RELION has the project locked.
+    ResourceError
+        If the project lies on a file system without locks.
     """
     path = root / PIPELINE_FILE
     with writing(root):
         lock = (root / _LOCK_FILE).open("a")
     with lock:
         _wait_for(lambda: _try_lock(lock), root / _LOCK_FILE, hint="wait until it has ended")
-        relion = root / ".relion_lock"
-        _wait_for(lambda: not relion.exists(), relion, hint="wait for it, or delete this if none runs")
         remove_temporaries(root, f".*~{PIPELINE_FILE}")
-        pipeline = read_pipeline(path) if path.exists() else Pipeline()
-        yield pipeline
-        write_pipeline(path, pipeline)
+        with _relion_locked_out(root / ".relion_lock"):
+            pipeline = read_pipeline(path) if path.exists() else Pipeline()
+            yield pipeline
+            write_pipeline(path, pipeline)
 
 
-def _try_lock(file) -> bool:
+@contextmanager
+def _relion_locked_out(folder: Path) -> Iterator[None]:
+    ours = folder / "halfmap"
+    if ours.exists():
+        ours.unlink()
+        folder.rmdir()
+    _wait_for(lambda: _try_make(folder), folder, hint="wait for it, or delete this if none runs")
+    ours.touch()
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        yield
+    finally:
+        ours.unlink()
+        folder.rmdir()
+
+
+def _try_make(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
         return False
     return True
 
 
-def _wait_for(ready, path: Path, *, hint: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ResourceError(
+            f"its file system has no locks ({error.strerror})",
+            path=file.name,
+            hint="mount it with them (Lustre: -o flock), or keep the project elsewhere",
+        ) from error
+    return True
+
+
+def _wait_for(ready: Callable[[], bool], path: Path, *, hint: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_s
     while not ready():
         if time.monotonic() > deadline:
             raise ProjectError("the project is locked by another program", path=path, hint=hint)

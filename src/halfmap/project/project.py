@@ -12,7 +12,7 @@ from halfmap.errors import ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
-from halfmap.project.job import Job
+from halfmap.project.job import FAILURES_FILE, Job
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
 
 
@@ -126,13 +126,17 @@ class Project:
     def resume(self, name: str | Path, options: RunOptions | None = None) -> Job:
         """Go on with a job that was killed, interrupted or failed; finished items are kept.
 
+        Items that failed in a job that ended well are tried again.
+
         Raises
         ------
         ProjectError
-            If there is no such job, it runs, or it has ended well already.
+            If there is no such job, it runs, or it has ended well already without failures.
         """
         job = self.job(name)
-        if job.status == "Succeeded":
+        for change in job.changes():
+            log.warning("%s since the job began; items done before are kept as they are", change)
+        if job.status == "Succeeded" and not (job.folder / FAILURES_FILE).exists():
             if any(p.name == job.name and p.status != "Succeeded" for p in self.pipeline.processes):
                 # Killed after its last file, before its entry in the graph.
                 self._set_status(job, job.status)
