@@ -9,7 +9,7 @@ import pytest
 import toy_step
 
 import halfmap
-from halfmap.cli import main
+from halfmap.cli import main, parse_options
 from halfmap.engine import registered_steps
 from halfmap.io.mrc import write_mrc
 from halfmap.project import Project
@@ -226,3 +226,11 @@ def test_messages_come_once_however_often_a_process_calls(tmp_path, capsys):
     for _ in range(2):
         main(["toy", "--n", "1", "--project", str(tmp_path)])
     assert capsys.readouterr().err.count("job002/: done in") == 1
+
+
+def test_seldom_needed_options_are_taken_without_help_all():
+    cls = registered_steps()["simulate particles"]
+    values, _ = parse_options(
+        ["--focal-spread", "12.5"], cls, prog="halfmap simulate particles", description=""
+    )
+    assert values["focal_spread"] == 12.5

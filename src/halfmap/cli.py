@@ -193,7 +193,8 @@ def parse_options(
     """Parse a command line into a form's plain values and the run options; ``--help`` prints and exits."""
     import tyro
 
-    everything = "--help-all" in words
+    # Seldom needed options are left out of the short help, and of nothing else.
+    everything = not {"-h", "--help"} & set(words)
     words = ["--help" if word == "--help-all" else word for word in words]
     parameters = [*form.parameters(), *_Run.parameters()]
     main_input = next((p for p in parameters if p.default is ... or p.node is not None), None)

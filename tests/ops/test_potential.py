@@ -26,7 +26,12 @@ def exact_spectrum(positions, elements, b_factors, shape, pixel_size) -> torch.T
     for position, element, b in zip(positions, elements, b_factors, strict=True):
         factor = scattering_factor(gaussians(element), length.flatten()).reshape(length.shape)
         phase = -2 * math.pi * (k * position[: len(shape)].double()).sum(-1)
-        total += POTENTIAL_V_A2 * factor * torch.exp(-b * length**2 / 4) * torch.polar(torch.ones_like(phase), phase)
+        total += (
+            POTENTIAL_V_A2
+            * factor
+            * torch.exp(-b * length**2 / 4)
+            * torch.polar(torch.ones_like(phase), phase)
+        )
     return torch.where(length < 0.5 / pixel_size * (1 - 1e-6), total, 0)
 
 

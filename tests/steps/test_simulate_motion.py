@@ -12,6 +12,7 @@ from halfmap.steps.simulate.motion import random_motion, read_motion
 SETTINGS = {
     "n_frames": 20,
     "dose_per_frame": 1.5,
+    "pre_exposure": 0.0,
     "size_A": (2000.0, 3000.0),
     "drift": 25.0,
     "jitter": 0.4,
@@ -50,8 +51,10 @@ def test_the_deformation_has_the_size_asked_and_no_drift_of_its_own():
         field = motion.local_field(np.linspace(0, 3000, 30), np.linspace(0, 2000, 20), 19)
         squares.append(np.square(field).sum(-1).mean())
         means.append(np.linalg.norm(field.mean(axis=(0, 1))))
-    # Two modes of 0.75 and 0.66 of 6 Å, independent; 30 movies leave an error of about a tenth.
-    assert np.sqrt(np.mean(squares)) == pytest.approx(6.0, rel=0.15)
+    # Two independent modes of 0.75 and 0.66 of 6 Å over the exposure, of which 0.83 and 0.94 fall between the
+    # middles of the first and the last frame; 30 movies leave an error of about a tenth.
+    expected = 6.0 * np.hypot(0.75 * 0.83, 0.66 * 0.94)
+    assert np.sqrt(np.mean(squares)) == pytest.approx(expected, rel=0.15)
     assert np.max(means) < 0.3
 
 
@@ -86,3 +89,28 @@ def test_another_file_is_refused(tmp_path):
     write_star(tmp_path / "other.star", {"general": {"rlnImageSizeZ": 3}})
     with pytest.raises(FileFormatError, match="holds no motion"):
         read_motion(tmp_path / "other.star")
+
+
+def test_cutting_the_exposure_into_other_frames_moves_nothing_else():
+    settings = {**SETTINGS, "jitter": 0}
+    fine = random_motion(np.random.default_rng(3), **settings)
+    coarse = random_motion(np.random.default_rng(3), **{**settings, "n_frames": 5, "dose_per_frame": 6.0})
+    # From 6 to 24 e/Å²: the beginning of frame 4 to the end of frame 15, of frame 1 to that of 3.
+    moved_fine = fine.trajectory(400.0, 900.0, 15.5) - fine.trajectory(400.0, 900.0, 3.5)
+    moved_coarse = coarse.trajectory(400.0, 900.0, 3.5) - coarse.trajectory(400.0, 900.0, 0.5)
+    assert np.allclose(moved_fine, moved_coarse, rtol=1e-9)
+
+
+def test_what_moves_before_the_first_frame_is_not_seen_in_it():
+    settings = {**SETTINGS, "jitter": 0}
+    whole = random_motion(np.random.default_rng(3), **settings)
+    late = random_motion(np.random.default_rng(3), **{**settings, "n_frames": 16, "pre_exposure": 6.0})
+    expected = whole.trajectory(400.0, 900.0, np.arange(4, 20)) - whole.trajectory(400.0, 900.0, 4)
+    assert np.allclose(late.trajectory(400.0, 900.0, np.arange(16)), expected, rtol=1e-9)
+
+
+def test_no_movie_drifts_more_than_its_length_within_its_first_frame():
+    for dose in (0.5, 2.5, 10.0):
+        settings = {**SETTINGS, "n_frames": round(40 / dose), "dose_per_frame": dose, "jitter": 0}
+        motion = random_motion(np.random.default_rng(8), **settings)
+        assert np.linalg.norm(motion.smear(1500.0, 1000.0, 0)) < 1.5 * (25 + 3 * 6)

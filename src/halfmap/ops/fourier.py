@@ -239,7 +239,7 @@ def _resize_half_axis(spectrum: Tensor, n: int, m: int, ndim: int) -> Tensor:
     if min(n, m) % 2 == 0:
         nyquist = spectrum[..., columns - 1]
         if m > n:
-            result[..., -1 if m // 2 + 1 == columns else columns - 1] = nyquist / 2
+            result[..., columns - 1] = nyquist / 2
         else:
             other = _AXES[ndim - 1]
             mirrored = torch.roll(torch.flip(nyquist, other), [1] * len(other), other).conj()

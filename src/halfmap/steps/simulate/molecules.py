@@ -31,7 +31,7 @@ class ParticleImages:
     spectra : array (n, p, p // 2 + 1), complex64
         Centred half-spectra of the relative change of intensity, MTF applied.
     centre_px : array (n, 2)
-        (x, y) in pixels of the frame, at the beginning of the exposure.
+        (x, y) in pixels of the frame, in the middle of the first frame of a movie.
     """
 
     spectra: NDArray[np.complex64]

@@ -29,27 +29,29 @@ _LOCAL_MODES = ((4.0, 0.75), (20.0, 0.66))
 class Motion:
     """Displacement of the specimen in every frame of a movie, relative to the middle of the first.
 
-    Every part follows the exposure e as (1 - exp(-e / tau)) / (1 - exp(-e_last / tau)), so that it is zero in
-    the middle of the first frame and complete in that of the last.
+    Every part grows with the exposure e as (1 - exp(-e / tau)) / (1 - exp(-e_end / tau)), from the beginning
+    of the exposure, that before the first frame included, to its end; how it is cut into frames changes
+    nothing. What had moved by the middle of the first frame is taken off.
 
     Parameters
     ----------
     n_frames : int
         Frames.
-    dose_per_frame : float
-        e/Å².
+    dose_per_frame, pre_exposure : float
+        Exposure of a frame, and before the first, e/Å².
     drift : array (m, 3)
-        tau in e/Å², and the displacement (x, y) in Å that the whole view has in the last frame.
+        tau in e/Å², and the displacement (x, y) in Å of the whole view over the whole exposure.
     jitter : array (n_frames, 2)
         A displacement (x, y) in Å of each frame alone; the first is zero.
     waves : array (w, 6)
         The deformation as a sum of cosines: tau, wave vector (x, y) in 1/Å, phase in radian, and the
-        displacement (x, y) in Å at the crest in the last frame. Positions are those in the first frame, in Å
-        from the first pixel.
+        displacement (x, y) in Å at the crest over the whole exposure. Positions are those in the middle of
+        the first frame, in Å from the centre of the first pixel.
     """
 
     n_frames: int
     dose_per_frame: float
+    pre_exposure: float
     drift: NDArray
     jitter: NDArray
     waves: NDArray
@@ -101,17 +103,22 @@ class Motion:
         return ends[1] - ends[0]
 
     def _growth(self, tau: NDArray, frame: ArrayLike) -> NDArray:
-        """Part of the final displacement reached, (..., len(tau))."""
-        exposure = np.asarray(frame, np.float64)[..., None] * self.dose_per_frame
-        last = max(self.n_frames - 1, 1) * self.dose_per_frame
-        return np.expm1(-exposure / tau) / np.expm1(-last / tau)
+        """Part of the whole displacement made since the middle of the first frame, (..., len(tau))."""
+        before = self.pre_exposure + self.dose_per_frame / 2
+        since = np.asarray(frame, np.float64)[..., None] * self.dose_per_frame
+        whole = self.pre_exposure + self.n_frames * self.dose_per_frame
+        return np.exp(-before / tau) * np.expm1(-since / tau) / np.expm1(-whole / tau)
 
     def write(self, path: str | Path) -> None:
         """Write everything that `trajectory` needs as STAR."""
         frames = np.arange(1, self.n_frames + 1)
         names = ("hmTau", "hmWaveX", "hmWaveY", "hmWavePhase", "hmMotionX", "hmMotionY")
         blocks: dict[str, pl.DataFrame | Mapping[str, str | int | float]] = {
-            "general": {"rlnImageSizeZ": self.n_frames, "rlnMicrographDoseRate": self.dose_per_frame},
+            "general": {
+                "rlnImageSizeZ": self.n_frames,
+                "rlnMicrographDoseRate": self.dose_per_frame,
+                "rlnMicrographPreExposure": self.pre_exposure,
+            },
             "drift": pl.DataFrame(dict(zip(("hmTau", "hmMotionX", "hmMotionY"), self.drift.T, strict=True))),
             "jitter": pl.DataFrame(
                 {
@@ -145,6 +152,7 @@ def read_motion(path: str | Path) -> Motion:
     return Motion(
         n_frames=int(general["rlnImageSizeZ"]),
         dose_per_frame=float(general["rlnMicrographDoseRate"]),
+        pre_exposure=float(general["rlnMicrographPreExposure"]),
         drift=tables["drift"].to_numpy(),
         jitter=tables["jitter"].select("hmMotionX", "hmMotionY").to_numpy(),
         waves=np.zeros((0, 6)) if waves is None else waves.to_numpy(),
@@ -156,6 +164,7 @@ def random_motion(
     *,
     n_frames: int,
     dose_per_frame: float,
+    pre_exposure: float,
     size_A: tuple[float, float],
     drift: float,
     jitter: float,
@@ -168,16 +177,16 @@ def random_motion(
     ----------
     rng : Generator
         Source of randomness.
-    n_frames, dose_per_frame
+    n_frames, dose_per_frame, pre_exposure
         As in `Motion`.
     size_A : tuple of 2 float
         Height and width of the view in Å.
     drift : float
-        Typical length in Å of the drift from first to last frame; movies vary from half to 1.5 times of it.
+        Typical length in Å of the drift over the whole exposure; movies vary from half to 1.5 times of it.
     jitter : float
         Standard deviation in Å, per axis, of each frame's own displacement.
     deformation : float
-        Root mean square over the view, in Å, of the displacement against the drift in the last frame.
+        Root mean square over the view, in Å, of the displacement against the drift over the whole exposure.
     correlation_length : float
         Length scale in Å of the Matérn-3/2 field that the deformation is drawn from.
 
@@ -202,6 +211,7 @@ def random_motion(
     return Motion(
         n_frames=n_frames,
         dose_per_frame=dose_per_frame,
+        pre_exposure=pre_exposure,
         drift=np.array(modes),
         jitter=shake,
         waves=np.concatenate(waves) if waves else np.zeros((0, 6)),

@@ -79,6 +79,7 @@ def simulate(index: int, *, step: SimulateMovies, specimen: Specimen, folder: Pa
         np.random.default_rng(motion_seed),
         n_frames=step.n_frames,
         dose_per_frame=step.dose_per_frame,
+        pre_exposure=step.pre_exposure,
         size_A=(step.height * step.pixel_size, step.width * step.pixel_size),
         drift=step.drift,
         jitter=step.jitter,

@@ -17,7 +17,7 @@ from halfmap.io.mrc import MrcStackWriter
 from halfmap.ops import fourier, grids
 from halfmap.steps.simulate import exposure as exposures
 from halfmap.steps.simulate import scene as scenes
-from halfmap.steps.simulate.ice import noise_amplitude
+from halfmap.steps.simulate.ice import fading, noise_amplitude, tabulated
 from halfmap.steps.simulate.molecules import project_to_pixels
 from halfmap.steps.simulate.optics import Defocus
 from halfmap.steps.simulate.threads import one_torch_thread
@@ -37,6 +37,7 @@ class Batch:
 
     group: int
     beam_tilt_mrad: tuple[float, float]
+    middle: Defocus
     defocus: list[Defocus]
     rotation: NDArray
     origin: NDArray
@@ -62,6 +63,7 @@ def draw_batch(index: int, *, step: SimulateParticles, specimen: Specimen, rng: 
     return Batch(
         group=group,
         beam_tilt_mrad=scenes.optics_groups(step)[group],
+        middle=middle,
         defocus=[middle.further(depth) for depth in depths.tolist()],
         rotation=scenes.random_rotations(n, step, rng),
         origin=rng.normal(0, step.shift, (n, 2)) if step.shift else np.zeros((n, 2)),
@@ -99,9 +101,11 @@ def noise(batch: Batch, *, step: SimulateParticles, specimen: Specimen, rng: Gen
         shape,
         pixel_size=specimen.pixel_size,
         microscope=exposures.microscope(step),
-        defocus=batch.defocus[0],
+        defocus=batch.middle,
         thickness=max(step.ice_thickness, 1.0),
     )
+    frequency = grids.frequency_radius(shape, specimen.pixel_size)
+    colour *= tabulated(lambda k: fading(k, step.exposure), frequency)
     # Both columns that are their own mirror images count once in the variance, the others twice.
     weight = torch.full_like(colour, 2.0)
     weight[:, 0] = weight[:, -1] = 1.0
@@ -118,12 +122,16 @@ def measure_scale(step: SimulateParticles, specimen: Specimen) -> float:
     """
     if step.snr == 0:
         return 1.0
-    sample = step.model_copy(update={"per_micrograph": _SAMPLE, "n_particles": _SAMPLE, "shift": 0.0})
+    # One particle a micrograph: the variance depends on the defocus more than on anything else.
+    sample = step.model_copy(update={"per_micrograph": 1, "n_particles": _SAMPLE, "shift": 0.0})
     rng = np.random.default_rng([step.seed, 4])
-    images = signal(draw_batch(0, step=sample, specimen=specimen, rng=rng), step=sample, specimen=specimen)
     inside = grids.radius((specimen.box, specimen.box), specimen.pixel_size) < specimen.diameter / 2
-    variance = float(images[:, inside].var(dim=1, correction=0).mean())
-    return math.sqrt(step.snr / variance)
+    variances = []
+    for index in range(_SAMPLE):
+        batch = draw_batch(index, step=sample, specimen=specimen, rng=rng)
+        image = signal(batch, step=sample, specimen=specimen)[0]
+        variances.append(float(image[inside].var(correction=0)))
+    return math.sqrt(step.snr / float(np.mean(variances)))
 
 
 @one_torch_thread()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 from halfmap.ops.rotations import from_euler
 from halfmap.steps.simulate.optics import Defocus
@@ -37,7 +38,7 @@ class Molecules:
     Parameters
     ----------
     position : array (n, 2)
-        (x, y) in Å from the centre of the first pixel, at the beginning of the exposure.
+        (x, y) in Å from the centre of the first pixel, in the middle of the first frame of a movie.
     depth : array (n,)
         How far below the middle of the ice, Å; deeper is more underfocus.
     rotation : array (n, 3, 3)
@@ -111,10 +112,10 @@ class Scene:
         return -slope * math.sin(axis), slope * math.cos(axis)
 
     def defocus_at(self, x: float, y: float, depth: float) -> Defocus:
-        """Defocus of something at (x, y) Å and `depth` Å below the ice's middle."""
+        """Defocus of something at (x, y) Å and `depth` Å below the ice's middle, along the ice's normal."""
         along_x, along_y = self.height_gradient()
         tilted = along_x * (x - self.size[1] / 2) + along_y * (y - self.size[0] / 2)
-        return self.defocus.further(tilted + depth)
+        return self.defocus.further(tilted + depth / math.cos(math.radians(self.tilt)))
 
     def relative_thickness(self, x: NDArray, y: NDArray) -> NDArray:
         """Thickness over its mean at x (w,) and y (h,) in Å: (h, w)."""
@@ -211,12 +212,18 @@ def _random_molecules(
     kind[rng.random(len(free)) < step.broken] = BROKEN
     # Every partner adds a particle and makes two of them overlap.
     hosts = np.flatnonzero((rng.random(len(free)) < step.overlapping / 2) & (kind == REAL))
-    kind[hosts] = OVERLAPPING
     angle = rng.uniform(0, 2 * np.pi, len(hosts))
     away = diameter * rng.uniform(0.3, 0.75, len(hosts))
     partners = free[hosts] + away[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    position = np.concatenate([free, partners])
-    kind = np.concatenate([kind, np.full(len(hosts), OVERLAPPING, "U11")])
+    inside = np.all((partners >= 0) & (partners < (size[1], size[0])), axis=1)
+    seen = [
+        ok and _is_free(x, y, diameter, hole, crystals) for ok, (x, y) in zip(inside, partners, strict=True)
+    ]
+    position = np.concatenate([free, partners[np.array(seen, bool)]])
+    kind = np.concatenate([kind, np.full(sum(seen), REAL, "U11")])
+    # Who overlaps is seen at the end: a partner may touch a third particle.
+    near = np.unique(KDTree(position).query_pairs(diameter, output_type="ndarray")) if len(position) else []
+    kind[near] = np.where(kind[near] == REAL, OVERLAPPING, kind[near])
     n = len(position)
     state = random_states(n, specimen, rng)
     fragments = len(specimen.fractions) + rng.integers(0, max(specimen.n_broken, 1), n)
@@ -245,9 +252,7 @@ def _place(
     for x, y in rng.uniform((0, 0), (size[1], size[0]), (wanted * _TRIES, 2)).tolist():
         if len(places) == wanted:
             break
-        if hole and math.hypot(x - hole[0], y - hole[1]) > hole[2] - diameter / 2:
-            continue
-        if any(math.hypot(x - c.x, y - c.y) < c.radius + diameter / 2 for c in crystals):
+        if not _is_free(x, y, diameter, hole, crystals):
             continue
         column, row = int(x // cell), int(y // cell)
         near = (p for i in (-1, 0, 1) for j in (-1, 0, 1) for p in taken.get((column + i, row + j), ()))
@@ -256,3 +261,16 @@ def _place(
         taken.setdefault((column, row), []).append((x, y))
         places.append((x, y))
     return np.array(places).reshape(-1, 2)
+
+
+def _is_free(
+    x: float,
+    y: float,
+    diameter: float,
+    hole: tuple[float, float, float] | None,
+    crystals: tuple[Crystal, ...],
+) -> bool:
+    """Whether a particle at (x, y) Å touches neither carbon nor a crystal."""
+    if hole and math.hypot(x - hole[0], y - hole[1]) > hole[2] - diameter / 2:
+        return False
+    return all(math.hypot(x - c.x, y - c.y) >= c.radius + diameter / 2 for c in crystals)

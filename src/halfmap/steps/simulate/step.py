@@ -211,9 +211,9 @@ class SimulateMovies(SimulateExposures, name="simulate movies", label="halfmap.s
     n_frames: int = Param(24, "frames of a movie", unit="none", section=EXPOSURE, ge=2)
     dose_per_frame: float = Param(1.5, "exposure of a frame", unit="e/Å²", section=EXPOSURE, gt=0)
     pre_exposure: float = Param(0.0, "exposure before the first frame", unit="e/Å²", section=EXPOSURE, ge=0)
-    drift: float = Param(25.0, "typical drift from first to last frame", unit="Å", section=MOTION, ge=0)
+    drift: float = Param(25.0, "typical drift over the whole exposure", unit="Å", section=MOTION, ge=0)
     local_motion: float = Param(
-        6.0, "typical displacement against the drift in the last frame", unit="Å", section=MOTION, ge=0
+        6.0, "typical displacement against the drift over the whole exposure", unit="Å", section=MOTION, ge=0
     )
     correlation_length: float = Param(
         4000.0, "distance over which local motion is alike", unit="Å", section=MOTION, gt=100
@@ -297,8 +297,9 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
 
     Projections of the potential against ice are multiplied by the CTF of each particle and shifted; noise of
     a chosen colour is added until the signal-to-noise ratio is the one asked. Particles are bright, as RELION
-    extracts them. The ratio is the variance of the noise-free image inside the circle that holds the
-    molecule, averaged over the particles, over the variance of the noise.
+    extracts them, and carry the lens's envelope, which the table does not. The ratio is the variance of the
+    noise-free image inside the circle that holds the molecule, averaged over the particles, over the variance
+    of the noise.
 
     References
     ----------
@@ -333,6 +334,9 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
         ge=0,
     )
     ice_thickness: float = Param(300.0, "range of the particles' heights", unit="Å", section=ICE, ge=0)
+    exposure: float = Param(
+        40.0, "exposure, during which the ice that makes noise has flowed", unit="e/Å²", section=ICE, ge=0
+    )
     float16: bool = Param(False, "store images in half precision", unit="none", section=OUTPUT)
 
     def run(self, ctx: Context) -> None:
