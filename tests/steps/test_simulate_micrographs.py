@@ -179,12 +179,14 @@ def test_decoys_come_in_the_shares_asked():
         molecules = scene(seed, overlapping=0.2, broken=0.1).molecules
         kinds.append(molecules.kind)
         states.append(molecules.state)
-        overlapping = molecules.position[molecules.kind == "overlapping"]
-        distance = np.linalg.norm(overlapping[:, None] - overlapping, axis=-1)
+        distance = np.linalg.norm(molecules.position[:, None] - molecules.position, axis=-1)
         np.fill_diagonal(distance, np.inf)
-        assert distance.min(axis=0).max() < 0.76 * 60
+        touched = distance.min(axis=0) <= 60
+        assert touched[molecules.kind == "overlapping"].all()
+        assert not touched[molecules.kind == "real"].any()
     kinds, states = np.concatenate(kinds), np.concatenate(states)
-    assert np.mean(kinds == "overlapping") == pytest.approx(0.18, abs=0.03)
+    # A tenth of nine in ten get a partner: 0.18 of 1.09, and some partners touch a third particle.
+    assert 0.15 < np.mean(kinds == "overlapping") < 0.22
     assert np.mean(kinds == "broken") == pytest.approx(0.09, abs=0.02)
     assert set(states[kinds == "broken"]) == {2, 3, 4}
     assert np.mean(states[kinds != "broken"] == 1) == pytest.approx(0.75, abs=0.03)
@@ -199,7 +201,8 @@ def test_tilt_changes_the_defocus_across_the_view():
         made.defocus_at(*place, depth).mean
         for place, depth in zip(made.molecules.position, made.molecules.depth, strict=True)
     ]
-    expected = made.defocus.mean + np.tan(np.radians(30)) * across + made.molecules.depth
+    expected = made.defocus.mean + np.tan(np.radians(30)) * across
+    expected += made.molecules.depth / np.cos(np.radians(30))
     assert np.allclose(defocus, expected)
     assert np.ptp(defocus) > 1000
 

@@ -67,6 +67,7 @@ def set_up(step: SimulateMovies, specimen, index: int = 0):
         np.random.default_rng(seeds[2]),
         n_frames=step.n_frames,
         dose_per_frame=step.dose_per_frame,
+        pre_exposure=step.pre_exposure,
         size_A=(step.height * step.pixel_size, step.width * step.pixel_size),
         drift=step.drift,
         jitter=step.jitter,
@@ -211,7 +212,7 @@ def test_another_seed_gives_another_movie(job, specimen, tmp_path):
 
 
 def test_particles_are_where_the_trajectories_say(specimen):
-    """A particle in smooth ice, noise-free, found by correlation of whole frames to a twentieth of a pixel."""
+    """A particle in smooth ice, noise-free, is found by correlation of frames to a twentieth of a pixel."""
     step = SimulateMovies(
         **{
             **SETTINGS,
@@ -260,7 +261,6 @@ def test_drift_is_found_again_in_frames_without_noise(specimen):
         np.abs(displacement(first[inside] * taper, last[inside] * taper) - motion.common(5) / 2).max() < 0.2
     )
     # Without an edge to cross, and whatever the whole shift is.
-    column, row = np.rint(images.centre_px[:1]).astype(int)[0]
     single = exposure.images.__class__(images.spectra[:1], np.array([[144.3, 127.8]]))
     for moved in ([0.5, -0.25], [3.37, 7.81]):
         a, b = (

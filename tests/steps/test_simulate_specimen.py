@@ -182,7 +182,7 @@ def test_a_map_keeps_its_frequencies_on_another_grid(tmp_path):
 def test_morphs_move_atoms_in_straight_lines(tmp_path):
     rng = np.random.default_rng(1)
     first = rng.uniform(-10, 10, (40, 3))
-    second = first + [8.0, 0, 0]
+    second = first + np.array([8.0, 0, 0])
     names = (write_pdb(tmp_path / "a.pdb", first), write_pdb(tmp_path / "b.pdb", second))
     states = plan_states(names, morph_states=5)
     assert [state.mix for state in states] == [0, 0.25, 0.5, 0.75, 1]
