@@ -234,3 +234,12 @@ def test_seldom_needed_options_are_taken_without_help_all():
         ["--focal-spread", "12.5"], cls, prog="halfmap simulate particles", description=""
     )
     assert values["focal_spread"] == 12.5
+
+
+def test_info_goes_on_after_a_file_that_it_cannot_read(tmp_path, capsys):
+    write_mrc(tmp_path / "good.mrc", np.zeros((4, 6), np.float32), pixel_size=1.5)
+    (tmp_path / "bad.mrc").write_bytes(b"no map")
+    assert main(["info", str(tmp_path / "bad.mrc"), str(tmp_path / "good.mrc")]) == 2
+    captured = capsys.readouterr()
+    assert "6 × 4 px" in captured.out
+    assert "1 of 2 could not be described" in captured.err

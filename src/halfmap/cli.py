@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.parameters import Form, Parameter, parse_form
-from halfmap.errors import HalfmapError, ParameterError
+from halfmap.errors import FileFormatError, HalfmapError, ParameterError
 from halfmap.log import log, shown_on_terminal
 from halfmap.steps import load_steps
 
@@ -126,9 +126,20 @@ def _info(words: list[str]) -> None:
     from halfmap.io.info import describe
     from halfmap.project.overview import describe_project
 
+    problems = []
     for word in words:
         path = Path(word)
-        Console().print(describe_project(path) if path.is_dir() else describe(path))
+        try:
+            Console().print(describe_project(path) if path.is_dir() else describe(path))
+        except HalfmapError as error:
+            if len(words) == 1:
+                raise
+            log.error("%s", error)
+            problems.append(word)
+    if problems:
+        raise FileFormatError(
+            f"{len(problems)} of {len(words)} could not be described: {', '.join(problems)}"
+        )
     return None
 
 
@@ -201,6 +212,8 @@ def parse_options(
     if main_input and words and not words[0].startswith("-"):
         # The first thing a step needs may be given without its option: halfmap import movies 'Movies/*.tiff'
         words = [main_input.option, *words]
+    if main_input and not everything:
+        description += f"\n\nWhat follows the command at once is taken for {main_input.option}."
     if not everything and any(parameter.advanced for parameter in parameters):
         description += "\n\nSeldom needed options: --help-all"
     sections: dict[str, list[Parameter]] = {}

@@ -140,6 +140,13 @@ def _turn(gain: np.ndarray, rotation: int, flip: int) -> np.ndarray:
     return np.ascontiguousarray(orient_gain(gain, rotation=rotation, flip=flip))
 
 
+def test_the_reciprocal_of_a_gain_is_told_from_the_gain(project, capsys):
+    write_mrc("reciprocal.mrc", 1 / gain_reference(), pixel_size=0.9)
+    words = ["import", "movies", "Movies/*.tif", "--dose-per-frame", "1", "--gain", "reciprocal.mrc"]
+    assert main(words) == 2
+    assert "is the reciprocal of what it should be" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_turned_gain_is_taken_when_the_user_insists(project):
     write_mrc("turned.mrc", _turn(gain_reference(), 2, 0), pixel_size=0.9)
     job = project.run(movies(gain="turned.mrc", check_gain=False))

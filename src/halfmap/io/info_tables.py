@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -237,7 +238,16 @@ def _preview(frame: pl.DataFrame, title: str) -> Table:
     """Lay out the first rows of the columns that matter, long names without their folders."""
     important = [label for label in _IMPORTANT if label in frame.columns]
     labels = (important or frame.columns)[:PREVIEW_COLUMNS]
-    return _grid(labels, frame.head(PREVIEW_ROWS).select(labels).rows(), title=title)
+    rows = frame.head(PREVIEW_ROWS).select(labels).rows()
+    # Whole columns go before a digit of any is cut off.
+    room, kept = shutil.get_terminal_size().columns, 0
+    for number, label in enumerate(labels):
+        widths = [min(len(_short(row[number])), NAME_LENGTH) for row in rows]
+        room -= max(len(label.removeprefix("rln")), *widths, 0) + 2
+        if room < 0 and number:
+            break
+        kept += 1
+    return _grid(labels[:kept], [row[:kept] for row in rows], title=title)
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from halfmap.errors import HalfmapError, ProjectError
 from halfmap.log import log
-from halfmap.project.job import Job
+from halfmap.project.job import FAILURES_FILE, Job
 from halfmap.project.project import Project
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ def describe_project(path: Path) -> Table:
     table.add_column("made, and from what")
     pipeline = project.pipeline
     for process in pipeline.processes:
-        step, status = process.label, process.status
+        step, status, left_out = process.label, process.status, 0
         if (project.root / process.name / "job.json").exists():
             try:
                 job = Job.load(project.root, process.name)
                 step, status = job.step.name, job.status
+                left_out = _count_failures(job.folder)
             except HalfmapError as error:
                 log.warning("%s", error)  # one job's record must not hide all others
         made = ", ".join(
@@ -48,6 +49,16 @@ def describe_project(path: Path) -> Table:
         origin = ", ".join(node for node, name in pipeline.inputs if name == process.name)
         colour = _COLOURS.get(status, "white")
         table.add_row(
-            process.name, step, f"[{colour}]{status}[/]", f"{made}\nfrom {origin}" if origin else made
+            process.name,
+            step,
+            f"[{colour}]{status}[/]" + (f"\n[red]{left_out} left out[/]" if left_out else ""),
+            f"{made}\nfrom {origin}" if origin else made,
         )
     return table
+
+
+def _count_failures(folder: Path) -> int:
+    from halfmap.io.star import read_star
+
+    path = folder / FAILURES_FILE
+    return len(read_star(path)["failures"]) if path.exists() else 0

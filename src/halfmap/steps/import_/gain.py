@@ -83,6 +83,12 @@ def _check(step: ImportMovies, path: Path, headers: list[dict[str, Any]]) -> Non
     best = ranked[0]
     score = given.correlation if given else 0.0
     log.info("gain reference: correlation %.3f with the movies' mean frame as given", score)
+    if score < -NOTICEABLE:
+        raise ParameterError(
+            f"is the reciprocal of what it should be (correlation {score:.2f} with the movies' mean frame)",
+            path=path,
+            hint="frames are multiplied by it: give 1 / reference, or --no-check-gain if you are sure",
+        )
     if best.correlation < NOTICEABLE:
         log.warning(
             "gain reference: the movies show no trace of it in any orientation (correlation %.3f at best); "

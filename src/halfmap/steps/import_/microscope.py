@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from halfmap.engine import Context
 from halfmap.errors import ParameterError
 from halfmap.io.names import find_files
+from halfmap.log import log
 
 if TYPE_CHECKING:
     from halfmap.steps.import_.step import ImportImages
@@ -78,4 +79,8 @@ def _common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> flo
         message = f"the files' headers state pixel sizes from {stated[0]:g} to {stated[-1]:g} Å"
         raise ParameterError(message, hint=hint)
     # Headers hold float32, whose digits beyond the sixth are not what anybody entered.
-    return float(f"{stated[0]:.6g}")
+    size = float(f"{stated[0]:.6g}")
+    log.info("pixel size %g Å, from the headers", size)
+    if size == 1.0:
+        log.warning("headers that say exactly 1 Å were often never set; if so, give --pixel-size")
+    return size

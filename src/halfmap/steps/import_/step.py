@@ -19,9 +19,14 @@ class ImportImages(Step):
     """What the microscope was set to, shared by all imports of images."""
 
     pixel_size: float | None = Param(
-        None, "pixel size of the files; default: read from their headers", unit="Å/px", section=OPTICS, gt=0
+        None,
+        "pixel size of the files; default: read from their headers",
+        unit="Å/px",
+        section=OPTICS,
+        gt=0.1,
+        le=50,
     )
-    voltage: float = Param(300.0, "acceleration voltage", unit="kV", section=OPTICS, gt=0)
+    voltage: float = Param(300.0, "acceleration voltage", unit="kV", section=OPTICS, ge=30, le=1000)
     spherical_aberration: float = Param(2.7, "spherical aberration Cs", unit="mm", section=OPTICS, ge=0)
     amplitude_contrast: float = Param(
         0.1, "fraction of amplitude contrast", unit="none", section=OPTICS, ge=0, le=1
@@ -50,7 +55,9 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
     gain: Path | None = Input("gain reference, multiplied with each frame", default=None)
     defects: Path | None = Input("defects: lines 'x y width height', or a mask image", default=None)
     mtf: Path | None = Input("STAR file with the detector's MTF", default=None)
-    dose_per_frame: float = Param(..., "exposure of each stored frame", unit="e/Å²", section=EXPOSURE, gt=0)
+    dose_per_frame: float = Param(
+        ..., "exposure of each stored frame", unit="e/Å²", section=EXPOSURE, gt=0, le=100
+    )
     pre_exposure: float = Param(0.0, "exposure before the first frame", unit="e/Å²", section=EXPOSURE, ge=0)
     eer_grouping: int = Param(
         32, "EER: number of hardware frames in a fraction", unit="none", section=EXPOSURE, ge=1

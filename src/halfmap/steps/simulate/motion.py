@@ -18,6 +18,7 @@ _WAVES = 48
 """Waves whose sum is the random field of one mode."""
 
 _SHORTEST_WAVE_A = 400.0
+_GENERAL = ("rlnImageSizeZ", "rlnMicrographDoseRate", "rlnMicrographPreExposure")
 _DRIFT_MODES = ((2.5, 0.6), (40.0, 0.4))
 """Exposure (e/Å²) over which a part of the drift fades, and that part; the first few frames move most."""
 
@@ -83,7 +84,8 @@ class Motion:
         """Drift and jitter, which the whole view has: (..., 2) in Å."""
         frame = np.asarray(frame, np.float64)
         nearest = np.clip(np.rint(frame), 0, self.n_frames - 1).astype(int)
-        return self.jitter[nearest] + self._growth(self.drift[:, 0], frame) @ self.drift[:, 1:]
+        parts = self._growth(self.drift[:, 0], frame)[..., None] * self.drift[:, 1:]
+        return self.jitter[nearest] + parts.sum(axis=-2)
 
     def local_field(self, x: NDArray, y: NDArray, frame: float) -> NDArray:
         """Deformation alone, without drift and jitter, on the grid of x (w,) and y (h,): (h, w, 2) in Å."""
@@ -94,7 +96,8 @@ class Motion:
         along_x = np.exp(2j * np.pi * np.outer(qx, x))
         along_y = np.exp(1j * (2 * np.pi * np.outer(y, qy) + phase)) * self._growth(tau, frame)
         for axis in (0, 1):
-            field[..., axis] = ((along_y * self.waves[:, 4 + axis]) @ along_x).real
+            # Not a matrix product of BLAS, whose threads round otherwise than one.
+            field[..., axis] = np.einsum("yw,wx->yx", along_y * self.waves[:, 4 + axis], along_x).real
         return field
 
     def smear(self, x: ArrayLike, y: ArrayLike, frame: int) -> NDArray:
@@ -146,13 +149,16 @@ def read_motion(path: str | Path) -> Motion:
     for name in ("drift", "jitter", "deformation"):
         table = blocks.get(name)
         tables[name] = table if isinstance(table, pl.DataFrame) else None
-    if not isinstance(general, dict) or tables["drift"] is None or tables["jitter"] is None:
+    if not isinstance(general, dict) or not set(_GENERAL) <= set(general):
+        general = None
+    if general is None or tables["drift"] is None or tables["jitter"] is None:
         raise FileFormatError("holds no motion", path=path, hint="give a file of the Truth folder")
     waves = tables["deformation"]
+    n_frames, dose_per_frame, pre_exposure = (float(general[label]) for label in _GENERAL)
     return Motion(
-        n_frames=int(general["rlnImageSizeZ"]),
-        dose_per_frame=float(general["rlnMicrographDoseRate"]),
-        pre_exposure=float(general["rlnMicrographPreExposure"]),
+        n_frames=round(n_frames),
+        dose_per_frame=dose_per_frame,
+        pre_exposure=pre_exposure,
         drift=tables["drift"].to_numpy(),
         jitter=tables["jitter"].select("hmMotionX", "hmMotionY").to_numpy(),
         waves=np.zeros((0, 6)) if waves is None else waves.to_numpy(),

@@ -135,7 +135,12 @@ def _draw_view(
             x, y = (np.array(particles[label])[chosen] for label in ("rlnCoordinateX", "rlnCoordinateY"))
             axes.scatter(x, y, s=160, facecolors="none", edgecolors=colour, linewidths=0.7, label=kind)
         axes.legend(loc="upper right", fontsize=8)
-    axes.set(xlim=(0, w), ylim=(0, h), title=f"{exposures.name(index)}, every {factor} px")
+    axes.set(
+        xlim=(0, w),
+        ylim=(0, h),
+        title=f"{exposures.name(index)}" + (f", shrunk {factor} times" if factor > 1 else ""),
+        xlabel="px",
+    )
 
 
 def _power(image: NDArray) -> NDArray:

@@ -73,8 +73,8 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
     if len(results) < len(states):
         raise ParameterError("not every conformation could be prepared", hint=ctx.failures[-1].reason)
     for row in results:
-        mass = f"{row['mass_kDa']:.0f} kDa, " if row["mass_kDa"] else ""
-        log.info("conformation %d: %s%.2f V against ice", row["state"] + 1, mass, row["contrast_V"])
+        mass = f"{row['mass_kDa']:.0f} kDa with its hydrogens, " if row["mass_kDa"] else ""
+        log.info("conformation %d: %smean %.2f V above ice", row["state"] + 1, mass, row["contrast_V"])
     return specimen
 
 

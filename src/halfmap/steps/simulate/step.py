@@ -61,8 +61,8 @@ class Simulate(Step):
     amplitude_contrast: float = Param(
         0.1, "fraction of amplitude contrast", unit="none", section=MICROSCOPE, ge=0, le=0.5
     )
-    defocus_min: float = Param(8000.0, "least underfocus", unit="Å", section=MICROSCOPE)
-    defocus_max: float = Param(20000.0, "greatest underfocus", unit="Å", section=MICROSCOPE)
+    defocus_min: float = Param(8000.0, "least underfocus", unit="Å", section=MICROSCOPE, ge=100)
+    defocus_max: float = Param(20000.0, "greatest underfocus", unit="Å", section=MICROSCOPE, ge=100)
     astigmatism: float = Param(
         200.0, "typical difference between the two defoci", unit="Å", section=MICROSCOPE, ge=0
     )
