@@ -274,6 +274,7 @@ def test_resume_tries_failed_items_of_a_finished_job_again(project, monkeypatch)
     again = project.resume(1)
     assert len(again.outputs["table"].read_text().splitlines()) == 3
     assert not (job.folder / "failures.star").exists()
+    assert "Executing continued job" in (job.folder / "note.txt").read_text()
 
 
 def test_resume_says_what_has_changed_since(project, caplog):

@@ -145,6 +145,14 @@ class Job:
                 found.append(f"{before['path']} has changed")
         return found
 
+    def note_resumption(self) -> None:
+        """Add to ``note.txt`` that the job goes on, as RELION does."""
+        with (
+            writing(self.folder / "note.txt"),
+            (self.folder / "note.txt").open("a", encoding="utf-8") as file,
+        ):
+            file.write(f" ++++ Executing continued job on {_now()}\n")
+
     def run(self, options: RunOptions) -> None:
         """Run the job, or go on with it where it stopped.
 

@@ -142,6 +142,7 @@ class Project:
                 self._set_status(job, job.status)
                 return job
             raise ProjectError("the job has ended well; there is nothing to resume", path=job.folder)
+        job.note_resumption()
         self._run(job, options or RunOptions())
         return job
 
