@@ -42,13 +42,21 @@ def kill_and_resume(project: Path, workers: int, after: float) -> int:
     """Kill the run after so many seconds, resume it; movies that were done at the kill."""
     words = [*COMMAND, *OPTIONS, "--workers", str(workers), "--project", str(project)]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(after)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    else:
+        # Ended before the kill: another moment, a little earlier.
+        shutil.rmtree(project)
+        return kill_and_resume(project, workers, 0.8 * after)
     job = project / "Simulate/job001"
     ledger = job / "items.jsonl"
     done = ledger.read_bytes().count(b"\n") if ledger.exists() else 0
-    if not job.exists():
+    if not (job / "job.json").exists():
+        # Killed before there was a job to resume.
+        shutil.rmtree(project, ignore_errors=True)
         run(project, workers)
     else:
         words = [*COMMAND, "resume", "job001", "--workers", str(workers), "--project", str(project)]

@@ -71,6 +71,7 @@ rlnEERGrouping int none hardware frames of an EER movie summed into one
 rlnMagnification float none magnification at the detector (RELION 3.0)
 rlnDetectorPixelSize float µm pixel size of the detector (RELION 3.0); over the magnification: the image's
 rlnBeamTiltClass int none beam tilt class (RELION 3.0's forerunner of the optics group)
+hmSignalScale float none factor between the simulated images and the projected potential in V times voxels
 hmFlippedY bool none 1 if poses, defocus angles and coordinates were mirrored in y when they were imported
 hmContrastSign int none 1 if particles are bright in their stack, -1 if they are dark
 hmTrefoil vector Å cryoSPARC's ctf/trefoil_A as it was; its scale against rlnOddZernike is not published
@@ -177,6 +178,18 @@ hmMicrographWidth int px columns of the micrograph that the coordinates refer to
 hmPoseUncertainty float ° standard deviation of the particle's orientation
 hmShiftUncertainty float Å standard deviation of the particle's shift along one axis
 hmDefocusUncertainty float Å standard deviation of the mean defocus
+hmParticleKind str none simulated particle: real, overlapping another one, or broken
+hmDepth float Å simulated height along the ice's normal, positive towards the detector's side (more underfocus)
+hmIceThickness float Å simulated thickness of the ice where the particle is
+hmContaminant str none kind of a simulated contaminant
+hmRadius float Å radius of a simulated contaminant
+hmMotionFile str none file with a movie's true motion
+hmTau float e/Å² exposure over which a part of a simulated motion fades
+hmWaveX float 1/Å wave vector of a simulated deformation along x
+hmWaveY float 1/Å wave vector of a simulated deformation along y
+hmWavePhase float rad phase of a simulated deformation at the centre of the first pixel
+hmMotionX float Å displacement of the specimen along x
+hmMotionY float Å displacement of the specimen along y
 """
 
 _MODELS = """

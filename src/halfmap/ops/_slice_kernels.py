@@ -22,8 +22,8 @@ _FAST = ("contract", "nsz", "reassoc")
 """Freedoms of the compiler that leave NaN and infinity as they are."""
 
 _INT = ir.IntType(32)
-_AHEAD = 8
-"""Samples between asking for memory and using it: 8 to 32 measure alike, 0 takes a third longer to insert."""
+_AHEAD = 16
+"""Samples between asking for memory and using it. Measured: 8 and 48 a tenth slower, 0 a quarter."""
 
 EDGE = 1e-3
 """Slack in voxels at the faces of the volume, so that rounding cannot push a sample on a face outside."""
@@ -214,10 +214,9 @@ def _fetch(typing, volume, at):
 
 
 @njit(nogil=True, inline="always")
-def _fetch_ahead(volume, place, j, count, voxel, y_step, z_step):
-    """Fetch the four rows of a sample some way ahead: no CPU guesses where a tilted line goes in memory."""
-    ahead = min(j + _AHEAD, count - 1)
-    near = place[1, ahead] * y_step + voxel * place[0, ahead]
+def _fetch_sample(volume, place, j, voxel, y_step, z_step):
+    """Fetch the four rows of a sample to come: no CPU guesses where a tilted line goes in memory."""
+    near = place[1, j] * y_step + voxel * place[0, j]
     _fetch(volume, near)
     _fetch(volume, near + y_step)
     _fetch(volume, near + z_step)
@@ -265,8 +264,10 @@ def extract(volume, pitch, origin, rotations, k, radius, limit, out):
                 _aim(turn, ky, runs[r, 2], steps, starts)
                 _locate(steps, starts, k, origin, begin, begin + count, place, fraction)
                 sign = one if runs[r, 2] > 0 else -one
+                for j in range(min(_AHEAD, count)):
+                    _fetch_sample(volume, place, j, 2, y_step, z_step)
                 for j in range(count):
-                    _fetch_ahead(volume, place, j, count, 2, y_step, z_step)
+                    _fetch_sample(volume, place, min(j + _AHEAD, count - 1), 2, y_step, z_step)
                     near = place[1, j] * y_step + 2 * place[0, j]
                     rows = (near, near + y_step, near + z_step, near + z_step + y_step)
                     at = line + 2 * (begin + j)
@@ -319,10 +320,13 @@ def insert(volume, pitch, origin, rotations, k, radius, limit, slices, weights, 
                 begin, end = _clip_linear(
                     runs[r, 0], runs[r, 1], float(steps[2]), float(starts[2]), low, high
                 )
+                count = end - begin
                 _locate(steps, starts, k, origin, begin, end, place, fraction)
                 sign = one if runs[r, 2] > 0 else -one
-                for j in range(end - begin):
-                    _fetch_ahead(volume, place, j, end - begin, 4, y_step, z_step)
+                for j in range(min(_AHEAD, count)):
+                    _fetch_sample(volume, place, j, 4, y_step, z_step)
+                for j in range(count):
+                    _fetch_sample(volume, place, min(j + _AHEAD, count - 1), 4, y_step, z_step)
                     at = begin + j
                     density = weights[n, i, at] if weighted else one
                     sample = (slices[n, i, 2 * at], sign * slices[n, i, 2 * at + 1], density)
