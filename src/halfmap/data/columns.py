@@ -179,7 +179,7 @@ hmPoseUncertainty float ° standard deviation of the particle's orientation
 hmShiftUncertainty float Å standard deviation of the particle's shift along one axis
 hmDefocusUncertainty float Å standard deviation of the mean defocus
 hmParticleKind str none simulated particle: real, overlapping another one, or broken
-hmDepth float Å simulated height along the ice's normal, positive towards the detector's side (more underfocus)
+hmDepth float Å simulated height along the ice's normal, positive where the underfocus is greater
 hmIceThickness float Å simulated thickness of the ice where the particle is
 hmContaminant str none kind of a simulated contaminant
 hmRadius float Å radius of a simulated contaminant
