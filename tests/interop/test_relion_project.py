@@ -81,5 +81,5 @@ def test_images_agree_in_every_shell_to_four_fifths_of_nyquist(projected):
     for shell in range(1, int(0.8 * BOX / 2) + 1):
         ring = index == shell
         errors.append(float((ours - theirs)[:, ring].norm() / theirs[:, ring].norm()))
-    # Poses and shifts are single precision in memory, and the wavelengths differ by 6.4e-6 (phases to 60 rad).
+    # Poses and shifts are single precision in memory, and the wavelengths differ by 6.4e-6 (phases to 60).
     assert max(errors) < 1e-3
