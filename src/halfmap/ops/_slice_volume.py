@@ -148,9 +148,9 @@ def prepare_volume(
     pushes down: along each axis they have the power ``Σ sinc⁴(x / D + m)``, m any whole number but 0. For
     points spread over a sphere of five eighths of the box that is a relative error of 7 % with padding 1,
     1.5 % with 2 and 0.7 % with 3, at all frequencies alike. Views along the grid's own axes need no
-    interpolation and see the division alone, some 5 % at the particle's edge with padding 2. As in RELION the product of three envelopes is
-    replaced by ``sinc²(r / D)``, equal to it up to fourth order: projections then agree with RELION's to
-    rounding, and are no further from the truth.
+    interpolation and see the division alone, some 5 % at the particle's edge with padding 2. As in RELION
+    the product of three envelopes is replaced by ``sinc²(r / D)``, equal to it up to fourth order:
+    projections then agree with RELION's to rounding, and are no further from the truth.
 
     References
     ----------
