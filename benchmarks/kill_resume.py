@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kill_resume.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/kill_resume.json")
     options = parser.parse_args()
     moments = random.Random(options.seed)
     rows = []
