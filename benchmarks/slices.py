@@ -69,7 +69,7 @@ def measure(
     spectrum = torch.fft.fftshift(fft_centred(volume, ndim=3), dim=(-3, -2))
     prepared = prepare_volume(volume, padding=1, correct_gridding=False)
     check(prepared, spectrum)
-    thin = SliceVolume(prepared.values, box, padded)
+    thin = SliceVolume(prepared.bricks, box, padded)
     sums = SliceAccumulator.empty(padded, padding=1)
     thin_sums = SliceAccumulator(sums.data, box, padded)
     many = random_rotations(count, generator=torch.Generator().manual_seed(1))

@@ -86,6 +86,24 @@ def test_extraction_is_the_plain_loop(box, padding, size, radius_px, backend):
         np.testing.assert_allclose(slice_, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("box, padding, radius_px", [(8, 1.0, None), (7, 2.0, None), (8, 1.5, 2.5)])
+def test_bricks_hold_the_transform(box, padding, radius_px, gradients):
+    volume = noise(box, box, box).requires_grad_(gradients)
+    prepared = sl.prepare_volume(volume, padding=padding, radius_px=radius_px, correct_gridding=False)
+    padded, m = prepared.padded_box, prepared.limit
+    k, r = np.arange(-m, m + 1), np.arange(box) - box // 2
+    waves = np.exp(-2j * np.pi * np.outer(k, r) / padded)
+    expected = np.einsum("Zz,Yy,Xx,zyx->ZYX", waves, waves, waves[m:], volume.detach(), optimize=True)
+    expected = np.pad(expected, ((1, 1), (1, 1), (0, 1)))
+    bricks, values = prepared.bricks.detach().numpy(), prepared.values.detach().numpy()
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+    for z, y, x in np.ndindex(*expected.shape):
+        assert bricks[z // 2, y // 2, x, z % 2, y % 2] == values[z, y, x]
+    # One brick, one cache line.
+    assert prepared.bricks.data_ptr() % 64 == 0
+
+
 def plain_insert(
     slices: np.ndarray,
     weights: np.ndarray,

@@ -20,19 +20,26 @@ class SliceVolume:
 
     Parameters
     ----------
-    values : Tensor (2 m + 3, 2 m + 3, m + 2), complex
-        Voxels (z, y, x) of the transform about the box's centre. Frequency 0 is at index m + 1 along z and
-        y and at 0 along x; negative x is left to Friedel's law. A border of zeros, one voxel wide, spares
-        the reading of slices every test.
+    bricks : Tensor (m + 2, m + 2, m + 2, 2, 2), complex
+        Voxels (z // 2, y // 2, x, z % 2, y % 2) of the transform about the box's centre. Frequency 0 is at
+        z = y = m + 1 and x = 0; negative x is left to Friedel's law. A border of zeros, at least one voxel
+        wide, spares the reading of slices every test. Neighbours along all three axes lie together, so that
+        a slice of any direction touches few cache lines.
     box : int
         Size of the volume in real space, before padding.
     padded_box : int
         Size that it was padded to.
     """
 
-    values: Tensor
+    bricks: Tensor
     box: int
     padded_box: int
+
+    @property
+    def values(self) -> Tensor:
+        """Voxels (z, y, x), a copy in the layout of `SliceAccumulator`: (2 m + 3, 2 m + 3, m + 2)."""
+        n = len(self.bricks)
+        return self.bricks.permute(0, 3, 1, 4, 2).reshape(2 * n, 2 * n, n)[:-1, :-1]
 
     @property
     def voxels_per_pixel(self) -> float:
@@ -42,7 +49,7 @@ class SliceVolume:
     @property
     def limit(self) -> int:
         """Largest coordinate in voxels, m."""
-        return self.values.shape[2] - 2
+        return len(self.bricks) - 2
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class SliceAccumulator:
     Parameters
     ----------
     data : Tensor (2 m + 3, 2 m + 3, m + 2, 4), real
-        Voxels (z, y, x) as in `SliceVolume`; the last axis holds the sum's real and imaginary part, the sum
-        of weights, and nothing: so a voxel is one vector of a CPU. Accumulators of the same kind add up by
-        `data`.
+        Voxels (z, y, x), frequency 0 at (m + 1, m + 1, 0) as in `SliceVolume`; the last axis holds the sum's
+        real and imaginary part, the sum of weights, and nothing: so a voxel is one vector of a CPU.
+        Accumulators of the same kind add up by `data`.
     box, padded_box : int
         As in `SliceVolume`.
     """
@@ -165,13 +172,16 @@ def prepare_volume(
     before = padded_box // 2 - box // 2
     spectrum = fft_centred(pad(volume, (before, padded_box - box - before) * 3), ndim=3)
     index = torch.arange(-m, m + 1, device=volume.device) % padded_box
-    values = allocate((2 * m + 3, 2 * m + 3, m + 2), dtype=spectrum.dtype, device=volume.device)
+    n = m + 2
+    bricks = allocate((n, n, n, 2, 2), dtype=spectrum.dtype, device=volume.device)
     if spectrum.requires_grad:
-        values[1:-1, 1:-1, :-1] = spectrum[index][:, index][:, :, : m + 1]
+        voxels = pad(spectrum[index][:, index][:, :, : m + 1], (0, 1, 1, 2, 1, 2))
+        bricks.copy_(voxels.view(n, 2, n, 2, n).permute(0, 2, 4, 1, 3))
     else:
-        for z, source in enumerate(index.tolist()):
-            values[z + 1, 1:-1, :-1] = spectrum[source, index, : m + 1]
-    return SliceVolume(values, box, padded_box)
+        for z, source in enumerate(index.tolist(), start=1):
+            plane = pad(spectrum[source, index, : m + 1], (0, 1, 1, 2))
+            bricks[z // 2, :, :, z % 2] = plane.view(n, 2, n).transpose(1, 2)
+    return SliceVolume(bricks, box, padded_box)
 
 
 def sample_multiplicity(size: int, *, device: torch.device | str | None = None) -> Tensor:

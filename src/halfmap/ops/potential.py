@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numba
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.errors import ShapeError
-from halfmap.ops import fourier, grids
+from halfmap.log import report
+from halfmap.ops import fourier, grids, planewise
 from halfmap.units import ELEMENTARY_CHARGE_C, ELECTRON_MASS_kg, PLANCK_J_s
 
 POTENTIAL_V_A2 = PLANCK_J_s**2 / (2 * math.pi * ELECTRON_MASS_kg * ELEMENTARY_CHARGE_C) * 1e20
@@ -23,6 +24,9 @@ _OVERSAMPLING = 1.5
 
 _ALIAS = 1e-4
 """Largest relative error at Nyquist that laying Gaussians on the finer grid may leave."""
+
+_SLAB_BYTES = 1 << 27
+"""Size of the parts in which the finer grid is filled."""
 
 _TAIL = 1e-5
 """Height, relative to its peak, at which a Gaussian is cut."""
@@ -163,14 +167,39 @@ def _potential(
     if b_factors is not None:
         widths = widths + b_factors.detach().cpu().double().numpy()[:, None]
     heights = POTENTIAL_V_A2 * gaussians[..., 0] * (4 * math.pi / widths) ** (ndim / 2)
-    grid = np.zeros(fine if ndim == 3 else (1, *fine), np.float32)
-    _lay_gaussians(grid, _in_grid_units(atoms, fine, spacing), heights, widths, _triple(spacing, np.inf))
+    voxels = _in_grid_units(atoms, fine, spacing)
+    del atoms, gaussians
 
-    box = torch.from_numpy(grid.reshape(fine))
-    spectrum = fourier.resize_spectrum(fourier.fft_centred(box, ndim=ndim), shape=fine, new_shape=shape)
-    k = grids.frequency_radius(shape, pixel_size)
-    spectrum *= torch.where(k < nyquist * (1 - 1e-6), torch.exp(blur * k.square() / 4), 0)
-    return fourier.ifft_centred(spectrum, shape=shape).to(positions.device)
+    def sharpen(spectrum: Tensor, square: Tensor) -> Tensor:
+        inside = square < (nyquist * (1 - 1e-6)) ** 2
+        return spectrum * torch.where(inside, torch.exp(blur * square / 4), 0)
+
+    if ndim == 2:
+        grid = np.zeros((1, *fine), np.float32)
+        _lay_gaussians(grid, voxels, heights, widths, _triple(spacing, np.inf))
+        spectrum = fourier.fft_centred(torch.from_numpy(grid[0]), ndim=2)
+        spectrum = fourier.resize_spectrum(spectrum, shape=fine, new_shape=shape)
+        square = grids.frequency_radius(shape, pixel_size).square()
+        return fourier.ifft_centred(sharpen(spectrum, square), shape=shape).to(positions.device)
+    planes = _planes(fine, voxels, heights, widths, spacing)
+    values = planewise.spectrum_of_planes(planes, shape=fine, new_shape=shape)
+    flat = grids.frequency_radius(shape[1:], pixel_size).square()
+    for z, along_z in enumerate((torch.fft.fftfreq(shape[0]) / pixel_size).square()):
+        values[z] = sharpen(torch.from_numpy(values[z]), flat + along_z).numpy()
+    return planewise.volume_of_spectrum(values, shape=shape).to(positions.device)
+
+
+def _planes(
+    shape: tuple[int, ...], atoms: NDArray, heights: NDArray, widths: NDArray, spacing: NDArray
+) -> Iterator[Tensor]:
+    """Planes of the finer grid, laid down some at a time: all of them at once would be most of the memory."""
+    reach = np.sqrt(-math.log(_TAIL) / (4 * math.pi**2) * widths.max(axis=1)) / spacing[0]
+    thickness = 8 * max(1, _SLAB_BYTES // (32 * shape[1] * shape[2]))
+    for first in report(range(0, shape[0], thickness), "atoms laid down"):
+        slab = np.zeros((min(thickness, shape[0] - first), *shape[1:]), np.float32)
+        near = (atoms[:, 0] + reach >= first) & (atoms[:, 0] - reach <= first + len(slab) - 1)
+        _lay_gaussians(slab, atoms[near] - [first, 0, 0], heights[near], widths[near], spacing)
+        yield from torch.from_numpy(slab)
 
 
 def _in_grid_units(atoms: NDArray, fine: tuple[int, ...], spacing: NDArray) -> NDArray:
@@ -190,7 +219,7 @@ def _lay_gaussians(
     """Add every Gaussian h exp(-4 pi² r² / b); a thread owns some planes, so that sums keep their order."""
     depth, height, width = grid.shape
     reach = -np.log(_TAIL) / (4 * np.pi**2)
-    slab = 1 if depth == 1 else 8
+    slab = 1 if depth == 1 else 4
     rows = height if depth > 1 else 32
     bands = (height + rows - 1) // rows
     for task in numba.prange(((depth + slab - 1) // slab) * bands):

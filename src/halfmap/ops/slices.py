@@ -91,13 +91,13 @@ def extract_slices(
     >>> slices.shape, round(slices[0, 0].real.item(), 5)
     (torch.Size([8, 5]), 1.0)
     """
-    values = volume.values
+    bricks = volume.bricks
     size = volume.box if size is None else size
-    steps = _steps(rotations, volume.voxels_per_pixel, values)
-    differentiable = torch.is_grad_enabled() and (values.requires_grad or rotations.requires_grad)
-    body = _choose(backend, values, differentiable, bodies.extract_numba, bodies.extract_torch)
+    steps = _steps(rotations, volume.voxels_per_pixel, bricks)
+    differentiable = torch.is_grad_enabled() and (bricks.requires_grad or rotations.requires_grad)
+    body = _choose(backend, bricks, differentiable, bodies.extract_numba, bodies.extract_torch)
     radius = _default_radius(volume, size) if radius_px is None else radius_px
-    slices = body(values, steps.reshape(-1, 3, 3), size=size, radius=float(radius), limit=float(volume.limit))
+    slices = body(bricks, steps.reshape(-1, 3, 3), size=size, radius=float(radius), limit=float(volume.limit))
     return slices.reshape(*rotations.shape[:-2], size, size // 2 + 1)
 
 
@@ -210,7 +210,7 @@ def project_volume(
         ifft_centred(extract_slices(prepared, flat[i : i + batch]), shape=(box, box))
         for i in range(0, len(flat), batch)
     ]
-    images = torch.cat(parts) if parts else prepared.values.real.new_zeros(0, box, box)
+    images = torch.cat(parts) if parts else prepared.bricks.real.new_zeros(0, box, box)
     return images.reshape(*rotations.shape[:-2], box, box)
 
 
