@@ -161,7 +161,7 @@ def test_a_map_becomes_a_specimen_of_its_own_scale(tmp_path):
     scale = float((volume * torch.from_numpy(truth)).sum() / np.square(truth).sum())
     assert np.allclose(volume.numpy(), scale * truth, atol=0.02 * truth.max())
     assert scale == pytest.approx(1, abs=0.2)
-    assert measure(tmp_path / "other.mrc", assembly=None) == pytest.approx(0.75 * BOX * PIXEL)
+    assert measure(tmp_path / "other.mrc", assembly=None).diameter == pytest.approx(0.75 * BOX * PIXEL)
 
 
 def test_a_map_keeps_its_frequencies_on_another_grid(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import halfmap
+from halfmap.engine.memory import available_memory
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -107,6 +108,6 @@ def _memory(folder: Path, advice: list[str]) -> list[tuple[str, str, str]]:
             f"less than {LOW_DISK_GB} GB of disk are free in {folder.absolute()}: a data set needs more"
         )
     return [
-        ("Memory", f"{memory.total / 2**30:.0f} GB", f"{memory.available / 2**30:.0f} GB available"),
+        ("Memory", f"{memory.total / 2**30:.0f} GB", f"{available_memory() / 2**30:.0f} GB available"),
         ("Disk", f"{disk.free / 2**30:.0f} GB free", f"in {folder.absolute()}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from halfmap.steps.simulate.specimen import Specimen
     from halfmap.steps.simulate.step import Simulate, SimulateExposures
 
-_PLANE_SPACING_A = 200.0
+PLANE_SPACING_A = 200.0
 """Defocus between planes of noise in tilted ice. Halfway between two, Thon rings keep 0.91 of their contrast
 at 6 to 4.5 Å and 0.75 at 4.5 to 3.6 Å; a spacing of 400 Å would keep 0.64 and 0.24 and shift them."""
 
@@ -72,8 +73,10 @@ class Exposure:
         Those on the low sides.
     passing : Tensor
         Part of the electrons that arrives, on the canvas.
-    noise_filters : list of Tensor
-        From white noise to the ice's image on the canvas, in planes of rising defocus.
+    n_planes : int
+        Planes of rising defocus in which the ice's noise is made.
+    noise_filter : callable
+        From white noise to the ice's image on the canvas, by the plane's number; computed at each call.
     plane : array (3,), float32
         Plane of noise at the frame's first pixel, and its change per pixel along x and y.
     """
@@ -83,7 +86,8 @@ class Exposure:
     canvas: tuple[int, int]
     margin: int
     passing: Tensor
-    noise_filters: list[Tensor]
+    n_planes: int
+    noise_filter: Callable[[int], Tensor]
     plane: NDArray[np.float32]
 
 
@@ -140,26 +144,25 @@ def set_up(
     if obstructed:
         passing = fourier.irfft2(fourier.rfft2(passing) * mtf, shape=canvas)
     heights, plane = _noise_planes(scene, pixel)
-    filters = [
-        step.ice_noise
-        * mtf
-        * noise_amplitude(
+
+    def noise_filter(number: int) -> Tensor:
+        amplitude = noise_amplitude(
             canvas,
             pixel_size=pixel,
             microscope=optics,
-            defocus=scene.defocus.further(height),
+            defocus=scene.defocus.further(heights[number]),
             thickness=scene.thickness / np.cos(np.radians(scene.tilt)),
         )
-        for height in heights
-    ]
-    return Exposure(scene, images, canvas, margin, passing, filters, plane)
+        return step.ice_noise * mtf * amplitude
+
+    return Exposure(scene, images, canvas, margin, passing, len(heights), noise_filter, plane)
 
 
 def _noise_planes(scene: Scene, pixel_size: float) -> tuple[NDArray, NDArray[np.float32]]:
     """Defoci against the middle's at which noise is made, and where between them each pixel lies."""
     along_x, along_y = scene.height_gradient()
     half = abs(along_x) * scene.size[1] / 2 + abs(along_y) * scene.size[0] / 2
-    count = 1 + int(np.ceil(2 * half / _PLANE_SPACING_A))
+    count = 1 + int(np.ceil(2 * half / PLANE_SPACING_A))
     if half < 1 or count < 2:
         return np.zeros(1), np.zeros(3, np.float32)
     spacing = 2 * half / (count - 1)
@@ -193,15 +196,9 @@ def still_image(exposure: Exposure, particles: NDArray, noise: Tensor | None = N
     inside = (slice(exposure.margin, exposure.margin + h), slice(exposure.margin, exposure.margin + w))
     relative = 1 + torch.from_numpy(particles)
     if noise is not None:
-        planes = [
-            fourier.irfft2(noise * part, shape=exposure.canvas)[inside] for part in exposure.noise_filters
-        ]
-        relative += _between_planes(planes, exposure.plane)
+        first, along_x, along_y = exposure.plane
+        place = first + along_x * torch.arange(w) + along_y * torch.arange(h)[:, None]
+        for number in range(exposure.n_planes):
+            image = fourier.irfft2(noise * exposure.noise_filter(number), shape=exposure.canvas)[inside]
+            relative += image * (1 - (place - number).abs()).clamp_(min=0)
     return (exposure.passing[inside] * relative).numpy()
-
-
-def _between_planes(planes: list[Tensor], plane: NDArray[np.float32]) -> Tensor:
-    h, w = planes[0].shape
-    place = plane[0] + plane[1] * torch.arange(w) + plane[2] * torch.arange(h)[:, None]
-    weights = [(1 - (place - i).abs()).clamp_(min=0) for i in range(len(planes))]
-    return sum((part * weight for part, weight in zip(planes, weights, strict=True)), torch.zeros(h, w))

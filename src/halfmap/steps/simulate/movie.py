@@ -154,19 +154,12 @@ def expected_frames(
         exposure.canvas, pixel_size=pixel_size, dose_per_frame=step.dose_per_frame, seed=ice_seed
     )
     response = spline_response(exposure.canvas)
-    filters = [(noise_filter / response).numpy() for noise_filter in exposure.noise_filters]
+    filters = [exposure.noise_filter(i).div_(response).numpy() for i in range(exposure.n_planes)]
+    del response
     passing = spline_coefficients(exposure.passing)
-    noise = np.empty((len(filters), *exposure.canvas), np.float32)
     x, y = scene.molecules.position.T
     middle = scene.size[1] / 2, scene.size[0] / 2
     for frame in range(step.n_frames):
-        white = ice.next()
-        moved = np.empty_like(white)
-        common = motion.common(frame) / pixel_size
-        blur = motion.smear(*middle, frame)[None] / pixel_size
-        for plane, noise_filter in zip(noise, filters, strict=True):
-            displace(white[None], noise_filter, common[None], blur, moved[None])
-            plane[:] = fourier.irfft2(torch.from_numpy(moved), shape=exposure.canvas).numpy()
         dose = step.pre_exposure + step.dose_per_frame * frame
         particles = images.layer(
             shape,
@@ -182,18 +175,54 @@ def expected_frames(
         )
         expected = np.empty(shape, np.float32)
         nodes = source_nodes(motion, frame, shape, pixel_size)
-        illuminate(
-            passing,
-            noise,
-            exposure.plane,
-            particles,
-            nodes,
-            _NODE_STEP,
-            common.astype(np.float32),
-            exposure.margin,
-            expected,
+        common = motion.common(frame) / pixel_size
+        pairs = _neighbouring_planes(
+            ice.next(),
+            filters,
+            shape=exposure.canvas,
+            moved_px=common,
+            smear_px=motion.smear(*middle, frame) / pixel_size,
         )
+        for number, (below, above) in enumerate(pairs):
+            illuminate(
+                passing,
+                below,
+                above,
+                number,
+                len(filters),
+                exposure.plane,
+                particles,
+                nodes,
+                _NODE_STEP,
+                common.astype(np.float32),
+                exposure.margin,
+                expected,
+            )
         yield expected
+
+
+def _neighbouring_planes(
+    white: NDArray,
+    filters: list[NDArray],
+    *,
+    shape: tuple[int, int],
+    moved_px: NDArray,
+    smear_px: NDArray,
+) -> Iterator[tuple[NDArray, NDArray]]:
+    """Yield the ice's noise at each defocus and the next, of dozens in tilted ice; a single one twice."""
+    moved = np.empty_like(white)
+
+    def plane(noise_filter: NDArray) -> NDArray:
+        displace(white[None], noise_filter, moved_px[None], smear_px[None], moved[None])
+        return fourier.irfft2(torch.from_numpy(moved), shape=shape).numpy()
+
+    below = plane(filters[0])
+    if len(filters) == 1:
+        yield below, below
+    for noise_filter in filters[1:]:
+        above = plane(noise_filter)
+        yield below, above
+        below = above
 
 
 def source_nodes(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfmap.engine import Context
 from halfmap.errors import ParameterError
 from halfmap.log import log
+from halfmap.steps.simulate import memory
 from halfmap.steps.simulate import specimen as molecules
 from halfmap.steps.simulate.specimen import Specimen
 
@@ -45,10 +47,13 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
     ------
     ParameterError
         If the box is too small, or models to morph between differ in their atoms.
+    ResourceError
+        If the memory will not suffice.
     """
     sources = model_files(step, ctx)
     assembly = None if step.assembly.lower() == "none" else step.assembly
-    diameter = max(molecules.measure(source, assembly=assembly) for source in sources)
+    extents = [molecules.measure(source, assembly=assembly) for source in sources]
+    diameter = max(extent.diameter for extent in extents)
     box = step.box_size or molecules.choose_box(diameter, step.pixel_size)
     states = molecules.plan_states(sources, morph_states=step.morph_states)
     shares = step.fractions or (1.0,) * len(states)
@@ -60,6 +65,14 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
         n_broken=molecules.BROKEN_VARIANTS if fragments else 0,
         diameter=diameter,
     )
+    memory.check(
+        step,
+        ctx,
+        specimen,
+        n_atoms=max(extent.n_atoms for extent in extents),
+        map_voxels=max(extent.map_voxels for extent in extents),
+        n_states=len(states),
+    )
     work = functools.partial(
         molecules.prepare_state,
         specimen=specimen,
@@ -69,7 +82,10 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
         b_factor=step.atom_b_factor,
         seed=step.seed,
     )
-    results = ctx.map(work, states, key=lambda state: f"{state.number + 1:03d}", unit="conformation")
+    # A single one gains nothing from a worker of its own, where none of its progress would be seen.
+    serial = ctx.options.model_copy(update={"executor": "serial"})
+    around = ctx if len(states) > 1 else replace(ctx, options=serial)
+    results = around.map(work, states, key=lambda state: f"{state.number + 1:03d}", unit="conformation")
     if len(results) < len(states):
         raise ParameterError("not every conformation could be prepared", hint=ctx.failures[-1].reason)
     for row in results:

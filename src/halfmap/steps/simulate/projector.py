@@ -7,6 +7,7 @@ its errors. Here a Kaiser-Bessel window of five samples interpolates in a transf
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numba
 import numpy as np
@@ -14,13 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfmap.ops import fourier
+from halfmap.log import report
+from halfmap.ops import fourier, planewise
 
 _PADDING = 1.5
 _WINDOW = 5
 _MARGIN = _WINDOW // 2 + 1
 _STEPS = 1024
 """Entries of the window's table per sample."""
+
+
+class Planes(Protocol):
+    """A volume, or planes that are made one by one when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, z: int, /) -> Tensor: ...
 
 
 def _shape_parameter() -> float:
@@ -60,26 +70,55 @@ def padded_transform(volume: Tensor) -> NDArray:
     ----------
     .. [1] Beatty, Nishimura & Pauly 2005, IEEE Trans. Med. Imaging 24, 799-808, DOI 10.1109/TMI.2005.848376
     """
-    n = volume.shape[0]
-    padded = 2 * math.ceil(_PADDING * n / 2)
-    window = torch.from_numpy(_window_transform(n, padded)).to(volume.dtype)
-    box = volume.new_zeros((padded, padded, padded))
-    start = padded // 2 - n // 2
-    inner = slice(start, start + n)
-    box[inner, inner, inner] = volume / (window[:, None, None] * window[:, None] * window)
-    spectrum = fourier.fft_centred(box, ndim=3).numpy().astype(np.complex64, copy=False)
-    del box
-    reach = padded // 2 + _MARGIN
-    full = np.arange(-reach, reach + 1) % padded
-    grid = np.empty((2 * reach + 1, 2 * reach + 1, reach + _MARGIN + 1), np.complex64)
-    positive = np.arange(padded // 2 + 1)
-    grid[:, :, _MARGIN : _MARGIN + positive.size] = spectrum[full[:, None], full]
-    # Beyond either end of the half axis the coefficients are those of the opposite wave, conjugated.
-    for column in [*range(_MARGIN), *range(_MARGIN + positive.size, grid.shape[2])]:
-        k = column - _MARGIN
-        source = -k if k < 0 else padded - k
-        grid[:, :, column] = spectrum[(-full % padded)[:, None], -full % padded, source].conj()
+    grid = np.empty(transform_shape(volume.shape[0]), np.complex64)
+    fill_transform(grid, volume)
     return grid
+
+
+def transform_shape(box: int) -> tuple[int, int, int]:
+    """Shape of the padded transform of a box."""
+    reach = _padded(box) // 2 + _MARGIN
+    return 2 * reach + 1, 2 * reach + 1, reach + _MARGIN + 1
+
+
+def fill_transform(grid: NDArray, planes: Planes) -> None:
+    """Write the padded transform of a volume, given by its planes, to `grid`, which may be a memory map.
+
+    Only parts of it are in memory at a time.
+    """
+    n = len(planes)
+    padded = _padded(n)
+    window = torch.from_numpy(_window_transform(n, padded))
+    half, reach = padded // 2, padded // 2 + _MARGIN
+    columns = slice(_MARGIN, _MARGIN + half + 1)
+    before = half - n // 2
+    # First each plane, written at the beginning of the grid; then the third axis, some rows at a time.
+    for z in report(range(n), "transformed"):
+        flat = planes[z] / (window[z] * window[:, None] * window).to(planes[z].dtype)
+        flat = torch.nn.functional.pad(flat, (before, padded - n - before) * 2)
+        spectrum = fourier.fft_centred(flat, ndim=2).numpy()
+        grid[z, _MARGIN : _MARGIN + padded, columns] = np.roll(spectrum, half, axis=0)
+    inner = grid[:, _MARGIN : _MARGIN + padded, columns]
+    for rows in report(planewise.row_blocks(inner), "transformed along z"):
+        block = np.zeros((rows.stop - rows.start, half + 1, padded, 1), np.complex64)
+        place = (np.arange(n) - n // 2) % padded
+        block[:, :, place, 0] = inner[:n, rows].transpose(1, 2, 0)
+        block = fourier.fft2(torch.from_numpy(block)).numpy()[..., 0]
+        inner[:, rows] = block[:, :, np.arange(-reach, reach + 1) % padded].transpose(2, 0, 1)
+    for z in range(len(grid)):
+        plane = grid[z]
+        plane[:_MARGIN] = plane[padded : padded + _MARGIN]
+        plane[_MARGIN + padded :] = plane[_MARGIN : 2 * _MARGIN + 1]
+    # Beyond either end of the half axis the coefficients are those of the opposite wave, conjugated.
+    for z in range(len(grid)):
+        for column in [*range(_MARGIN), *range(columns.stop, grid.shape[2])]:
+            k = column - _MARGIN
+            source = -k if k < 0 else padded - k
+            grid[z, :, column] = grid[-1 - z, ::-1, source + _MARGIN].conj()
+
+
+def _padded(box: int) -> int:
+    return 2 * math.ceil(_PADDING * box / 2)
 
 
 def project(transform: NDArray, rotations: Tensor, *, box: int, pixel_size: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.io.models import AtomicModel, scattering_coefficients
+from halfmap.log import report
 from halfmap.ops.potential import POTENTIAL_V_A2
 
 WATER_MOLECULES_PER_A3 = 0.94 * 0.602214076 / 18.01528
@@ -35,7 +37,10 @@ Calibrated: the water that a molecule displaces, per mass, is then its partial s
 0.71, proteasome 0.74, beta-galactosidase 0.74, haemoglobin 0.75 cm³/g); without it a tenth more.
 """
 _PROBE_A = 1.7
+_PROBE_REACH_A = _PROBE_A + 2.5
 _REACH_A = 7.5
+_SLAB_BYTES = 1 << 27
+"""Size of the parts in which distances are computed, without their overlap."""
 _VAN_DER_WAALS_A = {1: 1.2, 6: 1.7, 7: 1.55, 8: 1.52, 15: 1.8, 16: 1.8}
 _OTHER_ATOM_A = 1.8
 _NONPOLAR = (1, 6)
@@ -67,17 +72,35 @@ def solvent_density(model: AtomicModel, *, box: int, pixel_size: float) -> Tenso
     .. [1] Shang & Sigworth 2012, J. Struct. Biol. 180, 10-16, DOI 10.1016/j.jsb.2012.04.021
     .. [2] Jiang & Brünger 1994, J. Mol. Biol. 243, 100-115, DOI 10.1006/jmbi.1994.1633
     """
-    size = 2 * math.ceil(box * pixel_size / _SPACING_A / 2)
+    return torch.stack(list(solvent_planes(model, box=box, pixel_size=pixel_size)))
+
+
+def solvent_size(box: int, pixel_size: float) -> int:
+    """Voxels along an edge of the density of water in a box."""
+    return 2 * math.ceil(box * pixel_size / _SPACING_A / 2)
+
+
+def solvent_planes(model: AtomicModel, *, box: int, pixel_size: float) -> Iterator[Tensor]:
+    """Yield the planes of `solvent_density` from z = 0 on, of which some at a time are computed."""
+    size = solvent_size(box, pixel_size)
     spacing = box * pixel_size / size
     heavy = model.elements != 1
     atoms = model.positions[heavy][:, ::-1] / spacing + size // 2
     elements = model.elements[heavy]
     radii = np.array([_VAN_DER_WAALS_A.get(int(z), _OTHER_ATOM_A) for z in elements])
-    distance = np.full((size,) * 3, _REACH_A, np.float32)
-    nonpolar = np.zeros((size,) * 3, np.bool_)
-    _distances(distance, nonpolar, atoms, radii, np.isin(elements, _NONPOLAR), spacing)
-    _close_gaps(distance, spacing)
-    return torch.from_numpy(_profile(distance, nonpolar))
+    carbon = np.isin(elements, _NONPOLAR)
+    # Probes that reach a plane, and the planes by which they are known to lie at their region's edge.
+    halo = math.ceil(_PROBE_REACH_A / spacing) + 1
+    thickness = max(2 * halo, _SLAB_BYTES // (4 * size**2))
+    for first in report(range(0, size, thickness), "water laid around them"):
+        last = min(size, first + thickness)
+        bottom, top = max(0, first - halo), min(size, last + halo)
+        distance = np.full((top - bottom, size, size), _REACH_A, np.float32)
+        nonpolar = np.zeros(distance.shape, np.bool_)
+        _distances(distance, nonpolar, atoms - [bottom, 0, 0], radii, carbon, spacing)
+        _close_gaps(distance, spacing)
+        for z in range(first - bottom, last - bottom):
+            yield torch.from_numpy(_profile(distance[z], nonpolar[z]))
 
 
 def _profile(distance: NDArray, nonpolar: NDArray) -> NDArray:
@@ -101,10 +124,10 @@ def _distances(
     distance: NDArray, nonpolar: NDArray, atoms: NDArray, radii: NDArray, carbon: NDArray, spacing: float
 ) -> None:
     """Distance in Å from every voxel to the nearest van der Waals surface, and the kind of that atom."""
-    size = distance.shape[0]
+    depth, size = distance.shape[:2]
     for i in range(atoms.shape[0]):
         reach = (radii[i] + _REACH_A) / spacing
-        z0, z1 = max(0, math.ceil(atoms[i, 0] - reach)), min(size, math.floor(atoms[i, 0] + reach) + 1)
+        z0, z1 = max(0, math.ceil(atoms[i, 0] - reach)), min(depth, math.floor(atoms[i, 0] + reach) + 1)
         y0, y1 = max(0, math.ceil(atoms[i, 1] - reach)), min(size, math.floor(atoms[i, 1] + reach) + 1)
         x0, x1 = max(0, math.ceil(atoms[i, 2] - reach)), min(size, math.floor(atoms[i, 2] + reach) + 1)
         for z in range(z0, z1):
@@ -121,11 +144,11 @@ def _distances(
 @numba.njit(cache=True)
 def _close_gaps(distance: NDArray, spacing: float) -> None:
     """Make voxels that no probe outside covers as deep as they are under the solvent-excluded surface."""
-    size = distance.shape[0]
-    reach = (_PROBE_A + 2.5) / spacing
+    depth, size = distance.shape[:2]
+    reach = _PROBE_REACH_A / spacing
     radius = math.ceil(reach)
     to_probe = np.full(distance.shape, np.float32(reach * spacing))
-    for z in range(1, size - 1):
+    for z in range(1, depth - 1):
         for y in range(1, size - 1):
             for x in range(1, size - 1):
                 if distance[z, y, x] < _PROBE_A:
@@ -139,13 +162,13 @@ def _close_gaps(distance: NDArray, spacing: float) -> None:
                     continue
                 # The probe's region begins a little before this voxel: distances are good below a voxel.
                 ahead = distance[z, y, x] - _PROBE_A
-                for dz in range(max(-radius, -z), min(radius, size - 1 - z) + 1):
+                for dz in range(max(-radius, -z), min(radius, depth - 1 - z) + 1):
                     for dy in range(max(-radius, -y), min(radius, size - 1 - y) + 1):
                         for dx in range(max(-radius, -x), min(radius, size - 1 - x) + 1):
                             away = math.sqrt(dz * dz + dy * dy + dx * dx) * spacing - ahead
                             if away < to_probe[z + dz, y + dy, x + dx]:
                                 to_probe[z + dz, y + dy, x + dx] = away
-    for z in range(size):
+    for z in range(depth):
         for y in range(size):
             for x in range(size):
                 if distance[z, y, x] < _PROBE_A:

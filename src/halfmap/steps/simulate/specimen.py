@@ -12,8 +12,10 @@ from typing import Any
 import gemmi
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
@@ -21,10 +23,10 @@ from halfmap.io.atomic import atomic_path
 from halfmap.io.models import AtomicModel, read_model, scattering_coefficients
 from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.log import log
-from halfmap.ops import fourier, grids
+from halfmap.ops import grids, planewise
 from halfmap.ops.potential import atomic_volume
-from halfmap.steps.simulate.projector import padded_transform
-from halfmap.steps.simulate.solvent import ICE_POTENTIAL_V, solvent_density
+from halfmap.steps.simulate.projector import Planes, fill_transform, transform_shape
+from halfmap.steps.simulate.solvent import ICE_POTENTIAL_V, solvent_planes, solvent_size
 from halfmap.steps.simulate.threads import one_torch_thread
 
 _FINER = 1.125
@@ -129,8 +131,17 @@ def choose_box(diameter: float, pixel_size: float) -> int:
     return 2 * math.ceil(1.5 * diameter / pixel_size / 2)
 
 
-def measure(source: Path, *, assembly: str | None) -> float:
-    """Longest distance in a model, or three quarters of a map's edge, in Å.
+@dataclass(frozen=True)
+class Extent:
+    """How large a molecule is: longest distance in Å; number of atoms, or longest edge of a map in voxels."""
+
+    diameter: float
+    n_atoms: int = 0
+    map_voxels: int = 0
+
+
+def measure(source: Path, *, assembly: str | None) -> Extent:
+    """Longest distance in a model, or three quarters of a map's edge.
 
     Raises
     ------
@@ -138,9 +149,10 @@ def measure(source: Path, *, assembly: str | None) -> float:
         If the file cannot be read as what its suffix says.
     """
     if is_map(source):
-        header = read_header(source)
-        return 0.75 * max(header.shape) * _voxel(source)
-    return read_model(source, assembly=assembly).diameter
+        edge = max(read_header(source).shape)
+        return Extent(0.75 * edge * _voxel(source), map_voxels=edge)
+    model = read_model(source, assembly=assembly)
+    return Extent(model.diameter, n_atoms=len(model))
 
 
 def _voxel(path: Path) -> float:
@@ -196,22 +208,36 @@ def prepare_state(
     volume, mass = potential(
         state, box=specimen.fine_box, pixel_size=specimen.fine_pixel, assembly=assembly, b_factor=b_factor
     )
-    truth = fourier.resample(volume, new_shape=(truth_box,) * 3)
-    # Images hold nothing from Nyquist on, and neither does what they are compared with.
-    k = grids.frequency_radius((truth_box,) * 3)
-    truth = fourier.irfft3(fourier.rfft3(truth) * (k < 0.5), shape=(truth_box,) * 3)
-    write_mrc(truth_file(truth_folder, state.number), truth.numpy(), pixel_size=edge_A / truth_box)
+    write_mrc(
+        truth_file(truth_folder, state.number),
+        _truth(volume, truth_box).numpy(),
+        pixel_size=edge_A / truth_box,
+    )
+    contrast = _mean_inside(volume, edge_A)
     _store(volume, state_file(specimen.folder, state.number))
     if state.number == 0:
         for i in range(specimen.n_broken):
-            fragment = _break(volume, np.random.default_rng(SeedSequence(seed, spawn_key=(1, i))))
+            fragment = _Fragment(volume, np.random.default_rng(SeedSequence(seed, spawn_key=(1, i))))
             _store(fragment, state_file(specimen.folder, len(specimen.fractions) + i))
-    return {"state": state.number, "mass_kDa": mass, "contrast_V": _mean_inside(volume, edge_A)}
+    return {"state": state.number, "mass_kDa": mass, "contrast_V": contrast}
 
 
-def _store(volume: Tensor, path: Path) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, padded_transform(volume))
+def _truth(volume: Tensor, box: int) -> Tensor:
+    """The potential at the images' pixel size, and nothing from Nyquist on, as they have nothing there."""
+    shape = (box,) * 3
+    spectrum = planewise.spectrum_of_planes(iter(volume), shape=tuple(volume.shape), new_shape=shape)
+    flat = grids.frequency_radius(shape[1:]).square()
+    for z, along_z in enumerate(torch.fft.fftfreq(box).square()):
+        spectrum[z] *= (flat + along_z < 0.25).numpy()
+    return planewise.volume_of_spectrum(spectrum, shape=shape)
+
+
+def _store(planes: Planes, path: Path) -> None:
+    """Write a padded transform, which need not fit in memory."""
+    with atomic_path(path) as temporary:
+        grid = open_memmap(temporary, "w+", np.complex64, transform_shape(len(planes)))
+        fill_transform(grid, planes)
+        grid.flush()
 
 
 def potential(
@@ -241,17 +267,21 @@ def potential(
 
 def _potential_of_atoms(model: AtomicModel, fine: int, voxel: float) -> tuple[Tensor, float]:
     hydrogens = _hydrogens_per_atom(model)
-    coefficients = _coefficients(model, hydrogens)
     volume = atomic_volume(
         torch.from_numpy(model.positions),
-        coefficients=torch.from_numpy(coefficients),
+        coefficients=torch.from_numpy(_coefficients(model, hydrogens)),
         shape=(fine,) * 3,
         pixel_size=voxel,
         b_factors=torch.from_numpy(model.b_factors.astype(np.float64)),
     )
-    water = fourier.resample(solvent_density(model, box=fine, pixel_size=voxel), new_shape=(fine,) * 3)
+    displaced = solvent_planes(model, box=fine, pixel_size=voxel)
+    size = solvent_size(fine, voxel)
+    spectrum = planewise.spectrum_of_planes(displaced, shape=(size,) * 3, new_shape=(fine,) * 3)
+    water = planewise.volume_of_spectrum(spectrum, shape=(fine,) * 3)
+    del spectrum
+    volume += water.sub_(1).mul_(ICE_POTENTIAL_V)
     mass = model.mass_kDa + 1.008e-3 * float((hydrogens * model.occupancies).sum())
-    return volume + ICE_POTENTIAL_V * (water - 1), mass
+    return volume, mass
 
 
 def _coefficients(model: AtomicModel, hydrogens: NDArray) -> NDArray:
@@ -327,10 +357,12 @@ def _potential_of_map(path: Path, fine: int, voxel: float) -> Tensor:
 
 def _mean_inside(volume: Tensor, edge_A: float) -> float:
     """Mean over the voxels where a blurred copy says that the molecule is."""
-    shape = tuple(volume.shape)
-    k = grids.frequency_radius(shape, edge_A / shape[0])
-    blurred = fourier.irfft3(fourier.rfft3(volume) * torch.exp(-_SMOOTHING_A2 / 4 * k.square()), shape=shape)
-    return float(volume[blurred > _otsu(blurred)].mean())
+    # exp(-B k² / 4) is a Gaussian whose variance is B / (8 pi²).
+    sigma = math.sqrt(_SMOOTHING_A2 / 8) / math.pi * volume.shape[0] / edge_A
+    blurred = torch.from_numpy(gaussian_filter(volume.numpy(), sigma, mode="wrap"))
+    threshold = _otsu(blurred)
+    inside = [plane[smooth > threshold].double() for plane, smooth in zip(volume, blurred, strict=True)]
+    return float(sum(float(values.sum()) for values in inside) / sum(map(len, inside)))
 
 
 def _otsu(volume: Tensor) -> float:
@@ -345,17 +377,34 @@ def _otsu(volume: Tensor) -> float:
     return float(edges[1:-1][np.argmax(below * above * (means[0] - means[1]) ** 2)])
 
 
-def _break(volume: Tensor, rng: np.random.Generator) -> Tensor:
-    """Remove a third to two thirds of a molecule beyond a plane."""
-    normal = rng.normal(size=3)
-    normal /= np.linalg.norm(normal)
-    height = grids.coordinates(tuple(volume.shape)) @ torch.tensor(normal, dtype=torch.float32)
-    mass = volume.clamp(min=0).flatten()
-    order = torch.argsort(height.flatten())
-    share = torch.cumsum(mass[order].double(), 0) / mass.double().sum()
-    kept = rng.uniform(1 / 3, 2 / 3)
-    cut = height.flatten()[order[int(torch.searchsorted(share, kept))]]
-    return volume * torch.sigmoid((cut - height) / 0.7)
+class _Fragment:
+    """Planes of a molecule without a third to two thirds of it, which lie beyond a random plane."""
+
+    def __init__(self, volume: Tensor, rng: np.random.Generator) -> None:
+        self._volume = volume
+        normal = rng.normal(size=3)
+        self._normal = (normal / np.linalg.norm(normal)).astype(np.float32).tolist()
+        n = len(volume)
+        counts = np.zeros(8 * n)
+        for z in range(n):
+            # The farthest corner is sqrt(3) / 2 boxes away.
+            bins = ((self._height(z) / (1.75 * n) + 0.5) * len(counts)).long()
+            counts += np.bincount(bins.flatten(), volume[z].clamp(min=0).flatten(), len(counts))
+        kept = rng.uniform(1 / 3, 2 / 3)
+        share = np.cumsum(counts) / counts.sum()
+        self._cut = float((np.searchsorted(share, kept) / len(counts) - 0.5) * 1.75 * n)
+
+    def __len__(self) -> int:
+        return len(self._volume)
+
+    def __getitem__(self, z: int) -> Tensor:
+        return self._volume[z] * torch.sigmoid((self._cut - self._height(z)) / 0.7)
+
+    def _height(self, z: int) -> Tensor:
+        """Of the voxels of plane z along the normal."""
+        along = torch.arange(len(self), dtype=torch.float32) - len(self) // 2
+        x, y, up = self._normal
+        return x * along + (y * along[:, None] + up * float(along[z]))
 
 
 def _fine_box(box: int) -> int:

@@ -65,7 +65,10 @@ def displace(
 @numba.njit(parallel=True, cache=True, fastmath=True)
 def illuminate(
     passing: NDArray,
-    noise: NDArray,
+    below: NDArray,
+    above: NDArray,
+    number: int,
+    count: int,
     weights: NDArray,
     particles: NDArray,
     nodes: NDArray,
@@ -76,12 +79,16 @@ def illuminate(
 ) -> None:
     """Intensity of a frame: transmission times (1 + ice + particles), what moves with the specimen warped.
 
+    Only where the ice's noise is that of two given planes or between them.
+
     Parameters
     ----------
     passing : array (h + 2 margin, w + 2 margin), float32
         Spline coefficients of the transmission, as it was in the first frame.
-    noise : array (p, h + 2 margin, w + 2 margin), float32
-        Those of the ice's noise at p defoci, the motion common to all already applied.
+    below, above : array (h + 2 margin, w + 2 margin), float32
+        Those of the ice's noise at two defoci, the motion common to all already applied.
+    number, count : int
+        Number of the plane `below`, from 0, and of all planes; the next one is `above`, if there is any.
     weights : array (3,), float32
         Plane of noise, from 0, at the frame's first pixel, and its change per pixel along x and y.
     particles : array (h, w), float32
@@ -98,12 +105,17 @@ def illuminate(
         Result.
     """
     h, w = out.shape
-    planes = noise.shape[0]
+    last = max(count - 2, 0)
     for y in numba.prange(h):
         row, part = y // step, np.float32((y % step) / step)
         line = nodes[row] + part * (nodes[row + 1] - nodes[row]) + np.float32(margin)
         wx, wy = np.empty(4, np.float32), np.empty(4, np.float32)
         for x in range(w):
+            place = min(
+                max(weights[0] + weights[1] * x + weights[2] * y, np.float32(0)), np.float32(count - 1)
+            )
+            if min(int(place), last) != number:
+                continue
             column, along = x // step, np.float32((x % step) / step)
             source_x = line[column, 0] + along * (line[column + 1, 0] - line[column, 0])
             source_y = line[column, 1] + along * (line[column + 1, 1] - line[column, 1])
@@ -115,13 +127,9 @@ def illuminate(
             ix, iy = int(source_x), int(source_y)
             _spline(source_x - np.float32(ix), wx)
             _spline(source_y - np.float32(iy), wy)
-            place = min(
-                max(weights[0] + weights[1] * x + weights[2] * y, np.float32(0)), np.float32(planes - 1)
-            )
-            plane = int(place)
-            ice = _sample(noise[plane], ix, iy, wx, wy)
-            if place > plane:
-                ice += (place - plane) * (_sample(noise[plane + 1], ix, iy, wx, wy) - ice)
+            ice = _sample(below, ix, iy, wx, wy)
+            if place > number:
+                ice += (place - number) * (_sample(above, ix, iy, wx, wy) - ice)
             out[y, x] = transmission * (1 + ice + particles[y, x])
 
 
