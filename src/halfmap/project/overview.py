@@ -1,7 +1,9 @@
-"""A project in one screen: its jobs, their status, what they made."""
+"""A project or a job in one screen: jobs, their status, what they made."""
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,68 @@ from halfmap.project.job import FAILURES_FILE, Job
 from halfmap.project.project import Project
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
+_SHOWN_FAILURES = 5
 _COLOURS = {"Succeeded": "green", "Failed": "red", "Aborted": "yellow", "Running": "cyan"}
+
+
+def describe_folder(path: Path) -> Table | Group:
+    """Describe the job whose folder `path` is, or else the project that it lies in.
+
+    Raises
+    ------
+    ProjectError
+        If the folder is neither.
+    """
+    project = Project.find(path) if (path / "job.json").exists() else None
+    if project is None:
+        return describe_project(path)
+    return describe_job(project.job(path.absolute()))
+
+
+def describe_job(job: Job) -> Group:
+    """Show a job's state, parameters, finished items, outputs and failures."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from halfmap.io.info import facts, warning
+
+    step = job.step
+    given = [p for p in step.parameters() if getattr(step, p.name) != p.default]
+    rest = sum(1 for _ in step.parameters()) - len(given)
+    values = step.model_dump(mode="json")
+    status = Text(job.status, style=_COLOURS.get(job.status, "white"))
+    rows: list[tuple[str, object]] = [("status", status), ("project", job.root)]
+    for parameter in given:
+        unit = "" if parameter.unit == "none" else f" {parameter.unit}"
+        value = values[parameter.name]
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        rows.append((parameter.option, text + unit))
+    rows.append(("", f"{rest} other parameters at their defaults"))
+    rows += [("done", text) for text in _progress(job.folder)]
+    rows += [(name, f"{job.name}{path.name}") for name, path in job.outputs.items()]
+    failures = _failures(job.folder)
+    if failures:
+        rows.append(("failures", warning(f"{len(failures)} left out, named in {job.name}{FAILURES_FILE}")))
+        rows += [(f"  {key}", reason) for key, reason in failures[:_SHOWN_FAILURES]]
+    if job.status in ("Failed", "Aborted"):
+        rows.append(("go on with", f"halfmap resume {os.path.relpath(job.folder)}"))
+    return Group(Text.assemble((job.name, "bold"), f"  {step.name}"), "", facts(rows))
+
+
+def _progress(folder: Path) -> list[str]:
+    """Items done of each loop, from the last of its events."""
+    path = folder / "events.jsonl"
+    last: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut short by a kill
+        last[event["unit"]] = f"{event['done']} of {event['total']} {event['unit']}s"
+    return list(last.values())
 
 
 def describe_project(path: Path) -> Table:
@@ -40,7 +101,7 @@ def describe_project(path: Path) -> Table:
             try:
                 job = Job.load(project.root, process.name)
                 step, status = job.step.name, job.status
-                left_out = _count_failures(job.folder)
+                left_out = len(_failures(job.folder))
             except HalfmapError as error:
                 log.warning("%s", error)  # one job's record must not hide all others
         made = ", ".join(
@@ -57,8 +118,9 @@ def describe_project(path: Path) -> Table:
     return table
 
 
-def _count_failures(folder: Path) -> int:
+def _failures(folder: Path) -> list[tuple[str, str]]:
     from halfmap.io.star import read_star
 
     path = folder / FAILURES_FILE
-    return len(read_star(path)["failures"]) if path.exists() else 0
+    table = read_star(path)["failures"] if path.exists() else None
+    return [(str(key), str(reason)) for key, reason in table.iter_rows()] if table is not None else []  # pyright: ignore

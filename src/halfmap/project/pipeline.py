@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +16,7 @@ from halfmap.io.atomic import remove_temporaries, writing
 PIPELINE_FILE = "default_pipeline.star"
 _LOCK_FILE = ".halfmap_lock"
 _PATIENCE_s = 60.0
+_UNMARKED_s = 5.0
 
 
 @dataclass
@@ -177,6 +178,10 @@ def _relion_locked_out(folder: Path) -> Iterator[None]:
 
 
 def _try_make(folder: Path) -> bool:
+    # Nobody's mark in it: a kill between two lines of ours. RELION puts its own there at once.
+    with suppress(OSError):
+        if time.time() - folder.stat().st_mtime > _UNMARKED_s:
+            folder.rmdir()
     try:
         folder.mkdir()
     except FileExistsError:

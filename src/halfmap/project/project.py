@@ -43,6 +43,7 @@ class Project:
         with writing(project.root):
             project.root.mkdir(parents=True, exist_ok=True)
         if not (project.root / PIPELINE_FILE).exists():
+            project._say_if_nested()
             with edit_pipeline(project.root):
                 pass
         return project
@@ -54,12 +55,20 @@ class Project:
 
     @classmethod
     def find(cls, start: str | Path = ".") -> Project | None:
-        """The project that `start` lies in, found by walking up, or None."""
-        start = without_dots(start)
-        for folder in (start, *start.parents):
-            if (folder / PIPELINE_FILE).exists():
-                return cls(folder)
-        return None
+        """The innermost project that `start` lies in, found by walking up, or None."""
+        root = _root_above(without_dots(start))
+        if root is None:
+            return None
+        project = cls(root)
+        project._say_if_nested()
+        return project
+
+    def _say_if_nested(self) -> None:
+        outer = _root_above(self.root.parent)
+        if outer is not None:
+            log.warning(
+                "%s is a project of its own inside the project %s, which is left alone", self.root, outer
+            )
 
     @property
     def pipeline(self) -> Pipeline:
@@ -81,6 +90,11 @@ class Project:
             folder = process.name.rstrip("/")
             if wanted in (folder, folder.split("/")[-1]) or Path(wanted).absolute() == self.root / folder:
                 return Job.load(self.root, process.name)
+        for record in self.root.glob("*/job*/job.json"):
+            # Killed between its record and its entry in the graph.
+            folder = record.parent.relative_to(self.root)
+            if wanted in (folder.as_posix(), folder.name) or Path(wanted).absolute() == record.parent:
+                return Job.load(self.root, f"{folder.as_posix()}/")
         raise ProjectError(f"has no job {name}", path=self.root, hint="see them with: halfmap info PROJECT")
 
     def new_job(self, step: Step) -> Job:
@@ -107,8 +121,7 @@ class Project:
                 (self.root / name).mkdir(parents=True)
             job = Job(self.root, name, step)
             job.write_record()
-            pipeline.processes.append(Process(name, step.label, "Scheduled"))
-            pipeline.connect(name, [path.as_posix() for path in step.inputs()], {})
+            _enter(pipeline, job)
         return job
 
     def run(self, step: Step, options: RunOptions | None = None) -> Job:
@@ -158,6 +171,8 @@ class Project:
 
     def _set_status(self, job: Job, status: str) -> None:
         with edit_pipeline(self.root) as pipeline:
+            if all(process.name != job.name for process in pipeline.processes):
+                _enter(pipeline, job)
             pipeline.set_status(job.name, status)
             if status == "Succeeded":
                 outputs = {
@@ -188,3 +203,14 @@ class Project:
                     tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
                 )
         return step.model_copy(update=changes)
+
+
+def _enter(pipeline: Pipeline, job: Job) -> None:
+    """Add a job to the graph."""
+    pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
+    pipeline.connect(job.name, [path.as_posix() for path in job.step.inputs()], {})
+
+
+def _root_above(folder: Path) -> Path | None:
+    """The first folder that holds a project: this one or one above it."""
+    return next((each for each in (folder, *folder.parents) if (each / PIPELINE_FILE).exists()), None)
