@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,19 +102,45 @@ def test_inputs_come_first_in_help(capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ([], "--dose-per-frame"),
-        (["--dose-per-frame", "much"], "--dose-per-frame"),
-        (["--dose-per-frame", "1", "--gain-rotation", "7"], "--gain-rotation"),
-        (["--dose-per-frame", "1", "--no-such-option", "7"], "--no-such-option"),
-        (["--dose-per-frame", "-1"], "--dose-per-frame: input should be greater than 0"),
+        ([], "--dose-per-frame is missing: exposure of each stored frame, a number (e/Å²)"),
+        (["--dose-per-frame", "much"], "--dose-per-frame takes a number (e/Å²), not 'much'"),
+        (["--dose-per-frame"], "--dose-per-frame takes a number (e/Å²), but nothing was given"),
+        (["--dose-per-frame", "1", "2"], "--dose-per-frame takes a number (e/Å²), but '1 2' was given"),
+        (["--dose-per-frame", "-1"], "--dose-per-frame: input should be greater than 0, not -1"),
+        (["--dose-per-frame", "1", "--pixel_size=abc"], "--pixel-size takes a number (Å/px), not 'abc'"),
+        (["--dose-per-frame", "1", "--workers", "1.5"], "--workers takes a whole number, not '1.5'"),
+        (["--dose-per-frame", "1", "--gain-rotation", "7"], "--gain-rotation takes 0, 1, 2 or 3, not '7'"),
+        (["--dose-per-frame", "1", "--check-gain", "no"], "--check-gain takes no value, but 'no' was given"),
+        (["--dose-per-frame", "1", "--no-such-option", "7"], "there is no option --no-such-option"),
+        (
+            ["--dose-per-frame", "1", "--pixelsize", "7"],
+            "there is no option --pixelsize (did you mean --pixel-size?)",
+        ),
+        (["--dose-per-frame", "1", "-x", "7"], "there is no option -x"),
+        (["--dose-per-frame", "1", "--movies"], "--movies: nothing was given"),
     ],
 )
-def test_a_wrong_option_is_named_and_makes_no_job(words, problem, tmp_path, monkeypatch, capsys):
+def test_a_wrong_option_is_one_sentence_and_makes_no_job(words, problem, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["import", "movies", "--movies", "a.tif", *words]) == 2
-    # Long lines are wrapped inside a frame.
-    assert problem in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert capsys.readouterr() == ("", f"halfmap: {problem}; see: halfmap import movies --help\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_missing_options_are_named(capsys):
+    assert main(["import", "movies"]) == 2
+    assert re.findall("--[a-z-]+(?= is missing)", capsys.readouterr().err) == ["--movies", "--dose-per-frame"]
+    assert main(["resume"]) == 2
+    assert capsys.readouterr().err.startswith("halfmap: --job is missing")
+
+
+def test_what_cannot_be_explained_is_said_in_the_parsers_words_without_a_frame(monkeypatch, capsys):
+    monkeypatch.setattr("halfmap.cli.explain", lambda *_: None)
+    assert main(["import", "movies", "a.tif"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "--dose-per-frame" in shown
+    assert not set("╭│─") & set(shown)
 
 
 def test_a_tuple_takes_bare_words_after_its_option(tmp_path):
@@ -243,3 +270,24 @@ def test_info_goes_on_after_a_file_that_it_cannot_read(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "6 × 4 px" in captured.out
     assert "1 of 2 could not be described" in captured.err
+
+
+def test_info_of_a_jobs_folder_is_of_that_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--n", "4", "--bad", "1"]) == 0
+    assert main(["toy", "--n", "1"]) == 0
+    capsys.readouterr()
+    assert main(["info", "Toy/job001"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "Toy/job001/ toy",
+        "status Succeeded",
+        "--n 4",
+        "--bad 1",
+        "done 4 of 4 numbers",
+        "table Toy/job001/squares.txt",
+        "failures 1 left out, named in Toy/job001/failures.star",
+    ):
+        assert line in shown
+    assert any("is a bad number" in line for line in shown)
+    assert not any("job002" in line for line in shown)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +15,13 @@ from typing import Annotated, Any
 import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.parameters import Form, Parameter, parse_form
+from halfmap.engine.words import explain
 from halfmap.errors import FileFormatError, HalfmapError, ParameterError
 from halfmap.log import log, shown_on_terminal
 from halfmap.steps import load_steps
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+_FRAME = dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")
 INPUT_SECTION = "Input"
 """Section that help shows first: nobody can start without it."""
 
@@ -118,19 +122,19 @@ def _resume(words: list[str]) -> None:
 
 
 def _info(words: list[str]) -> None:
-    """Show what is in a file (MRC, STAR, CS, TIFF, EER) or a project, in one screen."""
+    """Show what is in a file (MRC, STAR, CS, TIFF, EER), a job or a project, in one screen."""
     if not words or words[0] in ("-h", "--help"):
-        return _print_list("halfmap info FILE|PROJECT ...", {})
+        return _print_list("halfmap info FILE|JOB|PROJECT ...", {})
     from rich.console import Console
 
     from halfmap.io.info import describe
-    from halfmap.project.overview import describe_project
+    from halfmap.project.overview import describe_folder
 
     problems = []
     for word in words:
         path = Path(word)
         try:
-            Console().print(describe_project(path) if path.is_dir() else describe(path))
+            Console().print(describe_folder(path) if path.is_dir() else describe(path))
         except HalfmapError as error:
             if len(words) == 1:
                 raise
@@ -222,9 +226,18 @@ def parse_options(
     layout = make_dataclass(
         "Options", [_section(title, members, everything) for title, members in sections.items()], kw_only=True
     )
-    parsed = tyro.cli(
-        layout, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(
+                layout, args=words, prog=prog, description=description, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        # tyro frames what it says; what explain cannot tell is said in its words without the frame.
+        said = " ".join(complaint.getvalue().translate(_FRAME).split())
+        raise ParameterError(explain(words, parameters) or said, hint=f"see: {prog} --help") from None
     values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
     run = {name: values.pop(name) for name in _Run.model_fields}
     return values, parse_form(_Run, run, hint=f"see: {prog} --help")

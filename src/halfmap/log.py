@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 log = logging.getLogger("halfmap")
 """The package's logger. Every module says ``from halfmap.log import log``."""
 
 log.addHandler(logging.NullHandler())
+
+Item = TypeVar("Item")
+
+_SILENCE_s = 15.0
+
+
+def report(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Go through the parts of a computation, saying every 15 s how far it is; a short one says nothing."""
+    said = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - said > _SILENCE_s:
+            said = time.monotonic()
+            log.info("%s: %.0f %%", what, 100 * done / len(items))
+        yield item
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,30 @@ def test_too_many_failures_stop_the_step(tmp_path):
     with pytest.raises(ItemsFailedError, match="2 numbers failed, more than the 1 allowed"):
         run(tmp_path, toy.Toy(n=50, bad=(0, 1)), max_failures=1)
     assert not (tmp_path / "5.txt").exists()
+
+
+def test_failures_outside_the_loop_count_too(tmp_path):
+    with pytest.raises(ItemsFailedError, match=r"2 things failed, more than the 1 allowed; .*: is unwanted"):
+        run(tmp_path, toy.Toy(n=2, unwanted=("a", "b", "c")), max_failures=1)
+    with pytest.raises(ItemsFailedError, match="3 items failed, more than the 2 allowed"):
+        run(tmp_path, toy.Toy(n=5, unwanted=("a", "b"), bad=(3,)), max_failures=2)
+    ctx = run(tmp_path, toy.Toy(n=5, unwanted=("a", "b"), bad=(3,)), max_failures=3)
+    assert [failure.key for failure in ctx.failures] == ["a", "b", "3"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"executor": "processes", "workers": 2}, {"executor": "dask", "workers": 2}], ids=str
+)
+def test_what_items_log_is_heard_wherever_they_run(tmp_path, options, caplog):
+    caplog.set_level(logging.DEBUG, logger="halfmap")
+    ctx = run(tmp_path, toy.Toy(n=6, bad=(3,)), **options)
+    heard = [record.getMessage() for record in caplog.records]
+    for number in range(6):
+        place = heard.index(f"number {number} is looked at")
+        assert heard[place + 1] == f"and closely: {number}"
+        assert caplog.records[place].levelname == "WARNING"
+    # An item's messages come before what became of it.
+    assert heard.index("and closely: 3") + 1 == heard.index(ctx.failures[0].reason)
 
 
 def test_all_failed_is_an_error_even_when_any_number_may_fail(tmp_path):

@@ -312,3 +312,17 @@ def test_a_table_error_keeps_its_row(tmp_path):
     with pytest.raises(TableError) as caught:
         describe(tmp_path / "a.csv")
     assert caught.value.row == 2
+
+
+def test_texts_that_are_not_coordinates_are_named_for_what_they_are(tmp_path):
+    (tmp_path / "defects.txt").write_text("# hot\n2 0 1 6\n7 4 5 9\n")
+    assert fact(tmp_path / "defects.txt", "holds") == "2 rectangles of defective pixels"
+    assert fact(tmp_path / "defects.txt", "pixels") == "51 at most"
+    (tmp_path / "serialem.txt").write_text("CameraSizeX 5760\nBadColumns 5\n")
+    assert "SerialEM's list of defects" in fact(tmp_path / "serialem.txt", "holds")
+    (tmp_path / "ctf.csv").write_text("micrograph,defocus\na,10000\nb,20000\n")
+    assert fact(tmp_path / "ctf.csv", "holds").startswith("table of 2 rows × 2 columns, not coordinates")
+    assert "20000" in shown(tmp_path / "ctf.csv")
+    (tmp_path / "note.txt").write_text("Grids were frozen\non a Monday.\n")
+    assert fact(tmp_path / "note.txt", "holds").startswith("text of 2 lines")
+    assert "on a Monday." in shown(tmp_path / "note.txt")

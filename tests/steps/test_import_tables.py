@@ -280,3 +280,50 @@ def test_micrographs_that_share_a_name_are_not_mixed_up(project):
     step = ImportCoordinates(coordinates=("grid_1.csv",), micrographs="Import/job001/micrographs.star")
     with pytest.raises(TableError, match=r"B/grid_1.mrc and A/grid_1.mrc differ only in their folders"):
         project.run(step)
+
+
+def test_coordinates_of_low_score_are_left_out(project, micrographs, caplog):
+    Path("picks.csv").write_text(
+        "micrograph,x,y,score\ngrid_1,4,5,0.5\ngrid_1,8,9,nan\ngrid_10,6,7,-1\ngrid_1,8,9,2\n"
+    )
+    Path("grid_2.v2.csv").write_text("x,y\n1,2\n")
+    step = ImportCoordinates(
+        coordinates=("picks.csv", "grid_2.v2.csv"), micrographs=micrographs, min_score=0.5, diameter=20
+    )
+    caplog.set_level("INFO", logger="halfmap")
+    job = project.run(step)
+    assert picks(job) == {"grid_1": [(4, 5), (8, 9)], "grid_10": []}
+    assert "2 of 4 coordinates score 0.5 or more" in caplog.text
+    # What has no score cannot be judged.
+    failures = read_star(job.folder / "failures.star")["failures"]
+    assert failures["hmItem"].to_list() == ["grid_2.v2.csv"]
+    assert "has no scores; leave --min-score out" in failures["hmReason"][0]
+    step = ImportCoordinates(coordinates=("picks.csv",), micrographs=micrographs, min_score=9)
+    with pytest.raises(TableError, match="none of 4 coordinates scores 9 or more"):
+        project.run(step)
+
+
+def test_circles_have_the_particles_diameter(project, micrographs, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "add_collection", lambda _, circles, **__: drawn.append(circles))
+    Path("grid_1.csv").write_text("x,y\n10,20\n30,40\n")
+    step = ImportCoordinates(coordinates=("grid_1.csv",), micrographs=micrographs, diameter=20)
+    project.run(step)
+    # 20 Å at 2 Å a pixel; the micrographs are drawn at their own size.
+    assert [circles.get_widths().tolist() for circles in drawn] == [[10.0]]
+
+
+def test_particles_are_counted_at_the_end(project, caplog):
+    caplog.set_level("INFO", logger="halfmap")
+    project.run(ImportParticles(particles=write_particle_files(project.root)))
+    assert f"particles: 6, image stacks: 1, optics groups: 1, box: {BOX} px" in caplog.text
+
+
+def test_micrographs_of_one_name_in_two_folders_are_both_listed(project):
+    for folder in ("A", "B"):
+        write_mrc(f"{folder}/grid_1.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+    job = project.run(ImportMicrographs(micrographs=("*/*.mrc",)))
+    names = read_star(job.outputs["micrographs"])["micrographs"]["rlnMicrographName"].to_list()
+    assert names == ["A/grid_1.mrc", "B/grid_1.mrc"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from halfmap.engine import Context, Out, Param, Step
 from halfmap.errors import FileFormatError
 from halfmap.io.atomic import write_text
+from halfmap.log import log
 
 SECTION = "Toy"
 
@@ -23,15 +24,24 @@ class Toy(Step, name="toy"):
     bad: tuple[int, ...] = Param((), "numbers that fail", unit="none", section=SECTION)
     deadly: tuple[int, ...] = Param((), "numbers that kill their process", unit="none", section=SECTION)
     seconds: float = Param(0.0, "pause before each", unit="s", section=SECTION)
+    slow: tuple[int, ...] = Param((), "numbers that take ten minutes", unit="none", section=SECTION)
+    unwanted: tuple[str, ...] = Param((), "items left out beforehand", unit="none", section=SECTION)
 
     def run(self, ctx: Context) -> None:
         work = functools.partial(square, folder=ctx.folder, step=self)
+        for name in self.unwanted:
+            ctx.fail("thing", name, "is unwanted")
         rows = ctx.map(work, range(self.n), unit="number")
         write_text(ctx.folder / "squares.txt", "".join(f"{row['number']} {row['square']}\n" for row in rows))
 
 
 def square(number: int, *, folder: Path, step: Toy) -> dict:
+    log.warning("number %d is looked at", number)
+    log.debug("and closely: %d", number)
     time.sleep(step.seconds)
+    if number in step.slow:
+        (folder / f"{number}.begun").touch()
+        time.sleep(600)
     if number in step.deadly:
         os.kill(os.getpid(), signal.SIGKILL)
     if number in step.bad:

@@ -86,6 +86,9 @@ rlnMicrographNameNoDW str none micrograph summed without dose weighting
 rlnMicrographNameEven str none micrograph summed from even frames
 rlnMicrographNameOdd str none micrograph summed from odd frames
 rlnMicrographMetadata str none STAR file with the micrograph's motion tracks
+rlnImageSizeX int px columns of a movie's frames or a micrograph
+rlnImageSizeY int px rows of a movie's frames or a micrograph
+rlnImageSizeZ int none frames of a movie
 rlnMicrographCoordinates str none file with the coordinates picked in the micrograph
 rlnMicrographId int none number of the micrograph
 rlnMicrographGainName str none gain reference, multiplied
@@ -98,12 +101,18 @@ rlnMicrographEndFrame int none last frame used, from 1
 rlnMicrographFrameNumber int none frame, from 1
 rlnMicrographShiftX float px shift of a frame along x, in unbinned pixels
 rlnMicrographShiftY float px shift of a frame along y, in unbinned pixels
+hmShiftError float px standard error of a frame's shift along one axis, in unbinned pixels
 rlnMotionModelVersion int none 0: global shifts only; 1: RELION's third-order polynomial
 rlnMotionModelCoeffsIdx int none index of a motion model coefficient, from 0
 rlnMotionModelCoeff float none coefficient of the motion model
 rlnAccumMotionTotal float Å length of the track over all frames
 rlnAccumMotionEarly float Å length of the track over the first 4 e/Å²
 rlnAccumMotionLate float Å length of the track after the first 4 e/Å²
+hmLocalMotion float Å root mean square over field and frames of the motion against the whole field's
+hmMotionUncertainty float Å mean standard error of the shifts along one axis
+hmMotionMisfit float none scatter of patches about the motion model over what noise explains, 1 = all
+hmFrameCorrelation float none peaks of the correlations of pairs of frames over their noise
+hmBadPixels int none pixels found bad in the movie and replaced
 rlnMicrographTiltAngle float ° stage tilt
 rlnMicrographTiltAxisDirection float ° direction of the tilt axis in the image
 rlnMicrographIceThickness float Å ice thickness

@@ -27,6 +27,7 @@ class Failure:
 
     key: str
     reason: str
+    unit: str = "item"
 
 
 @dataclass
@@ -109,20 +110,19 @@ class Context:
         with progress, closing(outcomes):
             for index, outcome in outcomes:
                 name = todo[index][0]
+                for message in outcome.messages:
+                    if log.isEnabledFor(message.levelno):
+                        log.handle(message)
                 if outcome.error is None:
                     ledger.append(unit, name, outcome.result, outcome.seconds)
                     # What a resumed run reads back is what this run must use: tuples are lists in both.
                     results[name] = json.loads(json.dumps(outcome.result))
                 else:
                     failed += 1
-                    self.fail(unit, name, outcome.error, outcome.trace)
+                    self._record_failure(unit, name, outcome.error, outcome.trace)
                     if outcome.fatal:
                         raise ResourceError(outcome.error)
-                    if self.options.max_failures is not None and failed > self.options.max_failures:
-                        raise ItemsFailedError(
-                            f"{failed} {unit}s failed, more than the {self.options.max_failures} allowed",
-                            hint=f"the last one: {outcome.error}",
-                        )
+                    self._check_failures()
                 progress.advance(name, outcome.seconds, outcome.error)
         if keys and not results:
             raise ItemsFailedError(
@@ -135,12 +135,34 @@ class Context:
         return [results[name] for name in keys if name in results]
 
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
-        """Count an item as failed: it is logged, and listed in the job's ``failures.star``."""
-        self.failures.append(Failure(key=key, reason=reason))
+        """Count an item as failed: it is logged, and listed in the job's ``failures.star``.
+
+        Raises
+        ------
+        ItemsFailedError
+            If more have failed, here and in `map` together, than the options allow.
+        """
+        self._record_failure(unit, key, reason, trace)
+        self._check_failures()
+
+    def _record_failure(self, unit: str, key: str, reason: str, trace: str | None) -> None:
+        self.failures.append(Failure(key=key, reason=reason, unit=unit))
         # Most reasons begin with the file's name, which is what most keys are.
         log.error("%s", reason if key in reason else f"{unit} {key}: {reason}")
         if trace:
             log.debug("%s", trace)
+
+    def _check_failures(self) -> None:
+        allowed = self.options.max_failures
+        if allowed is None or len(self.failures) <= allowed:
+            return
+        units = {failure.unit for failure in self.failures}
+        unit = units.pop() if len(units) == 1 else "item"
+        raise ItemsFailedError(
+            f"{len(self.failures)} {unit}{'' if len(self.failures) == 1 else 's'} failed, "
+            f"more than the {allowed} allowed",
+            hint=f"the last one: {self.failures[-1].reason}",
+        )
 
 
 class _Progress:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,17 +18,23 @@ from concurrent.futures import (
 )
 from concurrent.futures import Executor as FuturesExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from logging.handlers import QueueHandler
+from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
 from halfmap.engine.parameters import Form, Param
 from halfmap.errors import HalfmapError
 from halfmap.io.atomic import is_out_of_resources
+from halfmap.log import log
 
 Item = TypeVar("Item")
 
 _ATTEMPTS = 2
 """How often an item may take its worker down before it counts as failed."""
+
+_ATTENTION_s = 0.3
+"""How often the wait for workers looks up to see whether it was interrupted."""
 
 _WORKER_DIED = "its worker process died twice, probably for want of memory; use fewer --workers"
 
@@ -63,6 +71,8 @@ class Outcome:
     seconds: float = 0.0
     fatal: bool = False
     """Whether other items would fail alike, for want of disk space or permission."""
+    messages: tuple[logging.LogRecord, ...] = ()
+    """What a worker process logged, where nobody hears it."""
 
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
@@ -80,6 +90,20 @@ def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
         message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         fatal = is_out_of_resources(error)
     return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start, fatal=fatal)
+
+
+def _attempt_in_worker(function: Callable[[Any], Any], item: Any) -> Outcome:
+    """As `attempt`, for another process than the job's: what is logged comes back with the outcome."""
+    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    handler, level = QueueHandler(queue), log.level  # type: ignore[arg-type] - it needs no more than put_nowait
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        outcome = attempt(function, item)
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+    return replace(outcome, messages=tuple(queue.get() for _ in range(queue.qsize())))
 
 
 def run_items(
@@ -129,11 +153,15 @@ def _drain(
             while pending and not broken and len(running) < limit:
                 index, item = pending.pop()
                 try:
-                    running[pool.submit(attempt, function, item)] = index, item
+                    # Submitting may start a worker.
+                    with _interrupts_held():
+                        future = pool.submit(_attempt_in_worker, function, item)
+                    running[future] = index, item
                 except BrokenExecutor:
                     pending.append((index, item))
                     broken = True
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            # The system may hand Ctrl-C to any thread; this one hears of it when it wakes.
+            done, _ = wait(running, timeout=_ATTENTION_s, return_when=FIRST_COMPLETED)
             for future in done:
                 index, item = running.pop(future)
                 try:
@@ -172,23 +200,37 @@ def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
         pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads, os.getpid()))
         try:
             yield pool
+        except BaseException:
+            # Interrupted, or stopped by a failure: nobody waits for the items in flight.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     else:
         from distributed import Client, LocalCluster
 
         environment = _thread_limits(threads)
-        with (
-            LocalCluster(
+        with _interrupts_held():
+            cluster = LocalCluster(
                 n_workers=options.workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,  # pyright: ignore[reportArgumentType] - None is how Dask opens no port for it
+                dashboard_address="127.0.0.1:0",  # any free port: two jobs cannot share the default one
                 env=environment,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+            )
+        with cluster, Client(cluster) as client:
             yield client.get_executor(pure=False)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Put off Ctrl-C, and keep it from the processes started meanwhile: their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
@@ -204,7 +246,6 @@ def _thread_limits(threads: int) -> dict[str, str]:
 
 def _start_worker(threads: int, parent: int) -> None:
     """Limit a worker's threads, leave interrupts to the parent, end with the parent however that ends."""
-    import signal
     import threading
 
     os.environ.update(_thread_limits(threads))

@@ -139,5 +139,9 @@ def parse_form(cls: type[FormType], values: Mapping[str, Any], *, hint: str | No
         for item in error.errors():
             option = "--" + str(item["loc"][0]).replace("_", "-") + ": " if item["loc"] else ""
             message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "too_short":
+                message = "nothing was given"
+            elif isinstance(item["input"], int | float):
+                message += f", not {item['input']:g}"
             problems.append(f"{option}{message[:1].lower()}{message[1:]}")
         raise ParameterError("; ".join(dict.fromkeys(problems)), hint=hint) from None

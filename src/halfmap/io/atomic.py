@@ -19,11 +19,19 @@ _TEMPORARY = re.compile(r"\.[0-9]+~.")
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block ends well, delete it otherwise.
 
     The temporary name keeps the suffixes of `path` (writers choose a format by them) and starts with a dot
     and the process number, so that two processes never write the same one.
+
+    Parameters
+    ----------
+    path : path
+        Final name of the file.
+    durable : bool
+        Wait until content and name are on the disk, so that a loss of power leaves no empty file. It takes
+        1 to 5 ms, which only a step that writes thousands of small files in a row can feel.
 
     Raises
     ------
@@ -36,9 +44,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if durable:
+                _flush(temporary)
             temporary.replace(path)
+            if durable:
+                _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+    except OSError as error:
+        # Folders may be closed to reading, and some network file systems cannot flush them.
+        if not (path.is_dir() and error.errno in (errno.EACCES, errno.EINVAL, errno.ENOTSUP)):
+            raise
 
 
 @contextmanager
@@ -88,7 +114,7 @@ def remove_temporaries(folder: Path, pattern: str = "**/.*~*") -> None:
             path.unlink(missing_ok=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` (UTF-8) to `path`, whole or not at all; `durable` as of `atomic_path`."""
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")

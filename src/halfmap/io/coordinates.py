@@ -150,7 +150,12 @@ def _columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], list[li
 
 
 def write_coordinates(
-    path: str | Path, table: pl.DataFrame, *, scale: float = 1.0, box_size: int | None = None
+    path: str | Path,
+    table: pl.DataFrame,
+    *,
+    scale: float = 1.0,
+    box_size: int | None = None,
+    durable: bool = True,
 ) -> None:
     """Write coordinates for another program, whole or not at all.
 
@@ -165,6 +170,8 @@ def write_coordinates(
         Factor from the micrograph's pixels to the file's, the inverse of that on reading.
     box_size : int, optional
         Side of EMAN's boxes in the file's pixels.
+    durable : bool
+        As of `halfmap.io.atomic.atomic_path`.
 
     Raises
     ------
@@ -186,7 +193,7 @@ def write_coordinates(
         raise ParameterError(f"the scale of coordinates {scale} is not a positive number")
     table = table.with_columns(pl.col(X, Y).cast(pl.Float64) * scale)
     if suffix == ".star":
-        write_star(path, {"": table})
+        write_star(path, {"": table}, durable=durable)
     elif suffix == ".box":
         if box_size is None or box_size < 1:
             raise ParameterError(
@@ -194,12 +201,13 @@ def write_coordinates(
             )
         corners = table.select(pl.col(X, Y) - box_size / 2)
         lines = [f"{x:.2f}\t{y:.2f}\t{box_size}\t{box_size}\n" for x, y in corners.iter_rows()]
-        write_text(path, "".join(lines))
+        write_text(path, "".join(lines), durable=durable)
     elif suffix in (".txt", ".csv"):
         names = {MICROGRAPH: "image_name", X: "x_coord", Y: "y_coord", FOM: "score"}
         chosen = [name for name in names if name in table.columns]
         renamed = table.select(chosen).rename({name: names[name] for name in chosen})
-        write_text(path, renamed.write_csv(separator="\t" if suffix == ".txt" else ","))
+        text = renamed.write_csv(separator="\t" if suffix == ".txt" else ",")
+        write_text(path, text, durable=durable)
     else:
         known = ", ".join(SUFFIXES)
         raise FileFormatError("is no coordinate file by its name", path=path, hint=f"they end in {known}")

@@ -53,12 +53,21 @@ def read_defects(path: str | Path, *, shape: tuple[int, int]) -> NDArray[np.bool
     return image != 0
 
 
-def _read_rectangles(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+def read_rectangles(path: Path) -> list[tuple[int, int, int, int, int]]:
+    """Line number, x, y, width and height of every rectangle of a `.txt`, unchecked against a movie.
+
+    Raises
+    ------
+    FileFormatError
+        If the file cannot be read or is SerialEM's list.
+    TableError
+        If a line is not four whole numbers; names the line.
+    """
     with opened(path) as stream:
         text = stream.read().decode("utf-8", "replace")
     if any(word in text for word in _SERIALEM_WORDS):
         raise FileFormatError("is SerialEM's list of defects, not x y w h", path=path, hint=_SERIALEM_HINT)
-    mask = np.zeros(shape, bool)
+    rectangles = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
@@ -67,6 +76,13 @@ def _read_rectangles(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
             x, y, w, h = (int(word) for word in words)
         except ValueError as error:
             raise TableError("is not four whole numbers", path=path, row=number, hint="x y w h") from error
+        rectangles.append((number, x, y, w, h))
+    return rectangles
+
+
+def _read_rectangles(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    mask = np.zeros(shape, bool)
+    for number, x, y, w, h in read_rectangles(path):
         part = mask[max(y, 0) : max(y + h, 0), max(x, 0) : max(x + w, 0)]
         if w <= 0 or h <= 0 or part.size == 0:
             message = f"the rectangle {x} {y} {w} {h} covers nothing of {shape[0]} x {shape[1]} px (y, x)"

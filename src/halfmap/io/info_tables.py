@@ -110,16 +110,22 @@ def describe_cs(path: Path) -> list[RenderableType]:
 
 
 def describe_coordinates(path: Path) -> list[RenderableType]:
-    """Describe a file of particle coordinates.
+    """Describe a file of particle coordinates, or what else a text may hold: defects, a table, lines.
 
     Raises
     ------
     FileFormatError, TableError
-        If it is no such file.
+        If it is no text, or coordinates with a mistake.
     """
     from halfmap.io.coordinates import read_coordinates
 
-    table = read_coordinates(path)
+    try:
+        table = read_coordinates(path)
+    except TableError as error:
+        # A row that is wrong is a mistake in coordinates; otherwise the columns are not theirs.
+        if error.row is not None or path.suffix.lower() == ".box":
+            raise
+        return _describe_defects(path) or _describe_text(path)
     if table.is_empty():
         raise FileFormatError("holds no coordinates", path=path)
     rows: list[tuple[str, object]] = [("holds", f"{table.height:,} particle coordinates")]
@@ -133,6 +139,37 @@ def describe_coordinates(path: Path) -> list[RenderableType]:
         if label in table.columns:
             rows.append((name, _range(table[label], unit)))
     return [facts(rows), "", _preview(table, "first rows")]
+
+
+def _describe_defects(path: Path) -> list[RenderableType] | None:
+    from halfmap.io.defects import read_rectangles
+
+    try:
+        rectangles = read_rectangles(path)
+    except FileFormatError as error:
+        return [facts([("holds", error.message.removeprefix("is "))])]
+    except TableError:
+        return None
+    frame = pl.DataFrame([row[1:] for row in rectangles], schema=["x", "y", "width", "height"], orient="row")
+    area = sum(w * h for *_, w, h in rectangles)
+    rows = [("holds", f"{frame.height:,} rectangles of defective pixels"), ("pixels", f"{area:,} at most")]
+    return [facts(rows), "", _preview(frame, "first rows")]
+
+
+def _describe_text(path: Path) -> list[RenderableType]:
+    lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    data = [line for line in lines if not line.startswith("#")]
+    mark = next((mark for mark in ("\t", ",", ";") if data and mark in data[0]), None)
+    rows = [[word.strip("\"' ") for word in line.split(mark)] for line in data]
+    widths = {len(row) for row in rows}
+    # Sentences may have the same number of words; a table without commas or tabs has numbers.
+    is_prose = mark is None and not any(char.isdigit() for line in data[1:] for char in line)
+    if is_prose or len(rows) < 2 or len(widths) != 1 or widths == {1} or len(set(rows[0])) != len(rows[0]):
+        first: list[tuple[str, object]] = [("", line[:100]) for line in lines[:PREVIEW_ROWS]]
+        return [facts([("holds", f"text of {len(lines):,} lines, none that Halfmap knows"), *first])]
+    frame = pl.DataFrame(rows[1:], schema=rows[0], orient="row")
+    holds = f"table of {frame.height:,} rows × {frame.width} columns, not coordinates: no columns x and y"
+    return [facts([("holds", holds)]), "", _preview(frame, "first rows")]
 
 
 def _kinds(blocks: Mapping[str, object]) -> Sequence[type[TableSet]]:

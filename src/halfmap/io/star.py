@@ -80,7 +80,9 @@ def read_star(path: str | Path) -> dict[str, pl.DataFrame | dict[str, Value]]:
         raise _not_text(data, path) from error
 
 
-def write_star(path: str | Path, blocks: Mapping[str, Block], *, comment: str | None = None) -> None:
+def write_star(
+    path: str | Path, blocks: Mapping[str, Block], *, comment: str | None = None, durable: bool = True
+) -> None:
     r"""Write blocks as STAR 3.1, whole or not at all; `read_star` gives them back equal.
 
     Floats are written with as many digits as they need to be read back the same, NaN as ``nan``, booleans
@@ -95,6 +97,8 @@ def write_star(path: str | Path, blocks: Mapping[str, Block], *, comment: str | 
         By block name without ``data_``: a DataFrame, or a mapping of keys to values.
     comment : str, optional
         Lines to put on top.
+    durable : bool
+        As of `halfmap.io.atomic.atomic_path`.
 
     Raises
     ------
@@ -108,7 +112,7 @@ def write_star(path: str | Path, blocks: Mapping[str, Block], *, comment: str | 
     """
     path = Path(path)
     lines = [f"Written by Halfmap {__version__}", *(comment or "").splitlines()]
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path, durable=durable) as temporary, temporary.open("wb") as file:
         file.write("".join(f"# {line}\n" for line in lines).encode())
         for name, block in blocks.items():
             _check_name(name, f"block name {name!r}", path)

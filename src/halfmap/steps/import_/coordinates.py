@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from halfmap.steps.import_.step import ImportCoordinates
 
 MICROGRAPH, X, Y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"
+SCORE = "rlnAutopickFigureOfMerit"
 MOSTLY = 0.5
 """Share of coordinates outside the micrographs that means a wrong scale."""
 
@@ -40,7 +41,7 @@ def gather(
     found: dict[str, list[pl.DataFrame]] = {}
     for file in files:
         try:
-            parts = list(_by_micrograph(file, step.scale, names))
+            parts = list(_by_micrograph(file, step, names))
         except HalfmapError as error:
             ctx.fail("coordinate file", ctx.relative(file), str(error))
             continue
@@ -52,6 +53,8 @@ def gather(
         raise TableError(
             f"no coordinates belong to these micrographs{reason}", path=micrographs.path, hint=hint
         )
+    if step.min_score is not None:
+        found = _best(found, step.min_score)
     return _inside(ctx, found, micrographs)
 
 
@@ -59,13 +62,19 @@ def _stem(name: str) -> str:
     return Path(name).name.removesuffix(".gz").removesuffix(".bz2").rsplit(".", 1)[0]
 
 
-def _by_micrograph(file: Path, scale: float, names: dict[str, str]) -> Iterable[tuple[str, pl.DataFrame]]:
+def _by_micrograph(
+    file: Path, step: ImportCoordinates, names: dict[str, str]
+) -> Iterable[tuple[str, pl.DataFrame]]:
     """Parts of a coordinate file with the micrographs they belong to; others are counted and dropped."""
     import polars as pl
 
     from halfmap.io.coordinates import read_coordinates
 
-    table = read_coordinates(file, scale=scale)
+    table = read_coordinates(file, scale=step.scale)
+    if step.min_score is not None and SCORE not in table.columns and len(table):
+        raise TableError("has no scores", path=file, hint="leave --min-score out")
+    if SCORE in table.columns:
+        table = table.with_columns(pl.col(SCORE).cast(pl.Float64, strict=False))
     if MICROGRAPH not in table.columns:
         owner = _owner(_stem(file.name), names)
         if owner is None:
@@ -93,6 +102,27 @@ def _owner(stem: str, names: dict[str, str]) -> str | None:
         name for name in names if stem == name or (stem.startswith(name) and not stem[len(name)].isalnum())
     ]
     return names[max(candidates, key=len)] if candidates else None
+
+
+def _best(found: dict[str, list[pl.DataFrame]], min_score: float) -> dict[str, list[pl.DataFrame]]:
+    """Leave out what scores too low; a micrograph may be left with none."""
+    import polars as pl
+
+    score = pl.col(SCORE)
+    kept = {
+        name: [
+            part.filter(score.is_not_nan() & (score >= min_score)) if len(part) else part for part in parts
+        ]
+        for name, parts in found.items()
+    }
+    before, after = (sum(len(part) for parts in each.values() for part in parts) for each in (found, kept))
+    if before and not after:
+        highest = pl.concat([part[SCORE] for parts in found.values() for part in parts if len(part)]).max()
+        raise TableError(
+            f"none of {before} coordinates scores {min_score:g} or more", hint=f"the best scores {highest}"
+        )
+    log.info("%d of %d coordinates score %g or more", after, before, min_score)
+    return kept
 
 
 def _inside(
@@ -132,7 +162,8 @@ def write(ctx: Context, picks: dict[str, pl.DataFrame], micrographs: MicrographS
     rows = []
     for name, table in picks.items():
         path = ctx.folder / "coordinates" / f"{_stem(name)}.star"
-        write_coordinates(path, table)
+        # Thousands of small files, which the same command makes again: waiting for the disk doubles its time.
+        write_coordinates(path, table, durable=False)
         rows.append((name, ctx.relative(path)))
     count = sum(map(len, picks.values()))
     log.info("%d coordinates in %d of %d micrographs", count, len(rows), len(micrographs))

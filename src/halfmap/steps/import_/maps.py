@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from halfmap.engine import Context, Out
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
+from halfmap.log import log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,3 +114,4 @@ def write(ctx: Context, volumes: dict[str, Imported], outputs: Mapping[str, Out]
     for kind, volume in volumes.items():
         path = ctx.folder / outputs[kind].file
         write_mrc(path, volume.array, pixel_size=volume.pixel_size, origin=volume.origin, stack=False)
+        log.info("%s %s", kind, _size(volume))

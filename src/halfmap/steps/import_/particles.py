@@ -153,3 +153,9 @@ def check(step: ImportParticles, ctx: Context, particles: ParticleSet) -> tuple[
         message = f"the table states a pixel size of {sizes} Å, --pixel-size is {step.pixel_size:g}"
         raise ParameterError(message, path=path, hint="leave --pixel-size out, or correct the table")
     return type(particles)(optics, rows), stack
+
+
+def say_counts(particles: ParticleSet, stack: ImageStack) -> None:
+    """Say what was imported."""
+    counts = len(particles), len(stack.files), len(particles.optics), stack.shape[1]
+    log.info("particles: %d, image stacks: %d, optics groups: %d, box: %d px", *counts)

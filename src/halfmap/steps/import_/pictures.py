@@ -67,12 +67,17 @@ def draw_particles(path: Path, particles: ParticleSet, stack: ImageStack) -> Non
 
 
 def draw_coordinates(
-    path: Path, ctx: Context, table: pl.DataFrame, picks: Mapping[str, pl.DataFrame]
+    path: Path,
+    ctx: Context,
+    table: pl.DataFrame,
+    picks: Mapping[str, pl.DataFrame],
+    *,
+    diameter_px: float | None = None,
 ) -> None:
-    """Draw a few micrographs with their coordinates."""
+    """Draw a few micrographs with their coordinates, as circles of a diameter if one is given."""
     names = table["rlnMicrographName"].to_list()
     chosen = [names[i] for i in _spread(len(names), 4)]
-    images, points, titles = [], [], []
+    images, points, titles, sizes = [], [], [], []
     for name in chosen:
         whole = _image(ctx.resolve(name), shrink=False)
         images.append(_thumbnail(whole))
@@ -81,10 +86,11 @@ def draw_coordinates(
         points.append(
             (picks[name].select("rlnCoordinateX", "rlnCoordinateY").to_numpy() + 0.5) / factor - 0.5
         )
+        sizes.append(None if diameter_px is None else diameter_px / factor)
         titles.append(f"{Path(name).name}: {len(picks[name])}")
     total = sum(map(len, picks.values()))
     title = f"{_count(total, 'coordinate')} in {_count(len(names), 'micrograph')}"
-    _draw_panels(path, images, titles, title, points=points, columns=2, inch=4.5)
+    _draw_panels(path, images, titles, title, points=points, sizes=sizes, columns=2, inch=4.5)
 
 
 def draw_volumes(path: Path, volumes: Mapping[str, Imported]) -> None:
@@ -153,11 +159,13 @@ def _draw_panels(
     title: str,
     *,
     points: list[np.ndarray] | None = None,
+    sizes: list[float | None] | None = None,
     columns: int = 4,
     inch: float = 3.0,
 ) -> None:
     """Draw images side by side, each stretched between its 1st and 99th percentile."""
     import numpy as np
+    from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure
 
     from halfmap.io.atomic import atomic_path
@@ -185,9 +193,21 @@ def _draw_panels(
         panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
         panel.set_title(name, fontsize=7)
         if points is not None:
-            panel.scatter(
-                *points[number].T, s=36, facecolors="none", edgecolors=MARKER_COLOUR, linewidths=0.7
-            )
+            size = sizes[number] if sizes else None
+            style = {"facecolors": "none", "edgecolors": MARKER_COLOUR, "linewidths": 0.7}
+            if size is None:
+                panel.scatter(*points[number].T, s=36, **style)
+            elif len(points[number]):
+                circles = EllipseCollection(
+                    size,
+                    size,
+                    0,
+                    units="xy",
+                    offsets=points[number],
+                    offset_transform=panel.transData,
+                    **style,
+                )
+                panel.add_collection(circles, autolim=False)
     for panel in panels:
         panel.set_axis_off()
     with atomic_path(path) as temporary:

@@ -157,6 +157,7 @@ class ImportParticles(Step, name="import particles", label=OTHER):
         table = particles.locate(self, ctx, table)
         table, stack = particles.check(self, ctx, table)
         write_particles(ctx.folder / "particles.star", table)
+        particles.say_counts(table, stack)
         pictures.draw_particles(ctx.folder / "particles.png", table, stack)
 
 
@@ -186,6 +187,15 @@ class ImportCoordinates(Step, name="import coordinates", label=OTHER):
         section=NAMES,
         gt=0,
     )
+    min_score: float | None = Param(
+        None,
+        "leave out coordinates whose score (figure of merit) is below this; default: keep all",
+        unit="none",
+        section="Selection",
+    )
+    diameter: float | None = Param(
+        None, "particle diameter, of the circles in the picture", unit="Å", section="Picture", gt=0
+    )
 
     def run(self, ctx: Context) -> None:
         """Read all tables, give every micrograph its coordinates, write them and a picture."""
@@ -196,7 +206,8 @@ class ImportCoordinates(Step, name="import coordinates", label=OTHER):
         files = microscope.expand(self.coordinates, ctx.project)
         picks = coordinates.gather(self, ctx, files, micrographs)
         table = coordinates.write(ctx, picks, micrographs)
-        pictures.draw_coordinates(ctx.folder / "coordinates.png", ctx, table, picks)
+        size = None if self.diameter is None else self.diameter / micrographs.pixel_size
+        pictures.draw_coordinates(ctx.folder / "coordinates.png", ctx, table, picks, diameter_px=size)
 
 
 class ImportMap(Step, name="import map", label=OTHER):

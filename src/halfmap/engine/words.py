@@ -1,0 +1,104 @@
+"""Say in a sentence what is wrong with the words of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from halfmap.engine.parameters import Parameter
+
+_ONE = {float: "a number", int: "a whole number", Path: "a file name", str: "a word"}
+_MANY = {float: "numbers", int: "whole numbers", Path: "file names", str: "words"}
+
+
+def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None:
+    """Say what is wrong with a command line that could not be parsed: what was given, what is expected.
+
+    Parameters
+    ----------
+    words : sequence of str
+        Options and their values.
+    parameters : iterable of Parameter
+        What there is to be given.
+
+    Returns
+    -------
+    str or None
+        A sentence on the first wrong option, or on all that are missing; None if nothing seems wrong.
+    """
+    known = {parameter.option: parameter for parameter in parameters}
+    off = {"--no-" + option[2:]: p for option, p in known.items() if _kind(p)[0] is bool}
+    given: dict[str, list[str]] = {}
+    current = ""
+    for word in words:
+        if not _is_option(word):
+            if not current:
+                return f"{word!r} follows no option"
+            given[current].append(word)
+            continue
+        name, equals, value = word.partition("=")
+        current = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
+        if current not in known and current not in off:
+            close = get_close_matches(current, [*known, *off], n=1, cutoff=0.75)
+            return f"there is no option {current}" + (f" (did you mean {close[0]}?)" if close else "")
+        given[current] = [value] if equals else []
+    for option, values in given.items():
+        problem = _misfit(option, values, (known | off)[option])
+        if problem:
+            return problem
+    missing = [p for p in known.values() if p.default is ... and p.option not in given]
+    return "; ".join(f"{p.option} is missing: {p.help}, {_expected(p)}" for p in missing) or None
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and not _fits(word, float)
+
+
+def _misfit(option: str, values: list[str], parameter: Parameter) -> str | None:
+    kind, many = _kind(parameter)
+    if kind is bool:
+        return f"{option} takes no value, but {' '.join(values)!r} was given" if values else None
+    expected = f"{option} takes {_expected(parameter)}"
+    wrong = next((value for value in values if not _fits(value, kind)), None)
+    if not values and not many:
+        return f"{expected}, but nothing was given"
+    if wrong is not None and not (wrong == "None" and parameter.default is None):
+        return f"{expected}, not {wrong!r}"
+    if len(values) > 1 and not many:
+        return f"{expected}, but {' '.join(values)!r} was given"
+    return None
+
+
+def _expected(parameter: Parameter) -> str:
+    kind, many = _kind(parameter)
+    if get_origin(kind) is Literal:
+        *others, last = map(str, get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    text = (_MANY if many else _ONE).get(kind, "values" if many else "a value")
+    return text if parameter.unit == "none" else f"{text} ({parameter.unit})"
+
+
+def _kind(parameter: Parameter) -> tuple[Any, bool]:
+    """Type of a value, and whether several may be given."""
+    kind = parameter.annotation
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [part for part in get_args(kind) if part is not NoneType]
+        kind = kinds[0] if len(kinds) == 1 else None
+    return (get_args(kind)[0], True) if get_origin(kind) is tuple else (kind, False)
+
+
+def _fits(word: str, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return word in map(str, get_args(kind))
+    if kind not in (int, float):
+        return True
+    try:
+        kind(word)
+    except ValueError:
+        return False
+    return True
