@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_")
+PIPELINE = ("simulate", "import_", "motion")
 
 
 def load_steps() -> None:

@@ -1,0 +1,1 @@
+"""Motion correction: movies to micrographs."""

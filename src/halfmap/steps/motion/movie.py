@@ -1,0 +1,388 @@
+"""Correct the motion of one movie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.random import SeedSequence
+from numpy.typing import NDArray
+
+from halfmap.data.motion import MotionTracks, accumulated_motion, polynomial_terms, spline_weights
+from halfmap.errors import ParameterError
+from halfmap.io.motion import write_tracks
+from halfmap.io.movies import open_movie
+from halfmap.io.mrc import write_mrc
+from halfmap.log import log
+from halfmap.steps.motion import correct, spectrum
+from halfmap.steps.motion.estimate import NODES, Estimate, estimate_motion
+from halfmap.steps.motion.frames import Frames, load_frames
+
+if TYPE_CHECKING:
+    from halfmap.steps.motion.step import MotionStep
+
+FOLDER = "Micrographs"
+
+ALIGNMENT_PIXEL_A = 4.2
+"""Frames are shrunk to pixels of about this size to be aligned: finer detail adds little."""
+
+_FEWEST_FRAMES = 3
+_MOST_GROUPS = 60
+_LEAST_GROUP_DOSE = 0.5
+_NO_SIGNAL = 4.5
+
+
+@dataclass(frozen=True)
+class MovieItem:
+    """A movie of the table, its optics group's settings with it; plain data that a worker can be sent."""
+
+    name: str
+    key: str
+    path: Path
+    size: tuple[int, int, int] | None
+    pixel_size: float
+    dose_per_frame: float
+    pre_exposure: float
+    voltage_kV: float
+    gain: str | None
+    gain_path: Path | None
+    defects: str | None
+    defect_path: Path | None
+    eer_grouping: int | None
+    eer_upsampling: int | None
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of the movie."""
+        return self._known_size[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(y, x) of a frame."""
+        return self._known_size[1:]
+
+    @property
+    def _known_size(self) -> tuple[int, int, int]:
+        if self.size is None:
+            raise ValueError("the size of a movie must be known by now")
+        return self.size
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What is written of a movie.
+
+    Attributes
+    ----------
+    weighted : array (h, w) or None
+        Dose-weighted sum.
+    even, odd : array (h, w)
+        Sums of every other frame; the first used frame is of the even ones, as in RELION.
+    spectrum : array (512, 512)
+        Amplitude spectrum of groups of frames.
+    spectrum_pixel_size : float
+        Its pixel size in Å.
+    """
+
+    weighted: NDArray[np.float32] | None
+    even: NDArray[np.float32]
+    odd: NDArray[np.float32]
+    spectrum: NDArray[np.float32]
+    spectrum_pixel_size: float
+
+
+def correct_movie(item: MovieItem, *, step: MotionStep, folder: Path, device: str) -> dict[str, Any]:
+    """Align a movie, sum it, write everything and return what the table needs.
+
+    Raises
+    ------
+    FileFormatError, ShapeError, ParameterError
+        If the movie, its gain reference or its defects are not what the table says.
+    """
+    item = _with_size(item)
+    first, last = _frame_range(item, step)
+    frames = load_frames(
+        item.path,
+        first=first,
+        last=last,
+        n_expected=item.n_frames,
+        shape_expected=item.shape,
+        gain_path=item.gain_path,
+        defect_path=item.defect_path,
+        eer_grouping=item.eer_grouping or 32,
+        eer_upsampling=item.eer_upsampling or 1,
+        detect=step.detect_bad_pixels,
+        seed=SeedSequence(list(item.key.encode())),
+    )
+    groups = group_frames(last - first, step.grouping or _automatic_group(item, last - first))
+    estimate = _estimate(frames, groups, item, step, first, device)
+    tracks = make_tracks(estimate, groups, frames.hot, item, step, first, last)
+    sums = sum_frames(frames, tracks, item, step, first, device)
+    return _write(item, step, folder, tracks, estimate, sums)
+
+
+def _with_size(item: MovieItem) -> MovieItem:
+    if item.size is not None:
+        return item
+    movie = open_movie(
+        item.path, eer_grouping=item.eer_grouping or 32, eer_upsampling=item.eer_upsampling or 1
+    )
+    return replace(item, size=(movie.n_frames, *movie.shape))
+
+
+def _frame_range(item: MovieItem, step: MotionStep) -> tuple[int, int]:
+    first, last = step.first_frame - 1, step.last_frame or item.n_frames
+    if last > item.n_frames or last - first < _FEWEST_FRAMES:
+        message = f"has {item.n_frames} frames; frames {first + 1} to {last} cannot be aligned"
+        raise ParameterError(message, path=item.name, hint="choose 3 or more frames that are there")
+    return first, last
+
+
+def _automatic_group(item: MovieItem, n: int) -> int:
+    """Frames to align together: enough dose to see something, few enough groups to compare them all."""
+    enough = int(np.ceil(_LEAST_GROUP_DOSE / item.dose_per_frame - 1e-6))
+    return max(1, min(enough, n // _FEWEST_FRAMES), -(-n // _MOST_GROUPS))
+
+
+def group_frames(n: int, size: int) -> list[range]:
+    """Groups of neighbouring frames; what is left over makes the last ones longer, the first moves most."""
+    count = max(min(n, _FEWEST_FRAMES), n // size)
+    lengths = np.full(count, n // count)
+    if n % count:
+        lengths[-(n % count) :] += 1
+    ends = np.cumsum(lengths)
+    return [range(end - length, end) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+
+def _estimate(
+    frames: Frames, groups: list[range], item: MovieItem, step: MotionStep, first: int, device: str
+) -> Estimate:
+    factor = max(1, round(ALIGNMENT_PIXEL_A / item.pixel_size))
+    shrunk = correct.shrink_frames(frames.counts, frames.gain, factor, groups)
+    middles = np.array([(group.start + group.stop) / 2 for group in groups])
+    estimate = estimate_motion(
+        shrunk,
+        pixel_size=factor * item.pixel_size,
+        dose=item.pre_exposure + (first + middles) * item.dose_per_frame,
+        voltage_kV=item.voltage_kV,
+        patch_size=step.patch_size,
+        resolution=step.alignment_resolution,
+        correlation_length=step.correlation_length,
+        largest=step.largest_motion,
+        local=step.local,
+        device=device,
+    )
+    if estimate.peak_height < _NO_SIGNAL:
+        log.warning(
+            "%s: frames hardly correlate (peaks %.1f times their noise): its motion is a guess",
+            item.name,
+            estimate.peak_height,
+        )
+    return estimate
+
+
+def make_tracks(
+    estimate: Estimate,
+    groups: list[range],
+    hot: NDArray,
+    item: MovieItem,
+    step: MotionStep,
+    first: int,
+    last: int,
+) -> MotionTracks:
+    """State an estimate for every frame, in pixels of the movie and as shifts, with RELION's polynomial."""
+    n, pixel = last - first, item.pixel_size
+
+    def each_frame(values: NDArray) -> NDArray:
+        return _between_groups(values, groups, n)
+
+    track = each_frame(estimate.track)
+    grid = grid_error = coefficients = None
+    if estimate.grid is not None and estimate.grid_error is not None:
+        grid, grid_error = each_frame(estimate.grid), each_frame(estimate.grid_error)
+        grid = grid - grid[:1]
+        coefficients = fit_polynomial(-grid / pixel, item.shape)
+    patches = np.moveaxis(each_frame(np.moveaxis(estimate.patches, 1, 0)), 0, 1)
+    return MotionTracks(
+        movie=item.name,
+        shape=item.shape,
+        n_frames=item.n_frames,
+        first_frame=first + 1,
+        last_frame=last,
+        pixel_size=pixel,
+        dose_per_frame=item.dose_per_frame,
+        pre_exposure=item.pre_exposure,
+        voltage_kV=item.voltage_kV,
+        binning=binned_shape(item.shape, step.binning)[1],
+        gain=item.gain,
+        defects=item.defects,
+        eer_grouping=item.eer_grouping,
+        eer_upsampling=item.eer_upsampling,
+        global_shift=-(track - track[0]) / pixel,
+        global_error=each_frame(estimate.track_error) / pixel,
+        local_coefficients=coefficients,
+        local_grid=None if grid is None else -grid / pixel,
+        local_error=None if grid_error is None else grid_error / pixel,
+        # Pixels count from the centre of the first, estimates from its edge.
+        patch_centres=estimate.centres / pixel - 0.5,
+        patch_shifts=-(patches - patches[:, :1]) / pixel,
+        patch_errors=np.moveaxis(each_frame(np.moveaxis(estimate.patch_error, 1, 0)), 0, 1) / pixel,
+        hot_pixels=hot,
+    )
+
+
+def _between_groups(values: NDArray, groups: list[range], n: int) -> NDArray:
+    """Values (groups, ...) at the middles of groups, for every frame, by a smooth curve through them."""
+    if len(groups) == n:
+        return values
+    from scipy.interpolate import PchipInterpolator
+
+    middles = np.array([(group.start + group.stop - 1) / 2 for group in groups])
+    frames = np.arange(n)
+    inside = np.clip(frames, middles[0], middles[-1])
+    curve = PchipInterpolator(middles, values, axis=0)
+    slope = curve.derivative()
+    beyond = (frames - inside).reshape(-1, *[1] * (values.ndim - 1))
+    return curve(inside) + beyond * slope(inside)
+
+
+def fit_polynomial(shift: NDArray, shape: tuple[int, int]) -> NDArray:
+    """RELION's polynomial (2, 18) nearest to local shifts (n, gy, gx, 2) at nodes spread over the field."""
+    n, gy, gx = shift.shape[:3]
+    y, x = np.linspace(0, shape[0] - 1, gy), np.linspace(0, shape[1] - 1, gx)
+    terms = polynomial_terms(x, y[:, None], np.arange(n)[:, None, None], shape).reshape(-1, 18)
+    scale = np.abs(terms).max(axis=0)
+    scale[scale == 0] = 1
+    solution = np.linalg.lstsq(terms / scale, shift.reshape(-1, 2), rcond=None)[0]
+    return (solution / scale[:, None]).T
+
+
+def binned_shape(shape: tuple[int, int], binning: float) -> tuple[tuple[int, int], float]:
+    """Even shape of a micrograph, and what its pixels are exactly larger by along x."""
+    if binning == 1:
+        return shape, 1.0
+    new = round(shape[0] / binning / 2) * 2, round(shape[1] / binning / 2) * 2
+    return new, shape[1] / new[1]
+
+
+def sum_frames(
+    frames: Frames, tracks: MotionTracks, item: MovieItem, step: MotionStep, first: int, device: str
+) -> Sums:
+    """Move every frame to where the first was and add: even and odd ones, by dose, in groups for the CTF."""
+    n, shape = len(frames.counts), item.shape
+    dose_filter = correct.factor_dose_weights(
+        n,
+        pixel_size=item.pixel_size,
+        dose_per_frame=item.dose_per_frame,
+        pre_exposure=item.pre_exposure + first * item.dose_per_frame,
+        voltage_kV=item.voltage_kV,
+    )
+    weights = dose_filter.by_frame if step.dose_weighting else np.zeros((0, n))
+    parity = np.arange(n) % 2
+    kept = np.concatenate([[parity == 0, parity == 1], weights])
+    per_group = max(1, round(step.spectrum_dose / item.dose_per_frame))
+    grouped = np.arange(n) // per_group == np.arange(-(-n // per_group))[:, None]
+    recipe = correct.make_recipe(np.concatenate([kept, grouped]))
+    displacement = block_displacements(tracks)
+    side = spectrum.tile_side(item.pixel_size, shape)
+    total = np.zeros((side, side // 2 + 1))
+    sums = np.empty((len(kept), *shape), np.float32)
+    # Sums of groups are needed tile by tile only: strips of them keep memory down.
+    edges = np.linspace(0, shape[0] // correct.BLOCK[0], max(1, shape[0] // side) + 1).astype(int)
+    edges = edges * correct.BLOCK[0]
+    edges[-1] = shape[0]
+    for top, bottom in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        strip = correct.move_and_add(
+            frames.counts,
+            frames.gain,
+            displacement,
+            recipe,
+            rows=(top, bottom),
+            device=device,
+        )
+        sums[:, top:bottom] = strip[: len(kept)]
+        spectrum.add_spectra(total, strip[len(kept) :], side)
+    new_shape, _ = binned_shape(shape, step.binning)
+    weighted = None
+    if step.dose_weighting:
+        weighted = correct.weigh_by_dose(
+            sums[2:], dose_filter, pixel_size=item.pixel_size, new_shape=new_shape
+        )
+    amplitude, spectrum_pixel_size = spectrum.amplitude_spectrum(total, item.pixel_size)
+    return Sums(
+        weighted=weighted,
+        even=correct.bin_image(sums[0], new_shape),
+        odd=correct.bin_image(sums[1], new_shape),
+        spectrum=amplitude,
+        spectrum_pixel_size=spectrum_pixel_size,
+    )
+
+
+def block_displacements(tracks: MotionTracks) -> NDArray:
+    """Displacement (x, y) of the specimen in pixels at the centres of blocks: (n, by, bx, 2)."""
+    y, x = correct.block_centres(tracks.shape)
+    shift = np.broadcast_to(tracks.global_shift[:, None, None], (tracks.n_used, len(y), len(x), 2))
+    if tracks.local_grid is not None:
+        along_y = spline_weights(NODES, y / max(tracks.shape[0] - 1, 1))
+        along_x = spline_weights(NODES, x / max(tracks.shape[1] - 1, 1))
+        rows = np.einsum("yi,nijc->nyjc", along_y, tracks.local_grid)
+        shift = shift + np.einsum("nyjc,xj->nyxc", rows, along_x)
+    return -shift
+
+
+def _write(
+    item: MovieItem, step: MotionStep, folder: Path, tracks: MotionTracks, estimate: Estimate, sums: Sums
+) -> dict[str, Any]:
+    """Write images, motion and picture; the row of the table as plain data."""
+    from halfmap.steps.motion import pictures
+
+    stem, pixel = folder / FOLDER / item.key, item.pixel_size * tracks.binning
+    dtype = np.float16 if step.float16 else np.float32
+    whole = sums.even + sums.odd
+    images = {"EVN": sums.even, "ODD": sums.odd} if step.even_odd else {}
+    if sums.weighted is None:
+        images[""] = whole
+    else:
+        images[""] = sums.weighted
+        if step.unweighted:
+            images["noDW"] = whole
+    row: dict[str, Any] = {"name": item.name, "key": item.key}
+    for suffix, image in images.items():
+        path = stem.with_name(stem.name + (f"_{suffix}.mrc" if suffix else ".mrc"))
+        write_mrc(path, image, pixel_size=pixel, dtype=dtype)
+        row[suffix or "micrograph"] = str(path)
+    path = stem.with_name(stem.name + "_PS.mrc")
+    write_mrc(path, sums.spectrum, pixel_size=sums.spectrum_pixel_size)
+    write_tracks(stem.with_name(stem.name + ".star"), tracks)
+    if step.pictures:
+        pictures.draw_movie(
+            stem.with_name(stem.name + ".png"),
+            tracks,
+            micrograph=whole,
+            spectrum=sums.spectrum,
+            spectrum_pixel_size=sums.spectrum_pixel_size,
+            title=item.name,
+        )
+    total, early, late = accumulated_motion(tracks)
+    error = tracks.global_error if tracks.local_error is None else tracks.local_error
+    return row | {
+        "PS": str(path),
+        "tracks": str(stem.with_name(stem.name + ".star")),
+        "total": total,
+        "early": early,
+        "late": late,
+        "error": float(error[1:].mean() * item.pixel_size),
+        "spread": local_spread(tracks),
+        "misfit": estimate.misfit,
+        "peak_height": min(estimate.peak_height, 1e6),
+        "bad_pixels": len(tracks.hot_pixels),
+    }
+
+
+def local_spread(tracks: MotionTracks) -> float:
+    """Root mean square over field and frames of the local motion in Å."""
+    if tracks.local_grid is None:
+        return 0.0
+    return float(np.sqrt(np.square(tracks.local_grid).sum(axis=-1).mean()) * tracks.pixel_size)

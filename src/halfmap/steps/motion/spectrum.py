@@ -1,0 +1,86 @@
+"""Power spectrum of a movie's frames for the estimation of the CTF."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfmap.ops.fourier import resample, rfft2
+
+BOX = 512
+PIXEL_SIZE_A = 1.4
+"""Finer detail than twice this shows no Thon rings before particles are averaged."""
+
+_TAPER = 0.1
+
+
+def tile_side(pixel_size: float, shape: tuple[int, int]) -> int:
+    """Side in pixels of the tiles whose spectra are averaged, even; `BOX` pixels of 1.4 Å or more."""
+    side = round(BOX * max(1.0, PIXEL_SIZE_A / pixel_size))
+    return min(side + side % 2, min(shape) // 2 * 2)
+
+
+def add_spectra(total: NDArray, strip: NDArray[np.float32], side: int) -> None:
+    """Add the power spectra of the tiles of a strip.
+
+    Parameters
+    ----------
+    total : array (side, side // 2 + 1) float64
+        Added to.
+    strip : array (groups, rows, w)
+        Sums of groups of frames, at least `side` rows.
+    side : int
+        Side of the tiles; as many as fit side by side are used.
+    """
+    rows, w = strip.shape[1:]
+    counts = rows // side, w // side
+    starts = [
+        np.linspace(0, length - side, count).astype(int) if count > 1 else [(length - side) // 2]
+        for length, count in zip((rows, w), counts, strict=True)
+    ]
+    ramp = (np.minimum(np.arange(side), side - 1 - np.arange(side)) + 0.5) / (_TAPER * side)
+    edge = np.sin(np.pi / 2 * np.minimum(ramp, 1)).astype(np.float32) ** 2
+    window = edge[:, None] * edge
+    for y in starts[0]:
+        for x in starts[1]:
+            tiles = strip[:, y : y + side, x : x + side]
+            tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
+            spectra = torch.view_as_real(rfft2(torch.from_numpy(tiles)))
+            total += spectra.square().sum(dim=(0, -1)).numpy()
+
+
+def amplitude_spectrum(total: NDArray, pixel_size: float) -> tuple[NDArray[np.float32], float]:
+    """Amplitude spectrum of `BOX` x `BOX` pixels, frequency 0 in the middle, as RELION's CTF step reads it.
+
+    Parameters
+    ----------
+    total : array (side, side // 2 + 1)
+        Sum of power spectra.
+    pixel_size : float
+        Of the images in Å.
+
+    Returns
+    -------
+    spectrum : array (BOX, BOX) float32
+        Cut off at the frequency of the pixel size returned, resampled if the tiles were smaller.
+    pixel_size : float
+        In Å: 1 / (BOX times this) is the spectrum's step in frequency.
+    """
+    side = len(total)
+    amplitude = np.sqrt(total)
+    whole = np.empty((side, side), np.float32)
+    half = side // 2
+    whole[:, half:] = np.fft.fftshift(amplitude, axes=0)[:, :half]
+    # Friedel's law fills the other half; row and column of the Nyquist frequency have no partner.
+    whole[1:, 1:half] = whole[1:, half + 1 :][::-1, ::-1]
+    whole[0, 1:half] = whole[0, half + 1 :][::-1]
+    whole[:, 0] = np.fft.fftshift(amplitude, axes=0)[:, half]
+    wanted = min(side, max(2, int(np.ceil(side * pixel_size / PIXEL_SIZE_A / 2)) * 2))
+    if pixel_size >= PIXEL_SIZE_A:
+        wanted = side
+    first = half - wanted // 2
+    cropped = whole[first : first + wanted, first : first + wanted]
+    if wanted != BOX:
+        cropped = resample(torch.from_numpy(np.ascontiguousarray(cropped)), new_shape=(BOX, BOX)).numpy()
+    return np.ascontiguousarray(cropped, np.float32), pixel_size * side / wanted
