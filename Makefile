@@ -20,8 +20,10 @@ demo: setup
 	$(BIN)/halfmap simulate movies --n-movies 4 --width 1024 --height 1024 --project $(DEMO)
 	$(BIN)/halfmap import movies '$(DEMO)/Simulate/job001/Movies/*.tiff' --gain $(DEMO)/Simulate/job001/gain.mrc \
 		--dose-per-frame 1.5 --project $(DEMO)
-	$(BIN)/halfmap info $(DEMO) $(DEMO)/Import/job002/movies.star
+	$(BIN)/halfmap motion Import/job002/movies.star --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Motion/job003/corrected_micrographs.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
+	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup

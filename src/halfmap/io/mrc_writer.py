@@ -259,11 +259,16 @@ def _convert(image: NDArray, dtype: np.dtype, path: Path) -> NDArray:
 
 
 def _moments(image: NDArray) -> tuple[float, float, float, float]:
-    """Minimum, maximum, mean and mean square deviation, in double precision by pieces."""
+    """Minimum, maximum, mean and mean square deviation, added up in double precision by pieces."""
     flat = image.ravel()
     pieces = [flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE)]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = math.fsum(piece.sum(dtype=np.float64) for piece in pieces) / flat.size
-        deviations = (piece - np.float64(mean) for piece in pieces)
-        square = sum(float(deviation @ deviation) for deviation in deviations) / flat.size
+        square = math.fsum(_square_deviation(piece, mean) for piece in pieces) / flat.size
     return float(flat.min()), float(flat.max()), mean, square
+
+
+def _square_deviation(piece: NDArray, mean: float) -> float:
+    # Not a product of BLAS, whose threads round otherwise than one; single precision is enough for a piece.
+    deviation = np.subtract(piece, mean, dtype=np.result_type(piece.dtype, np.float32))
+    return float(np.square(deviation, out=deviation).sum(dtype=np.float64))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from halfmap.io.motion import write_tracks
 from halfmap.io.movies import open_movie
 from halfmap.io.mrc import write_mrc
 from halfmap.log import log
+from halfmap.ops.threads import in_threads
 from halfmap.steps.motion import correct, spectrum
 from halfmap.steps.motion.estimate import NODES, Estimate, estimate_motion
 from halfmap.steps.motion.frames import Frames, load_frames
@@ -237,6 +240,8 @@ def _between_groups(values: NDArray, groups: list[range], n: int) -> NDArray:
     """Values (groups, ...) at the middles of groups, for every frame, by a smooth curve through them."""
     if len(groups) == n:
         return values
+    if not np.isfinite(values).all():  # errors that are not known
+        return np.full((n, *values.shape[1:]), np.nan)
     from scipy.interpolate import PchipInterpolator
 
     middles = np.array([(group.start + group.stop - 1) / 2 for group in groups])
@@ -290,7 +295,10 @@ def sum_frames(
     total = np.zeros((side, side // 2 + 1))
     sums = np.empty((len(kept), *shape), np.float32)
     # Sums of groups are needed tile by tile only: strips of them keep memory down.
-    edges = np.linspace(0, shape[0] // correct.BLOCK[0], max(1, shape[0] // side) + 1).astype(int)
+    # No strip may be lower than a tile.
+    n_blocks = shape[0] // correct.BLOCK[0]
+    n_strips = max(1, n_blocks // -(-side // correct.BLOCK[0]))
+    edges = np.linspace(0, n_blocks, n_strips + 1).astype(int)
     edges = edges * correct.BLOCK[0]
     edges[-1] = shape[0]
     for top, bottom in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -349,27 +357,30 @@ def _write(
         if step.unweighted:
             images["noDW"] = whole
     row: dict[str, Any] = {"name": item.name, "key": item.key}
-    for suffix, image in images.items():
-        path = stem.with_name(stem.name + (f"_{suffix}.mrc" if suffix else ".mrc"))
-        write_mrc(path, image, pixel_size=pixel, dtype=dtype)
-        row[suffix or "micrograph"] = str(path)
-    path = stem.with_name(stem.name + "_PS.mrc")
-    write_mrc(path, sums.spectrum, pixel_size=sums.spectrum_pixel_size)
-    write_tracks(stem.with_name(stem.name + ".star"), tracks)
+    for suffix in images:
+        row[suffix or "micrograph"] = str(_beside(stem, f"_{suffix}.mrc" if suffix else ".mrc"))
+    row |= {"PS": str(_beside(stem, "_PS.mrc")), "tracks": str(_beside(stem, ".star"))}
+    write_tracks(row["tracks"], tracks)
+    write_mrc(row["PS"], sums.spectrum, pixel_size=sums.spectrum_pixel_size)
+    writing = [
+        partial(write_mrc, row[suffix or "micrograph"], image, pixel_size=pixel, dtype=dtype)
+        for suffix, image in images.items()
+    ]
     if step.pictures:
-        pictures.draw_movie(
-            stem.with_name(stem.name + ".png"),
+        picture = partial(
+            pictures.draw_movie,
+            _beside(stem, ".png"),
             tracks,
             micrograph=whole,
             spectrum=sums.spectrum,
             spectrum_pixel_size=sums.spectrum_pixel_size,
             title=item.name,
         )
+        writing.insert(0, picture)
+    in_threads(_call, writing)
     total, early, late = accumulated_motion(tracks)
     error = tracks.global_error if tracks.local_error is None else tracks.local_error
     return row | {
-        "PS": str(path),
-        "tracks": str(stem.with_name(stem.name + ".star")),
         "total": total,
         "early": early,
         "late": late,
@@ -379,6 +390,15 @@ def _write(
         "peak_height": min(estimate.peak_height, 1e6),
         "bad_pixels": len(tracks.hot_pixels),
     }
+
+
+def _beside(stem: Path, ending: str) -> Path:
+    # Not with_suffix: names of movies hold dots.
+    return stem.with_name(stem.name + ending)
+
+
+def _call(task: Callable[[], None]) -> None:
+    task()
 
 
 def local_spread(tracks: MotionTracks) -> float:

@@ -221,19 +221,9 @@ def _draw_field(figure: Figure, tracks: MotionTracks, micrograph: NDArray) -> fl
     start = (places + 0.5) / size
     if len(measured):
         paths = start[:, None] + magnification * measured / size
-        axes.add_collection(
-            LineCollection(
-                [
-                    path[np.isfinite(path).all(axis=1)]
-                    for path in paths
-                    if np.isfinite(path).all(axis=1).any()
-                ],
-                colors=_PALE,
-                linewidths=0.9,
-                alpha=0.8,
-            ),
-            autolim=False,
-        )
+        known = [path[np.isfinite(path).all(axis=1)] for path in paths]
+        lines = LineCollection([path for path in known if len(path)], colors=_PALE, linewidths=0.9, alpha=0.8)
+        axes.add_collection(lines, autolim=False)
     if len(model):
         paths = start[:, None] + magnification * model / size
         outline = LineCollection(list(paths), colors="black", linewidths=3.4, alpha=0.55, capstyle="round")
