@@ -2,7 +2,7 @@
 
 Three sets of movies of 2048 x 2048 x 24 frames drift and deform more and more. Halfmap and RELION correct
 the same movies in turns. Their tracks are compared with the true motion of every particle, their sums with
-the noise-free images. It needs relion_run_motioncorr on the PATH, and some ten minutes.
+the noise-free images. It needs relion_run_motioncorr on the PATH, and a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ from simulate import tree_memory_GB
 SETS = {"d25": (25, 6, 1), "d40": (40, 8, 2), "d60": (60, 10, 3)}
 """Drift and local motion in Å, seed."""
 
-PIXEL_A, VOLTAGE_kV = 1.4, 300.0
+PIXEL_A = 1.4
 SIMULATED = "Simulate/job001"
-SIMULATE = (
-    f"{sys.executable} -m halfmap simulate movies --project . --pixel-size {PIXEL_A} --dose-per-frame 1.5"
-)
-HALFMAP = f"{sys.executable} -m halfmap motion --movies {SIMULATED}/movies.star --project ."
+PROGRAM = f"{sys.executable} -m halfmap"
+SIMULATE = f"{PROGRAM} simulate movies --project . --pixel-size {PIXEL_A} --dose-per-frame 1.5"
+HALFMAP = f"{PROGRAM} motion --project . --movies {SIMULATED}/movies.star"
 RELION = (
     f"relion_run_motioncorr --use_own --i {SIMULATED}/movies.star --o Relion/ --bin_factor 1 --bfactor 150"
     f" --gainref {SIMULATED}/gain.mrc --defect_file {SIMULATED}/defects.txt --first_frame_sum 1"
@@ -250,18 +249,17 @@ def summarise_errors(name: str, movies: dict[str, list[dict[str, Any]]]) -> dict
 
 def summarise_signal(movies: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
     """Signal kept in the mean of all movies, with standard errors from their spread; print it."""
-    summary = {}
+    summary: dict[str, dict[str, float]] = {}
     for name in movies["RELION"][0]["signal"]:
         a, b = (np.array([of_movie["signal"][name] for of_movie in movies[p]]) for p in ("Halfmap", "RELION"))
         ratio = a.mean() / b.mean()
         values = {"Halfmap": a, "RELION": b, "ratio": ratio + (a - ratio * b) / b.mean()}
-        summary[name] = {key: float(value.mean()) for key, value in values.items()}
-        errors = {key: float(value.std(ddof=1) / np.sqrt(len(a))) for key, value in values.items()}
-        summary[name] |= {f"{key}_error": error for key, error in errors.items()}
-        figures = "".join(
-            f"{key:>9s} {summary[name][key]:.4f} ± {error:.4f}" for key, error in errors.items()
-        )
-        print(f"FRC {name:20s}{figures}")
+        summary[name], line = {}, ""
+        for key, each in values.items():
+            mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
+            summary[name] |= {key: mean, f"{key}_error": error}
+            line += f"{key:>9s} {mean:.4f} ± {error:.4f}"
+        print(f"FRC {name:20s}{line}")
     return summary
 
 
@@ -270,6 +268,11 @@ def compare(scratch: Path, n_movies: int, cores: int) -> dict[str, Any]:
     everything: dict[str, list[dict[str, Any]]] = {"Halfmap": [], "RELION": []}
     accuracy, misfit, times = {}, {}, {}
     print(f"{'errors of particles, Å':45s}{'median':>10s}{'95 %':>10s}{'mean':>10s}{'worst movie':>13s}")
+
+    def summarise(name: str, movies: dict[str, list[dict[str, Any]]]) -> None:
+        accuracy[name] = summarise_errors(name, movies)
+        misfit[name] = float(np.sqrt(np.mean([of_movie["misfit"] for of_movie in movies["Halfmap"]])))
+
     for number, name in enumerate(SETS):
         truths = simulate_set(scratch / name, name, n_movies)
         movies: dict[str, list[dict[str, Any]]] = {}
@@ -281,10 +284,8 @@ def compare(scratch: Path, n_movies: int, cores: int) -> dict[str, Any]:
             movies[program] = examine(scratch / name, job, truths)
             everything[program] += movies[program]
         times[name] = {key: value / n_movies for key, value in sorted(seconds.items())}
-        accuracy[name] = summarise_errors(name, dict(sorted(movies.items())))
-        misfit[name] = float(np.sqrt(np.mean([of_movie["misfit"] for of_movie in movies["Halfmap"]])))
-    accuracy["all"] = summarise_errors("all", everything)
-    misfit["all"] = float(np.sqrt(np.mean([of_movie["misfit"] for of_movie in everything["Halfmap"]])))
+        summarise(name, dict(sorted(movies.items())))
+    summarise("all", everything)
     # The middle of the sets: on a shared machine one of them may be disturbed.
     sets = list(times.values())
     times["all"] = {key: float(np.median([of_set[key] for of_set in sets])) for key in sets[0]}
@@ -319,18 +320,13 @@ def write_large_movie(folder: Path, shape: tuple[int, int], n: int, pixel_size: 
 
     write_tiff_movie(folder / "movie.tiff", frames(), pixel_size=pixel_size)
     write_mrc(folder / "gain.mrc", rng.normal(1, 0.02, shape).astype(np.float32), pixel_size=pixel_size)
-    optics = {
-        "rlnOpticsGroupName": "opticsGroup1",
-        "rlnOpticsGroup": 1,
-        "rlnVoltage": VOLTAGE_kV,
-        "rlnMicrographOriginalPixelSize": pixel_size,
-        "rlnMicrographDoseRate": mean / pixel_size**2,
-        "rlnMicrographGainName": "gain.mrc",
-    }
-    size = {"rlnImageSizeX": shape[1], "rlnImageSizeY": shape[0], "rlnImageSizeZ": n}
-    rows = pl.DataFrame({"rlnMicrographMovieName": "movie.tiff", "rlnOpticsGroup": 1, **size})
+    optics = {"rlnOpticsGroupName": "opticsGroup1", "rlnOpticsGroup": 1, "rlnVoltage": 300.0}
+    optics |= {"rlnMicrographGainName": "gain.mrc", "rlnMicrographDoseRate": mean / pixel_size**2}
+    optics |= {"rlnMicrographOriginalPixelSize": pixel_size}
+    rows = {"rlnMicrographMovieName": "movie.tiff", "rlnOpticsGroup": 1}
+    rows |= {"rlnImageSizeX": shape[1], "rlnImageSizeY": shape[0], "rlnImageSizeZ": n}
     (folder / SIMULATED).mkdir(parents=True)
-    write_movies(folder / SIMULATED / "movies.star", MovieSet(pl.DataFrame(optics), rows))
+    write_movies(folder / SIMULATED / "movies.star", MovieSet(pl.DataFrame(optics), pl.DataFrame(rows)))
 
 
 def measure_large(name: str, cores: int) -> dict[str, float]:
@@ -374,19 +370,16 @@ def judge(record: dict[str, Any]) -> list[dict[str, Any]]:
         figures = "".join(f"{'' if v is None else format(v, '.3g'):>10s}" for v in (value, other, ratio))
         text = f"{sign} {bar:g}" + ("" if other is None else " x RELION's")
         print(f"{name:36s}{figures}  {text}: {'met' if met else 'missed'}")
-        entry = {"name": name, "Halfmap": value, "RELION": other, "ratio": ratio, "bar": text, "met": met}
-        verdicts.append(entry)
+        row = {"name": name, "Halfmap": value, "RELION": other, "ratio": ratio, "bar": text, "met": met}
+        verdicts.append(row)
     return verdicts
 
 
 def main() -> int:
     """Print tables and write JSON; exit code 1 if a bar is missed."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--movies", type=int, default=6, help="in each of the three sets (default 6)")
-    parser.add_argument(
-        "--cores", type=int, default=2, help="Halfmap's workers, RELION's threads (default 2)"
-    )
+    parser.add_argument("--cores", type=int, default=2, help="workers, and RELION's threads (default 2)")
     parser.add_argument("--scratch", type=Path, help="keep the movies here, and use those that lie here")
     parser.add_argument("--large", action="store_true", help="also time and memory of large movies")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/motion.json")
@@ -395,8 +388,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = (arguments.scratch or Path(temporary)).resolve()
         record = compare(scratch, arguments.movies, arguments.cores)
-    names = LARGE if arguments.large else ()
-    record["large"] = {name: measure_large(name, arguments.cores) for name in names}
+    large = LARGE if arguments.large else ()
+    record["large"] = {name: measure_large(name, arguments.cores) for name in large}
     record["verdicts"] = judge(record)
     passed = all(entry["met"] for entry in record["verdicts"])
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

@@ -57,7 +57,7 @@ class MotionTracks:
         Local shift (x, y) at the nodes in px. Nodes are spread evenly from the centre of the first pixel to
         that of the last.
     local_error : array (n, gy, gx) or None
-        Its standard error along an axis in px.
+        Standard error along an axis, at the nodes, of the global and the local shift together, in px.
     patch_centres : array (p, 2)
         Centres (x, y) in px of the patches that the local model was fitted to; may be empty.
     patch_shifts : array (p, n, 2)

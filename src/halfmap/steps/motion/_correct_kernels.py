@@ -125,15 +125,13 @@ def shrink(counts, gain, factor, out):
 
 
 @njit(nogil=True, cache=True)
-def combine(spectra, table, ky, kx, step, out):
-    """Write sum_r table[r](|k|) spectra[r]; the table's entries are `step` apart, linear between them."""
-    n, rows, columns = spectra.shape
+def add_filtered(spectrum, table, ky, kx, step, total):
+    """Add table(|k|) times a spectrum; the table's entries are `step` apart, linear between them."""
+    rows, columns = spectrum.shape
     for i in range(rows):
         for j in range(columns):
             place = math.sqrt(ky[i] * ky[i] + kx[j] * kx[j]) / step
-            low = min(int(place), table.shape[1] - 2)
-            part = np.float32(place - low)
-            total = np.complex64(0)
-            for r in range(n):
-                total += spectra[r, i, j] * (table[r, low] + part * (table[r, low + 1] - table[r, low]))
-            out[i, j] = total
+            low = min(int(place), len(table) - 2)
+            total[i, j] += spectrum[i, j] * (
+                table[low] + np.float32(place - low) * (table[low + 1] - table[low])
+            )

@@ -207,18 +207,18 @@ def weigh_by_dose(
 ) -> NDArray[np.float32]:
     """Dose-weighted image of `new_shape` from the sums (r, h, w) of a factored dose filter."""
     shape = sums.shape[1], sums.shape[2]
-    spectra = rfft2(torch.from_numpy(sums)).numpy()
     ky, kx = np.fft.fftfreq(shape[0], pixel_size), np.fft.rfftfreq(shape[1], pixel_size)
-    total = np.empty_like(spectra[0])
-    cuts = np.linspace(0, shape[0], torch.get_num_threads() + 1).astype(int)
+    total = np.zeros((len(ky), len(kx)), np.complex64)
+    cuts = list(pairwise(np.linspace(0, shape[0], torch.get_num_threads() + 1).astype(int)))
+    # One after another: of a large image a transform takes as much memory as ten frames.
+    for image, factor in zip(sums, dose_filter.by_frequency, strict=True):
+        spectrum = rfft2(torch.from_numpy(image)).numpy()
 
-    def work(some: tuple[int, int]) -> None:
-        rows = slice(*some)
-        kernels.combine(
-            spectra[:, rows], dose_filter.by_frequency, ky[rows], kx, dose_filter.step, total[rows]
-        )
+        def work(some: tuple[int, int], spectrum: NDArray = spectrum, factor: NDArray = factor) -> None:
+            rows = slice(*some)
+            kernels.add_filtered(spectrum[rows], factor, ky[rows], kx, dose_filter.step, total[rows])
 
-    in_threads(work, pairwise(cuts))
+        in_threads(work, cuts)
     return _back(torch.from_numpy(total), shape, new_shape)
 
 
@@ -241,6 +241,8 @@ def _taps() -> NDArray[np.float32]:
     offset = np.arange(kernels.TAPS) - (half - 1) - np.arange(_FRACTIONS)[:, None] / _FRACTIONS
     window = np.i0(_KAISER * np.sqrt(np.maximum(1 - np.square(offset / half), 0)))
     taps = np.sinc(offset) * window
+    # What does not move stays as it is: the sine of whole turns is not exactly zero.
+    taps[0] = offset[0] == 0
     return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -255,7 +257,11 @@ def _background(counts: NDArray, gain: NDArray[np.float32]) -> NDArray[np.float3
     by_column = np.add.reduceat(sample, np.flatnonzero(np.diff(column_of, prepend=-1)), axis=2)
     total = np.add.reduceat(by_column, np.flatnonzero(np.diff(row_of, prepend=-1)), axis=1)
     mean = total / (np.bincount(row_of)[:, None] * np.bincount(column_of))
-    y, x = (np.arange(0, side, block) // factor for side, block in zip((h, w), BLOCK, strict=True))
+    # The last coarse block may have no sampled row.
+    y, x = (
+        np.minimum(np.arange(0, side, block) // factor, count - 1)
+        for side, block, count in zip((h, w), BLOCK, mean.shape[1:], strict=True)
+    )
     return np.ascontiguousarray(mean[:, y][:, :, x], np.float32)
 
 

@@ -30,7 +30,7 @@ _OUTLIER = 6.0
 """Standard deviations at which pixels are cut: one ray must not steer a patch."""
 
 _ROUNDS = 15
-_SETTLED_A = 0.05
+_SETTLED_A = 0.1
 """Steps smaller than this, nowhere larger, end the search."""
 
 _LARGEST_STEP_A = 8.0
@@ -256,14 +256,16 @@ class _Search:
 
     def _rate_spread(self, covariance: NDArray) -> None:
         """MacKay's update of the strength of local motion: its size over what the data determined of it."""
-        n_modes = self.in_space.shape[1] * self.in_time.shape[1]
-        if n_modes == 0:
+        if self.local.size == 0:
             return
-        first = len(self.track) - 1
-        uncertain = float(np.trace(covariance[first:, first:])) / self.spread**2
-        determined = 2 * max(n_modes - uncertain, 0.5)
-        spread = np.sqrt(float(np.square(self.local).sum()) / determined)
+        determined = max(self._determined(covariance), 0.5)
+        spread = np.sqrt(float(np.square(self.local).sum()) / (2 * determined))
         self.spread = float(np.clip(spread, *_SPREADS_A))
+
+    def _determined(self, covariance: NDArray) -> float:
+        """How many of the modes, along one axis, the data determine and not the prior."""
+        first = len(self.track) - 1
+        return len(covariance) - first - float(np.trace(covariance[first:, first:])) / self.spread**2
 
     def result(
         self,
@@ -277,7 +279,7 @@ class _Search:
         n = len(self.track)
         gradient, information = self._look()
         _, _, covariance = self._solve(gradient, information)
-        misfit = self._misfit(gradient, information)
+        misfit = self._misfit(gradient, information, covariance)
         track, grid, grid_error = self.track, None, None
         variance = np.concatenate([[0.0], np.diag(covariance)[: n - 1]])
         if self.local.size:
@@ -304,12 +306,15 @@ class _Search:
             rounds=rounds,
         )
 
-    def _misfit(self, gradient: NDArray, information: NDArray) -> float:
+    def _misfit(self, gradient: NDArray, information: NDArray, covariance: NDArray) -> float:
         """Root of the patches' chi² per degree of freedom; 1 where noise alone scatters them."""
-        # The Laplacian of frames has one null direction: a common displacement changes nothing.
-        inverse = np.linalg.pinv(information, rcond=1e-9, hermitian=True)
-        chi2 = np.einsum("pfx,pfg,pgx->", gradient, inverse, gradient)
-        free = 2 * (len(gradient) * (len(self.track) - 1) - (len(self.track) - 1) - self.local[..., 0].size)
+        # The Laplacian of frames has one null direction, a common displacement, which no gradient has: what
+        # is added there makes it invertible and changes nothing.
+        n = len(self.track)
+        common = np.trace(information, axis1=1, axis2=2)[:, None, None] / n**2
+        chi2 = float((gradient * np.linalg.solve(information + common, gradient)).sum())
+        shifts = len(self.track) - 1
+        free = 2 * (len(gradient) * shifts - shifts - self._determined(covariance))
         return float(np.sqrt(max(chi2 / max(free, 1), 1.0)))
 
     def _variances(self, modes: NDArray, covariance: NDArray) -> NDArray:

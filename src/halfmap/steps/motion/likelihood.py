@@ -277,9 +277,9 @@ def measure_spectrum(aligned: NDArray, power: NDArray, band: Band, damage: NDArr
     E|Z|² = Q (N + S Q) and E|Y|² = N + S mean(q²): two unknowns, two equations, ring by ring.
     """
     squares = np.square(damage)
-    q2, q4, mean = squares.sum(0), np.square(squares).sum(0), squares.mean(0)
+    q2, mean = squares.sum(0), squares.mean(0)
     excess = aligned - q2 * power
-    per_signal = (q2**2 - q4) * band.members
+    per_signal = q2 * (q2 - mean) * band.members
     signal = excess.mean(0) / per_signal
     signal = np.convolve(np.pad(signal, 1, mode="edge"), _SMOOTHING, mode="valid")
     total = power.mean(0) / band.members

@@ -80,7 +80,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         ge=500,
     )
     alignment_resolution: float = Param(
-        6.0, "finest detail that frames are aligned by", unit="Å", section=MOTION, advanced=True, ge=3, le=50
+        8.0, "finest detail that frames are aligned by", unit="Å", section=MOTION, advanced=True, ge=3, le=50
     )
     binning: float = Param(
         1.0,

@@ -55,7 +55,7 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
         name = row["rlnMicrographMovieName"]
         gain, defects = settings.get("rlnMicrographGainName"), settings.get("rlnMicrographDefectFile")
         dose = step.dose_per_frame or settings.get("rlnMicrographDoseRate")
-        if dose is None:
+        if dose is None or not dose > 0:
             raise TableError(
                 "does not state the dose per frame",
                 path=movies.path,
