@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from halfmap.ops.dose import critical_dose
-from halfmap.steps.motion import likelihood as module
 from halfmap.steps.motion.likelihood import (
     Band,
     Spectrum,
+    _TorchSpectra,
     damage_of,
     make_band,
     measure_spectrum,
@@ -69,31 +69,35 @@ class Plain:
         return float((weights * self.by_ring(np.abs(self.aligned(damage)) ** 2)).sum())
 
 
+def body_of(name: str, patches: np.ndarray, band: Band):
+    return patch_spectra(patches, band, "cpu") if name == "compiled" else _TorchSpectra(patches, band, "cpu")
+
+
 @pytest.mark.parametrize("shape", [(24, 30), (25, 30), (24, 31), (27, 21)], ids=str)
 @pytest.mark.parametrize("body", ["compiled", "torch"])
 def test_sums_of_both_bodies_are_those_of_a_plain_one(shape, body):
-    # Up to the Nyquist frequency, whose column stands for itself in even sizes.
-    band = band_of(shape, low=0.02, high=0.17)
+    # All there is, with the Nyquist frequency, whose column stands for itself in even sizes.
+    band = band_of(shape, high=1.0)
     patches, damage = random_patches(shape), random_damage(band.n_rings)
-    if body == "compiled":
-        spectra = patch_spectra(patches, band, "cpu")
-    else:
-        spectra = module._TorchSpectra(patches, band, "cpu")
+    spectra = body_of(body, patches, band)
     still = Plain(patches, band, np.zeros((P, N, 2)))
     expected = still.by_ring(np.abs(still.spectra) ** 2).mean(axis=1)
     assert np.allclose(spectra.power(), expected, rtol=1e-5)
+    found = spectra.turn(np.zeros((P, N, 2)), damage)
+    assert np.allclose(found, still.by_ring(np.abs(still.aligned(damage)) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 30), (25, 31)], ids=str)
+@pytest.mark.parametrize("body", ["compiled", "torch"])
+def test_turns_add_up(shape, body):
+    # Waves of the Nyquist frequency cannot be moved by parts of a pixel.
+    band = band_of(shape, low=0.02, high=0.16)
+    patches, damage = random_patches(shape), random_damage(band.n_rings)
+    spectra = body_of(body, patches, band)
     first, second = random_steps(), random_steps(seed=4)
     spectra.turn(first, damage[::-1].copy())
     found = spectra.turn(second, damage)
     moved = Plain(patches, band, first + second)
-    if shape[1] % 2 == 0:
-        # A wave of the Nyquist frequency cannot be moved by parts of a pixel: its halves go different ways.
-        moved.spectra[..., shape[1] // 2] = (
-            still.spectra * np.exp(
-                2j * np.pi * ((first + second)[..., 0, None, None] * np.abs(moved.kx)
-                + (first + second)[..., 1, None, None] * moved.ky)
-            )
-        )[..., shape[1] // 2]
     expected = moved.by_ring(np.abs(moved.aligned(damage)) ** 2)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
@@ -104,11 +108,7 @@ def test_gradients_are_the_slopes_of_the_likelihood(body):
     band = band_of(shape, low=0.02)
     patches, damage = random_patches(shape), random_damage(band.n_rings)
     weights = np.random.default_rng(5).uniform(0.1, 1, (P, band.n_rings)) / 1e4
-    spectra = (
-        patch_spectra(patches, band, "cpu")
-        if body == "compiled"
-        else module._TorchSpectra(patches, band, "cpu")
-    )
+    spectra = body_of(body, patches, band)
     at, step = random_steps(), 1e-3
     spectra.turn(at, damage)
     found = spectra.gradients(weights, damage)
@@ -128,7 +128,7 @@ def test_torch_and_compiled_bodies_agree():
     band = band_of((32, 40), low=0.01)
     patches, damage = random_patches((32, 40)), random_damage(band.n_rings)
     weights = np.random.default_rng(5).uniform(0.1, 1, (P, band.n_rings))
-    ours, torchs = patch_spectra(patches, band, "cpu"), module._TorchSpectra(patches, band, "cpu")
+    ours, torchs = patch_spectra(patches, band, "cpu"), _TorchSpectra(patches, band, "cpu")
     assert type(ours) is not type(torchs)
     assert np.allclose(ours.power(), torchs.power(), rtol=1e-5)
     for seed in (3, 4):
@@ -175,7 +175,7 @@ def simulate(
     scale: np.ndarray,
     shift: np.ndarray,
 ) -> np.ndarray:
-    """Patches (p, n, h, w) of specimens and noise of given spectra; specimens displaced by shift (p, n, 2)."""
+    """Patches (p, n, h, w) of noise and of specimens displaced by shift (p, n, 2), of given spectra."""
     h, w = shape
     ky, kx = np.fft.fftfreq(h, PIXEL)[:, None], np.fft.rfftfreq(w, PIXEL)
     ring = np.full((h, w // 2 + 1), band.n_rings)
@@ -209,10 +209,10 @@ def test_spectra_of_specimen_and_noise_are_found(level):
     spectra = patch_spectra(patches, band, "cpu")
     power = spectra.power()
     found = measure_spectrum(spectra.turn(shift, damage), power, band, damage)
-    assert np.allclose(found.noise, noise, rtol=0.06)
-    assert found.noise.mean() == pytest.approx(noise.mean(), rel=0.01)
     # Neighbouring rings are averaged, and the innermost have few members.
     outer = slice(4, -1)
+    assert np.allclose(found.noise[outer], noise[outer], rtol=0.1)
+    assert found.noise[outer].mean() == pytest.approx(noise[outer].mean(), rel=0.015)
     spread = noise / np.square(damage).sum(0) + signal
     error = 3.5 * spread / np.sqrt(p * band.members)
     assert np.all(np.abs(found.signal - signal)[outer] < (error + 0.05 * signal)[outer])
@@ -307,7 +307,8 @@ def test_damage_has_its_limits():
     at_critical = critical_dose(torch.tensor(0.1)).item()
     assert damage_of(centre, np.array([at_critical]), voltage_kV=300.0)[0, 1] == pytest.approx(np.exp(-0.5))
     assert np.all(
-        damage_of(centre, np.array([5.0]), voltage_kV=200.0) < damage_of(centre, np.array([5.0]), voltage_kV=300.0)
+        damage_of(centre, np.array([5.0]), voltage_kV=200.0)
+        < damage_of(centre, np.array([5.0]), voltage_kV=300.0)
     )
 
 
@@ -325,7 +326,7 @@ def test_smear_has_its_limits():
         assert value == pytest.approx(np.sinc(5 * k * np.cos(angles)).mean(), abs=1e-3)
     assert np.all(smear_of(centre, 100 * steady) >= 0)
     # Only frames next to a jump are smeared by it.
-    jump = np.array([[0, 0], [0, 0], [0, 0], [0, 0], [8, 0], [8, 0], [8, 0], [8, 0]], float)
+    jump = np.repeat([[0.0, 0.0], [8.0, 0.0]], 4, axis=0)
     one = smear_of(centre, jump)
-    assert np.allclose(one[[1, 2, 5, 6]], 1) == np.allclose(one[[1, 6]], 1)
-    assert np.all(one[[3, 4]][:, 1:] < 1)
+    assert np.allclose(one[[1, 2, 5, 6]], 1)
+    assert np.all(one[[3, 4]] < 1)

@@ -1,13 +1,15 @@
-"""Compiled kernels on several threads of this process."""
+"""Compiled kernels on several threads of this process, and results that do not depend on how many."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 Result = TypeVar("Result")
 
@@ -21,6 +23,17 @@ def in_threads(function: Callable[..., Result], *items: Iterable[Any]) -> list[R
     return list(_pool(torch.get_num_threads()).map(function, *items))
 
 
-@lru_cache
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Context in which matrix products and factorisations round the same whatever the number of threads."""
+    return _controller().limit(limits=1, user_api="blas")
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    # Looking for the libraries takes longer than most of what they are limited for.
+    return ThreadpoolController()
+
+
+@cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="halfmap")

@@ -15,8 +15,8 @@ TAPS = 8
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
-def move_and_add(counts, gain, fill, whole, part, taps, first_target, targets, weights, top, sums):
-    """Add moved frames to sums, over a strip of rows.
+def move_and_add(counts, gain, fill, whole, part, taps, first_target, targets, weights, top, left, sums):
+    """Add moved frames to sums, over a part of the field.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ def move_and_add(counts, gain, fill, whole, part, taps, first_target, targets, w
         Numbers of sums.
     weights : array (m,) float32
         What a frame is multiplied by in a sum.
-    top : int
-        First row of the strip, a multiple of BLOCK_Y.
-    sums : array (s, rows, w) float32
-        Strip of every sum; written entirely.
+    top, left : int
+        First row and column of the part, multiples of BLOCK_Y and BLOCK_X.
+    sums : array (s, rows, columns) float32
+        That part of every sum; written entirely.
     """
     n, h, w = counts.shape
-    rows = sums.shape[1]
+    rows, columns = sums.shape[1:]
     before = TAPS // 2 - 1
     window = np.empty((BLOCK_Y + TAPS - 1, BLOCK_X + TAPS - 1), np.float32)
     along = np.empty((BLOCK_Y + TAPS - 1, BLOCK_X), np.float32)
@@ -52,11 +52,11 @@ def move_and_add(counts, gain, fill, whole, part, taps, first_target, targets, w
     total = np.empty((sums.shape[0], BLOCK_Y * BLOCK_X), np.float32)
     for y in range(0, rows, BLOCK_Y):
         by, height = (top + y) // BLOCK_Y, min(BLOCK_Y, rows - y)
-        for x in range(0, w, BLOCK_X):
-            bx, width = x // BLOCK_X, min(BLOCK_X, w - x)
+        for x in range(0, columns, BLOCK_X):
+            bx, width = (left + x) // BLOCK_X, min(BLOCK_X, columns - x)
             total[:] = 0
             for f in range(n):
-                x0, y0 = x + whole[f, by, bx, 0] - before, top + y + whole[f, by, bx, 1] - before
+                x0, y0 = left + x + whole[f, by, bx, 0] - before, top + y + whole[f, by, bx, 1] - before
                 high, wide = height + TAPS - 1, width + TAPS - 1
                 if x0 >= 0 and y0 >= 0 and x0 + wide <= w and y0 + high <= h:
                     for i in range(high):

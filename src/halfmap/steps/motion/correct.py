@@ -119,6 +119,8 @@ def move_and_add(
     recipe: Recipe,
     *,
     rows: tuple[int, int] | None = None,
+    columns: tuple[int, int] | None = None,
+    beyond: NDArray[np.float32] | None = None,
     device: str = "cpu",
 ) -> NDArray[np.float32]:
     """Move every frame back by the displacement of its specimen, and add them up.
@@ -136,28 +138,31 @@ def move_and_add(
         Displacement (x, y) in pixels at the centre of each block (`block_centres`).
     recipe : Recipe
         The sums wanted.
-    rows : tuple of 2 int, optional
-        First and last row + 1 wanted, the first a multiple of a block's; all if not given.
+    rows, columns : tuple of 2 int, optional
+        First and last + 1 wanted, the first a multiple of a block's; all if not given.
+    beyond : array (n, by, bx) float32, optional
+        What stands beyond the edges of a frame, for each block; `background` if not given.
     device : str
         "cpu" for compiled code, else torch's device.
 
     Returns
     -------
-    array (n_sums, rows, w) float32
-        Beyond the edges of a frame stands the mean of what is nearby, which adds nothing to what is seen.
+    array (n_sums, rows, columns) float32
+        That part of the sums.
     """
     steps = np.rint(displacement_px * _FRACTIONS).astype(np.int64)
     whole = steps // _FRACTIONS
     part = steps - whole * _FRACTIONS
-    fill = _background(counts, gain)
+    fill = background(counts, gain) if beyond is None else beyond
     top, bottom = rows or (0, counts.shape[1])
+    left, right = columns or (0, counts.shape[2])
     if device != "cpu":
-        return _move_on_device(counts, gain, fill, whole, part, recipe, (top, bottom), device)
-    sums = np.empty((recipe.n_sums, bottom - top, counts.shape[2]), np.float32)
+        part_of_field = (top, bottom), (left, right)
+        return _move_on_device(counts, gain, fill, whole, part, recipe, part_of_field, device)
+    sums = np.empty((recipe.n_sums, bottom - top, right - left), np.float32)
     strip = 2 * kernels.BLOCK_Y
 
     def work(start: int) -> None:
-        part_of_sums = sums[:, start - top : min(start + strip, bottom) - top]
         kernels.move_and_add(
             counts,
             gain,
@@ -169,7 +174,8 @@ def move_and_add(
             recipe.target,
             recipe.weight,
             start,
-            part_of_sums,
+            left,
+            sums[:, start - top : min(start + strip, bottom) - top],
         )
 
     in_threads(work, range(top, bottom, strip))
@@ -246,8 +252,8 @@ def _taps() -> NDArray[np.float32]:
     return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _background(counts: NDArray, gain: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean of each frame in the coarse block that a block lies in: (n, by, bx)."""
+def background(counts: NDArray, gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of each frame near every block, which adds nothing to what is seen: (n, by, bx)."""
     h, w = counts.shape[1:]
     factor = max(1, min(h, w) // _BACKGROUND)
     # Every 16th row or so is enough for a mean.
@@ -272,16 +278,16 @@ def _move_on_device(
     whole: NDArray,
     part: NDArray,
     recipe: Recipe,
-    rows: tuple[int, int],
+    part_of_field: tuple[tuple[int, int], tuple[int, int]],
     device: str,
 ) -> NDArray[np.float32]:
     """The body for GPUs: the same sums, frame by frame, gathering the neighbours of all pixels at once."""
     h, w = counts.shape[1:]
     factor = torch.from_numpy(gain).to(device)
-    y, x = (torch.arange(*span, device=device) for span in (rows, (0, w)))
+    y, x = (torch.arange(*span, device=device) for span in part_of_field)
     block = (y // kernels.BLOCK_Y)[:, None], (x // kernels.BLOCK_X)[None, :]
     taps = torch.from_numpy(_taps()).to(device)
-    sums = torch.zeros(recipe.n_sums, len(y), w, device=device)
+    sums = torch.zeros(recipe.n_sums, len(y), len(x), device=device)
     before = kernels.TAPS // 2 - 1
     for f in range(len(counts)):
         # float32 first: torch has no arithmetic on unsigned 16 bits.

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
+from halfmap.ops.threads import one_blas_thread
 from halfmap.steps.motion.likelihood import (
     Band,
     PatchSpectra,
@@ -153,9 +154,10 @@ def estimate_motion(
     """
     n, h, w = frames.shape
     factor = max(1, round(_TRACK_PIXEL_A / pixel_size))
-    track, height = pair_tracks(
-        _shrunk(frames, factor), pixel_size=factor * pixel_size, largest=largest, device=device
-    )
+    with one_blas_thread():
+        track, height = pair_tracks(
+            _shrunk(frames, factor), pixel_size=factor * pixel_size, largest=largest, device=device
+        )
     layout = _lay_out((h, w), pixel_size, patch_size)
     n_patches = len(layout.centres)
     offset = np.rint(track / pixel_size).astype(np.int64)
@@ -168,14 +170,15 @@ def estimate_motion(
     spectra = patch_spectra(_cut(frames, layout, offset), band, device)
     damage = damage_of(band.centre, dose, voltage_kV=voltage_kV)
     size = h * pixel_size, w * pixel_size
-    modes = space_modes(size, length=correlation_length)
-    in_time = time_modes(dose)
+    with one_blas_thread():
+        modes, in_time = space_modes(size, length=correlation_length), time_modes(dose)
     in_space = modes(layout.centres)
     if not local or n_patches < _FEWEST_PATCHES**2 or in_time.shape[1] == 0:
         in_space, in_time = np.zeros((n_patches, 0)), np.zeros((n, 0))
     search = _Search(spectra, band, damage, in_space, in_time, track, offset * pixel_size)
-    rounds = search.climb()
-    return search.result(layout.centres, modes, size, height, rounds)
+    with one_blas_thread():
+        rounds = search.climb()
+        return search.result(layout.centres, modes, size, height, rounds)
 
 
 class _Search:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from halfmap.io.motion import write_tracks
 from halfmap.io.movies import open_movie
 from halfmap.io.mrc import write_mrc
 from halfmap.log import log
-from halfmap.ops.threads import in_threads
+from halfmap.ops.threads import in_threads, one_blas_thread
 from halfmap.steps.motion import correct, spectrum
 from halfmap.steps.motion.estimate import NODES, Estimate, estimate_motion
 from halfmap.steps.motion.frames import Frames, load_frames
@@ -123,7 +124,7 @@ def correct_movie(item: MovieItem, *, step: MotionStep, folder: Path, device: st
     groups = group_frames(last - first, step.grouping or _automatic_group(item, last - first))
     estimate = _estimate(frames, groups, item, step, first, device)
     tracks = make_tracks(estimate, groups, frames.hot, item, step, first, last)
-    sums = sum_frames(frames, tracks, item, step, first, device)
+    sums = sum_frames(frames, tracks, item, step, device)
     return _write(item, step, folder, tracks, estimate, sums)
 
 
@@ -265,7 +266,8 @@ def fit_polynomial(shift: NDArray, shape: tuple[int, int]) -> NDArray:
     terms = polynomial_terms(x, y[:, None], np.arange(n)[:, None, None], shape).reshape(-1, 18)
     scale = np.abs(terms).max(axis=0)
     scale[scale == 0] = 1
-    solution = np.linalg.lstsq(terms / scale, shift.reshape(-1, 2), rcond=None)[0]
+    with one_blas_thread():
+        solution = np.linalg.lstsq(terms / scale, shift.reshape(-1, 2), rcond=None)[0]
     return (solution / scale[:, None]).T
 
 
@@ -277,16 +279,14 @@ def binned_shape(shape: tuple[int, int], binning: float) -> tuple[tuple[int, int
     return new, shape[1] / new[1]
 
 
-def sum_frames(
-    frames: Frames, tracks: MotionTracks, item: MovieItem, step: MotionStep, first: int, device: str
-) -> Sums:
+def sum_frames(frames: Frames, tracks: MotionTracks, item: MovieItem, step: MotionStep, device: str) -> Sums:
     """Move every frame to where the first was and add: even and odd ones, by dose, in groups for the CTF."""
     n, shape = len(frames.counts), item.shape
     dose_filter = correct.factor_dose_weights(
         n,
         pixel_size=item.pixel_size,
         dose_per_frame=item.dose_per_frame,
-        pre_exposure=item.pre_exposure + first * item.dose_per_frame,
+        pre_exposure=item.pre_exposure + (tracks.first_frame - 1) * item.dose_per_frame,
         voltage_kV=item.voltage_kV,
     )
     weights = dose_filter.by_frame if step.dose_weighting else np.zeros((0, n))
@@ -294,43 +294,70 @@ def sum_frames(
     kept = np.concatenate([[parity == 0, parity == 1], weights])
     per_group = max(1, round(step.spectrum_dose / item.dose_per_frame))
     grouped = np.arange(n) // per_group == np.arange(-(-n // per_group))[:, None]
-    recipe = correct.make_recipe(np.concatenate([kept, grouped]))
-    displacement = block_displacements(tracks)
-    side = spectrum.tile_side(item.pixel_size, shape)
-    total = np.zeros((side, side // 2 + 1))
     sums = np.empty((len(kept), *shape), np.float32)
-    # Sums of groups are needed tile by tile only: strips of them keep memory down.
-    # No strip may be lower than a tile.
-    n_blocks = shape[0] // correct.BLOCK[0]
-    n_strips = max(1, n_blocks // -(-side // correct.BLOCK[0]))
-    edges = np.linspace(0, n_blocks, n_strips + 1).astype(int)
-    edges = edges * correct.BLOCK[0]
-    edges[-1] = shape[0]
-    for top, bottom in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        strip = correct.move_and_add(
-            frames.counts,
-            frames.gain,
-            displacement,
-            recipe,
-            rows=(top, bottom),
-            device=device,
-        )
-        sums[:, top:bottom] = strip[: len(kept)]
-        spectrum.add_spectra(total, strip[len(kept) :], side)
+    total = _move_part_by_part(
+        frames,
+        block_displacements(tracks),
+        correct.make_recipe(np.concatenate([kept, grouped])),
+        sums,
+        spectrum.tile_side(item.pixel_size, shape),
+        device,
+    )
     new_shape, _ = binned_shape(shape, step.binning)
-    weighted = None
-    if step.dose_weighting:
-        weighted = correct.weigh_by_dose(
-            sums[2:], dose_filter, pixel_size=item.pixel_size, new_shape=new_shape
-        )
     amplitude, spectrum_pixel_size = spectrum.amplitude_spectrum(total, item.pixel_size)
     return Sums(
-        weighted=weighted,
+        weighted=correct.weigh_by_dose(sums[2:], dose_filter, pixel_size=item.pixel_size, new_shape=new_shape)
+        if step.dose_weighting
+        else None,
         even=correct.bin_image(sums[0], new_shape),
         odd=correct.bin_image(sums[1], new_shape),
         spectrum=amplitude,
         spectrum_pixel_size=spectrum_pixel_size,
     )
+
+
+def _move_part_by_part(
+    frames: Frames,
+    displacement: NDArray,
+    recipe: correct.Recipe,
+    sums: NDArray[np.float32],
+    side: int,
+    device: str,
+) -> NDArray:
+    """Write the first sums of a recipe to `sums`; the power spectrum of the others, tile by tile.
+
+    Sums of groups of frames are needed only for their spectrum, in tiles of `side` pixels: one part of the
+    field after another, as large as a tile or little more, saves the memory of all of them.
+    """
+    beyond = correct.background(frames.counts, frames.gain)
+    total = np.zeros((side, side // 2 + 1))
+    rows, columns = (
+        _parts(length, block, side) for length, block in zip(sums.shape[1:], correct.BLOCK, strict=True)
+    )
+    for y in rows:
+        for x in columns:
+            part = correct.move_and_add(
+                frames.counts,
+                frames.gain,
+                displacement,
+                recipe,
+                rows=y,
+                columns=x,
+                beyond=beyond,
+                device=device,
+            )
+            sums[:, slice(*y), slice(*x)] = part[: len(sums)]
+            spectrum.add_spectra(total, part[len(sums) :])
+    return total
+
+
+def _parts(length: int, block: int, least: int) -> list[tuple[int, int]]:
+    """Parts of an axis, each of whole blocks but the last, and none shorter than `least`."""
+    n_blocks = length // block
+    count = max(1, n_blocks // -(-least // block))
+    edges = (np.linspace(0, n_blocks, count + 1).astype(int) * block).tolist()
+    edges[-1] = length
+    return list(pairwise(edges))
 
 
 def block_displacements(tracks: MotionTracks) -> NDArray:
@@ -386,6 +413,7 @@ def _write(
     total, early, late = accumulated_motion(tracks)
     error = tracks.global_error if tracks.local_error is None else tracks.local_error
     return row | {
+        "binning": tracks.binning,
         "total": total,
         "early": early,
         "late": late,

@@ -21,33 +21,25 @@ def tile_side(pixel_size: float, shape: tuple[int, int]) -> int:
     return min(side + side % 2, min(shape) // 2 * 2)
 
 
-def add_spectra(total: NDArray, strip: NDArray[np.float32], side: int) -> None:
-    """Add the power spectra of the tiles of a strip.
+def add_spectra(total: NDArray, images: NDArray[np.float32]) -> None:
+    """Add the power spectra of tiles, cut from the middle of images.
 
     Parameters
     ----------
     total : array (side, side // 2 + 1) float64
         Added to.
-    strip : array (groups, rows, w)
-        Sums of groups of frames, at least `side` rows.
-    side : int
-        Side of the tiles; as many as fit side by side are used.
+    images : array (n, h, w)
+        Images of `side` pixels or more along each axis.
     """
-    rows, w = strip.shape[1:]
-    counts = rows // side, w // side
-    starts = [
-        np.linspace(0, length - side, count).astype(int) if count > 1 else [(length - side) // 2]
-        for length, count in zip((rows, w), counts, strict=True)
-    ]
+    side = len(total)
+    y, x = ((length - side) // 2 for length in images.shape[1:])
     ramp = (np.minimum(np.arange(side), side - 1 - np.arange(side)) + 0.5) / (_TAPER * side)
     edge = np.sin(np.pi / 2 * np.minimum(ramp, 1)).astype(np.float32) ** 2
     window = edge[:, None] * edge
-    for y in starts[0]:
-        for x in starts[1]:
-            tiles = strip[:, y : y + side, x : x + side]
-            tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
-            spectra = torch.view_as_real(rfft2(torch.from_numpy(tiles)))
-            total += spectra.square().sum(dim=(0, -1)).numpy()
+    for image in images:
+        tile = image[y : y + side, x : x + side]
+        spectrum = torch.view_as_real(rfft2(torch.from_numpy((tile - tile.mean()) * window)))
+        total += spectrum.square().sum(dim=-1).numpy()
 
 
 def amplitude_spectrum(total: NDArray, pixel_size: float) -> tuple[NDArray[np.float32], float]:

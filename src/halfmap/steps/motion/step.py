@@ -114,9 +114,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         (ctx.folder / movie.FOLDER).mkdir(exist_ok=True)
         correct = functools.partial(movie.correct_movie, step=self, folder=ctx.folder, device=ctx.device)
         done = ctx.map(correct, items, key=_name, unit="movie")
-        write_micrographs(
-            ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done, items)
-        )
+        write_micrographs(ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done))
         pictures.draw_summary(ctx.folder / "summary.png", done)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from halfmap.data import MicrographSet, MovieSet
 from halfmap.errors import TableError
-from halfmap.steps.motion.movie import MovieItem, binned_shape
+from halfmap.steps.motion.movie import MovieItem
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -34,6 +34,9 @@ _FIGURES = {
     "peak_height": "hmFrameCorrelation",
     "bad_pixels": "hmBadPixels",
 }
+_SUFFIXES = ("_EVN", "_ODD", "_noDW", "_PS")
+"""A movie whose name ends so would write over another one's sums."""
+
 _NEEDED = ("rlnMicrographOriginalPixelSize", "rlnVoltage")
 
 
@@ -47,7 +50,7 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
     """
     optics = {row["rlnOpticsGroup"]: row for row in movies.optics.to_dicts()}
     rows = movies.rows.to_dicts()
-    stems = Counter(_stem(row["rlnMicrographMovieName"]) for row in rows)
+    keys = unique_keys([row["rlnMicrographMovieName"] for row in rows], path=movies.path)
     items = []
     for number, row in enumerate(rows, start=1):
         group = optics[row["rlnOpticsGroup"]]
@@ -70,7 +73,7 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
         items.append(
             MovieItem(
                 name=name,
-                key=_key(name, unique=stems[_stem(name)] == 1),
+                key=keys[number - 1],
                 path=ctx.resolve(name),
                 size=_size(settings),
                 pixel_size=float(settings["rlnMicrographOriginalPixelSize"]),
@@ -88,23 +91,25 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
     return items
 
 
-def tabulate(
-    step: MotionStep, ctx: Context, movies: MovieSet, done: list[dict[str, Any]], items: list[MovieItem]
-) -> MicrographSet:
+def tabulate(step: MotionStep, ctx: Context, movies: MovieSet, done: list[dict[str, Any]]) -> MicrographSet:
     """Make the table of micrographs: optics with the new pixel size, a row for each movie corrected."""
-    shapes = {item.name: item.size for item in items}
-    binning = step.binning
-    first = next((shapes[row["name"]] for row in done if shapes[row["name"]]), None)
-    if first is not None:
-        binning = binned_shape((first[1], first[2]), step.binning)[1]
-    optics = movies.optics.with_columns(
-        (pl.col("rlnMicrographOriginalPixelSize") * binning).alias("rlnMicrographPixelSize")
-    )
-    if step.dose_per_frame is not None:
-        optics = optics.with_columns(pl.lit(step.dose_per_frame).alias("rlnMicrographDoseRate"))
     by_name = {row["name"]: row for row in done}
     kept = movies.rows.filter(pl.col("rlnMicrographMovieName").is_in(list(by_name)))
     rows = [by_name[name] for name in kept["rlnMicrographMovieName"]]
+    groups = kept["rlnOpticsGroup"].to_list()
+    # Frames of one group are of one size, and so binned alike.
+    binning = {group: row["binning"] for group, row in zip(groups, rows, strict=True)}
+    optics = movies.optics.with_columns(
+        pl.Series(
+            "rlnMicrographPixelSize",
+            [
+                row["rlnMicrographOriginalPixelSize"] * binning.get(row["rlnOpticsGroup"], step.binning)
+                for row in movies.optics.to_dicts()
+            ],
+        )
+    )
+    if step.dose_per_frame is not None:
+        optics = optics.with_columns(pl.lit(step.dose_per_frame).alias("rlnMicrographDoseRate"))
     columns: dict[str, list[Any]] = {}
     for key, label in _FILES.items():
         if key in rows[0]:
@@ -124,11 +129,29 @@ def _size(settings: dict[str, Any]) -> tuple[int, int, int] | None:
     return None if None in sizes else (int(sizes[0]), int(sizes[1]), int(sizes[2]))  # pyright: ignore[reportArgumentType]
 
 
-def _stem(name: str) -> str:
-    return Path(name).stem
+def unique_keys(names: list[str], *, path: Path | None = None) -> list[str]:
+    """Names of micrographs: those of the movies, with folder or ending where two would be the same.
 
-
-def _key(name: str, *, unique: bool) -> str:
-    """Name of a micrograph: that of the movie, with its folders where two movies would get the same."""
-    path = Path(name).with_suffix("")
-    return path.name if unique else "_".join(part for part in path.parts if part not in ("/", ".."))
+    Raises
+    ------
+    TableError
+        If a movie is listed twice.
+    """
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if name in seen:
+            raise TableError(f"lists {name} again", path=path, row=number, hint="list every movie once")
+        seen.add(name)
+    whole = [PurePosixPath(name) for name in names]
+    keys = [name.stem for name in whole]
+    for longer in (
+        lambda name: "_".join(part for part in name.with_suffix("").parts if part not in ("/", "..")),
+        lambda name: "_".join(part for part in name.parts if part not in ("/", "..")).replace(".", "_"),
+    ):
+        count = Counter(keys)
+        keys = [key if count[key] == 1 else longer(name) for key, name in zip(keys, whole, strict=True)]
+    count = Counter(keys)
+    return [
+        f"{number:06d}_{key}" if count[key] > 1 or key.endswith(_SUFFIXES) else key
+        for number, key in enumerate(keys, start=1)
+    ]
