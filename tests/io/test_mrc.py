@@ -182,7 +182,10 @@ def test_a_grid_of_zero_has_no_pixel_size(tmp_path: Path) -> None:
         (stored((1, 4, 4), 7, bytes(64)), "is not an MRC file .mode 7."),
         (stored((2**31 - 1, 2**31 - 1, 2**31 - 1), 2, b""), "is truncated"),
         (gzip.compress(stored((2, 4, 4), 2, bytes(100)), mtime=0), "is truncated"),
-        (gzip.compress(stored((2, 4, 4), 2, some((2, 4, 4)).tobytes()), mtime=0)[:-60], "truncated or corrupt gzip"),
+        (
+            gzip.compress(stored((2, 4, 4), 2, some((2, 4, 4)).tobytes()), mtime=0)[:-60],
+            "truncated or corrupt gzip",
+        ),
         (bz2.compress(stored((2, 4, 4), 2, bytes(128)))[:-10], "truncated or corrupt bzip2"),
         (gzip.compress(stored((2**31 - 1, 1, 1), 2, bytes(100)), mtime=0), "is truncated"),
     ],

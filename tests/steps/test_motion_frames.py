@@ -245,6 +245,29 @@ def test_movies_corrected_by_other_programs(tmp_path, offset):
     assert sorted(map(tuple, negative.hot.tolist())) == sorted(HOT)
 
 
+@pytest.mark.parametrize("unit", [0.01, 1000.0])
+def test_hot_pixels_of_corrected_movies_are_found_whatever_the_unit(tmp_path, unit):
+    counts = expose(6) * uneven_gain()
+    flawless = load(tmp_path, (counts * np.float32(unit)).astype(np.float32))
+    assert flawless.defective == 0
+    for px, py in HOT:
+        counts[:, py, px] += 30
+    frames = load(tmp_path, (counts * np.float32(unit)).astype(np.float32))
+    assert sorted(map(tuple, frames.hot.tolist())) == sorted(HOT)
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0])
+def test_corrected_movies_most_of_whose_pixels_are_equal(tmp_path, unit):
+    """Few electrons, and a part that was masked: there the median deviation is 0."""
+    counts = expose(0.02).astype(np.float32) * np.float32(unit)
+    counts[:, :, 128:] = 0
+    frames = load(tmp_path, counts)
+    assert frames.defective == 0
+    assert np.array_equal(frames.counts, counts)
+    counts[:] = unit
+    assert load(tmp_path, counts).defective == 0
+
+
 def test_a_dark_sum_does_not_hide_hot_pixels(tmp_path):
     # 0.24 counts are expected: most pixels are 0, and their median deviation too.
     counts = expose(0.02)

@@ -211,13 +211,14 @@ def test_spectra_of_specimen_and_noise_are_found(level):
     found = measure_spectrum(spectra.turn(shift, damage), power, band, damage)
     # Neighbouring rings are averaged, and the innermost have few members.
     outer = slice(4, -1)
-    assert np.allclose(found.noise[outer], noise[outer], rtol=0.1)
-    assert found.noise[outer].mean() == pytest.approx(noise[outer].mean(), rel=0.015)
+    mean_noise, mean_signal = found.noise.mean(axis=0), found.signal.mean(axis=0)
+    assert np.allclose(mean_noise[outer], noise[outer], rtol=0.1)
+    assert mean_noise[outer].mean() == pytest.approx(noise[outer].mean(), rel=0.02)
     spread = noise / np.square(damage).sum(0) + signal
     error = 3.5 * spread / np.sqrt(p * band.members)
-    assert np.all(np.abs(found.signal - signal)[outer] < (error + 0.05 * signal)[outer])
+    assert np.all(np.abs(mean_signal - signal)[outer] < (error + 0.08 * signal)[outer])
     strong = signal > 0.3 * signal.max()
-    ratio = (band.members * found.signal)[strong].sum() / (band.members * signal)[strong].sum()
+    ratio = (band.members * mean_signal)[strong].sum() / (band.members * signal)[strong].sum()
     assert ratio == pytest.approx(1, abs=0.06)
 
 
@@ -233,7 +234,6 @@ def test_signal_is_not_overrated_where_only_the_first_frames_have_any():
     found = measure_spectrum(aligned, power, band, damage)
     assert np.allclose(found.signal, signal, rtol=1e-6)
     assert np.allclose(found.noise, noise, rtol=1e-6)
-    assert np.allclose(found.scale, 1)
 
 
 def test_power_of_each_patch_is_found():
@@ -248,9 +248,30 @@ def test_power_of_each_patch_is_found():
     found = measure_spectrum(spectra.turn(still, damage), spectra.power(), band, damage)
     # An octave about 0.06 1/Å has hundreds of waves.
     middle = int(np.argmin(np.abs(band.centre - 0.06)))
-    by_kind = found.scale[:, middle].reshape(4, 4).mean(axis=0)
-    assert by_kind == pytest.approx(scale[:4, 0], rel=0.1, abs=0.02)
-    assert found.scale.min() >= 0.02
+    by_kind = found.signal[:, middle].reshape(4, 4).mean(axis=0)
+    assert by_kind / by_kind.mean() == pytest.approx(scale[:4, 0], rel=0.1, abs=0.02)
+    assert found.signal.min() > 0
+
+
+def test_noise_of_each_patch_is_found():
+    shape, n = (64, 64), 10
+    band = band_of(shape, low=0.01)
+    signal, noise = spectra_of(band, level=1.0)
+    damage = np.ones((n, band.n_rings))
+    still = np.zeros((8, n, 2))
+    patches = simulate(
+        np.random.default_rng(9), shape, band, signal, noise, damage, np.ones((8, band.n_rings)), still
+    )
+    quiet = simulate(
+        np.random.default_rng(9), shape, band, signal, 0 * noise, damage, np.ones((8, band.n_rings)), still
+    )
+    louder = np.where(np.arange(8) % 2, 3.0, 1.0).astype(np.float32)
+    patches = quiet + louder[:, None, None, None] * (patches - quiet)
+    spectra = patch_spectra(patches, band, "cpu")
+    found = measure_spectrum(spectra.turn(still, damage), spectra.power(), band, damage)
+    expected = np.square(louder)[:, None] * noise
+    outer = slice(4, -1)
+    assert np.allclose(found.noise[:, outer].mean(axis=1), expected[:, outer].mean(axis=1), rtol=0.06)
 
 
 def test_noise_alone_gives_hardly_any_weight():
@@ -262,7 +283,7 @@ def test_noise_alone_gives_hardly_any_weight():
     found = measure_spectrum(spectra.turn(np.zeros((p, n, 2)), damage), spectra.power(), band, damage)
     assert np.all(found.signal < 0.1 * found.noise)
     assert np.allclose(found.noise.mean(), 48 * 48, rtol=0.03)
-    assert np.isfinite(found.scale).all()
+    assert np.isfinite(found.signal).all()
     assert np.isfinite(found.information(band, damage)).all()
 
 
@@ -276,7 +297,7 @@ def test_information_is_the_mean_curvature_of_the_likelihood():
     scale = np.tile([[1.0], [0.3]], (p // 2, band.n_rings))
     patches = simulate(np.random.default_rng(8), shape, band, signal, noise, damage, scale, truth)
     spectra = patch_spectra(patches, band, "cpu")
-    known = Spectrum(signal, noise, scale)
+    known = Spectrum(scale * signal, np.broadcast_to(noise, scale.shape))
     weights = known.weights(damage)
     spectra.turn(truth, damage)
     gradient = spectra.gradients(weights, damage)

@@ -133,6 +133,18 @@ rlnCtfValidationScore float none validation score of the CTF fit
 rlnCtfBfactor float Å² B-factor of the envelope, exp(-B k² / 4), positive = fall-off
 rlnCtfScalefactor float none factor on the CTF
 rlnCtfValue float none value of the CTF
+hmDefocusUUncertainty float Å standard error of rlnDefocusU
+hmDefocusVUncertainty float Å standard error of rlnDefocusV
+hmDefocusAngleUncertainty float ° standard error of rlnDefocusAngle, 52 if it is unknown
+hmPhaseShiftUncertainty float ° standard error of rlnPhaseShift
+hmTiltUncertainty float ° standard error of rlnMicrographTiltAngle
+hmTiltAxisUncertainty float ° standard error of rlnMicrographTiltAxisDirection, 104 if it is unknown
+hmDefocusSurface vector Å change of the defocus over the field: factors of x, y, x² - 1/3, x y, y² - 1/3
+hmDefocusSurfaceUncertainty vector Å standard errors of hmDefocusSurface, 0 for terms that were not fitted
+hmCtfMisfit float none scatter of the tiles' own defoci over what noise explains, 1 = all
+hmCtfSignificance float none strength of the Thon rings over its standard error; below 10 they may be noise
+hmIceThicknessRelative float none ice thicker than in the brightest micrographs, in mean free paths
+hmCtfProblem str none why the CTF is not to be trusted, none if nothing was found
 """
 
 _PARTICLES = """

@@ -146,40 +146,38 @@ def _drain(
     """Run `pending` (taken from its end) until it is empty or the pool breaks; put back what was lost."""
     running: dict[Future[Outcome], tuple[int, Any]] = {}
     broken = False
-    try:
-        while running or (pending and not broken):
-            # An item that broke a pool before runs alone, so that only the guilty one is blamed.
-            limit = 1 if pending and attempts[pending[-1][0]] else in_flight
-            while pending and not broken and len(running) < limit:
-                index, item = pending.pop()
-                try:
-                    # Submitting may start a worker.
-                    with _interrupts_held():
-                        future = pool.submit(_attempt_in_worker, function, item)
-                    running[future] = index, item
-                except BrokenExecutor:
+    # Nothing is cancelled when the loop is left early: the pool kills its workers, and its own thread ends
+    # what waits; a future that is already cancelled makes that thread fail.
+    while running or (pending and not broken):
+        # An item that broke a pool before runs alone, so that only the guilty one is blamed.
+        limit = 1 if pending and attempts[pending[-1][0]] else in_flight
+        while pending and not broken and len(running) < limit:
+            index, item = pending.pop()
+            try:
+                # Submitting may start a worker.
+                with _interrupts_held():
+                    future = pool.submit(_attempt_in_worker, function, item)
+                running[future] = index, item
+            except BrokenExecutor:
+                pending.append((index, item))
+                broken = True
+        # The system may hand Ctrl-C to any thread; this one hears of it when it wakes.
+        done, _ = wait(running, timeout=_ATTENTION_s, return_when=FIRST_COMPLETED)
+        for future in done:
+            index, item = running.pop(future)
+            try:
+                yield index, future.result()
+            except Exception as error:
+                if not _is_loss_of_worker(error):
+                    message = f"{type(error).__name__}: {error}"
+                    yield index, Outcome(error=message, trace=traceback.format_exc())
+                    continue
+                broken = True
+                attempts[index] += 1
+                if attempts[index] < _ATTEMPTS:
                     pending.append((index, item))
-                    broken = True
-            # The system may hand Ctrl-C to any thread; this one hears of it when it wakes.
-            done, _ = wait(running, timeout=_ATTENTION_s, return_when=FIRST_COMPLETED)
-            for future in done:
-                index, item = running.pop(future)
-                try:
-                    yield index, future.result()
-                except Exception as error:
-                    if not _is_loss_of_worker(error):
-                        message = f"{type(error).__name__}: {error}"
-                        yield index, Outcome(error=message, trace=traceback.format_exc())
-                        continue
-                    broken = True
-                    attempts[index] += 1
-                    if attempts[index] < _ATTEMPTS:
-                        pending.append((index, item))
-                    else:
-                        yield index, Outcome(error=_WORKER_DIED)
-    finally:
-        for future in running:
-            future.cancel()
+                else:
+                    yield index, Outcome(error=_WORKER_DIED)
 
 
 def _is_loss_of_worker(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, TypeVar
@@ -18,9 +18,18 @@ def in_threads(function: Callable[..., Result], *items: Iterable[Any]) -> list[R
     """Call `function` on every item, as many at a time as torch has threads, and return the results in order.
 
     For functions that leave Python, such as kernels compiled with ``nogil``. Calls must not wait for each
-    other: all share one pool of threads, which lives as long as the process.
+    other: all share one pool of threads, which lives as long as the process. All have ended before the error
+    of the first one that failed is raised.
     """
-    return list(_pool(torch.get_num_threads()).map(function, *items))
+    pool = _pool(torch.get_num_threads())
+    calls = [pool.submit(function, *each) for each in zip(*items, strict=False)]
+    try:
+        wait(calls)
+    finally:
+        # After an interruption, those that have not begun.
+        for call in calls:
+            call.cancel()
+    return [call.result() for call in calls]
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_", "motion")
+PIPELINE = ("simulate", "import_", "motion", "ctf")
 
 
 def load_steps() -> None:

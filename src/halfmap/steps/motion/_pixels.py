@@ -53,11 +53,12 @@ def sum_frames(counts, begin, end, row, total):
 
 
 @njit(nogil=True, cache=True)
-def measure_tiles(total, gain, tile_y, centre, spread):
+def measure_tiles(total, gain, tile_y, counted, centre, spread):
     """Median and robust spread of gain-corrected counts in one row of tiles; NaN where few pixels are good.
 
-    The spread is not less than counting statistics would have it, since that of small counts, which take few
-    values, is told poorly by their median deviation.
+    The spread of counts is not less than counting statistics would have it, since that of small ones, which
+    take few values, is told poorly by their median deviation. Of other numbers the unit is not known: if most
+    are equal, their spread is the largest deviation, and NaN if all are.
     """
     height, width = total.shape
     values = np.empty((TILE_px // _STEP_px + 1) ** 2)
@@ -74,7 +75,11 @@ def measure_tiles(total, gain, tile_y, centre, spread):
             middle, unit = np.median(values[:found]), gains / found
             deviation = 1.4826 * np.median(np.abs(values[:found] - middle))
             centre[tile_y, tile_x] = middle
-            spread[tile_y, tile_x] = max(deviation, np.sqrt(unit * max(middle, 0.0) + unit * unit))
+            if counted:
+                deviation = max(deviation, np.sqrt(unit * max(middle, 0.0) + unit * unit))
+            elif deviation == 0:
+                deviation = np.max(np.abs(values[:found] - middle))
+            spread[tile_y, tile_x] = deviation if deviation > 0 else np.nan
 
 
 @njit(nogil=True, cache=True, fastmath=set(_FAST))

@@ -21,7 +21,8 @@ _FRACTIONS = 512
 """Steps in which the part of a pixel is counted: the error is a thousandth of a pixel."""
 
 _KAISER = 3.5
-"""Shape of the window of the sinc: waves up to 0.75 of Nyquist along an axis keep their height within 3 %."""
+"""Shape of the window of the sinc: averaged over the parts of a pixel, waves up to 0.75 of Nyquist along an
+axis keep their height within 3 %."""
 
 _TABLE = 512
 _TOLERANCE = 1e-3
@@ -126,7 +127,7 @@ def move_and_add(
     """Move every frame back by the displacement of its specimen, and add them up.
 
     Interpolation is by a Kaiser-windowed sinc of eight taps along each axis, once. Blocks of 32 x 32 pixels
-    move as one: within them, motion differs by some hundredths of a pixel.
+    move as one: within them, motion differs by some hundredths of a pixel, at worst by a quarter.
 
     Parameters
     ----------
@@ -256,7 +257,7 @@ def background(counts: NDArray, gain: NDArray[np.float32]) -> NDArray[np.float32
     """Mean of each frame near every block, which adds nothing to what is seen: (n, by, bx)."""
     h, w = counts.shape[1:]
     factor = max(1, min(h, w) // _BACKGROUND)
-    # Every 16th row or so is enough for a mean.
+    # A hundred rows or so are enough for a mean.
     rows = np.arange(0, h, max(1, h // 128))
     sample = np.stack([frame[rows].astype(np.float32) * gain[rows] for frame in counts])
     row_of, column_of = rows // factor, np.arange(w) // factor

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
+from halfmap.errors import ShapeError
 from halfmap.ops.threads import one_blas_thread
 from halfmap.steps.motion.likelihood import (
     Band,
@@ -19,8 +20,8 @@ from halfmap.steps.motion.likelihood import (
     patch_spectra,
     smear_of,
 )
-from halfmap.steps.motion.pairs import pair_tracks
-from halfmap.steps.motion.prior import space_modes, time_modes
+from halfmap.steps.motion.pairs import pair_tracks, soft_edge
+from halfmap.steps.motion.prior import SpaceModes, space_modes, time_modes
 
 _TRACK_PIXEL_A = 12.0
 """Pixels that are fine enough to find the track of the whole field."""
@@ -30,9 +31,12 @@ _TAPER = 0.04
 _OUTLIER = 6.0
 """Standard deviations at which pixels are cut: one ray must not steer a patch."""
 
-_ROUNDS = 15
+_ROUNDS = 20
 _SETTLED_A = 0.1
 """Steps smaller than this, nowhere larger, end the search."""
+
+_SETTLED_SPREAD = 0.05
+"""And so does a change of the strength of local motion by less than this part."""
 
 _LARGEST_STEP_A = 8.0
 _FIRST_SPREAD_A = 6.0
@@ -45,7 +49,18 @@ _TRACK_SPREAD_A = 50.0
 NODES = 9
 """Nodes along each axis that the local motion is stated on."""
 
-_FEWEST_PATCHES = 3
+_FEWEST_PATCHES = 9
+_SMALLEST_FIELD_A = 250.0
+
+_DARK = 0.5
+"""Of the median brightness: what is darker is grid, aperture or gold and no specimen."""
+
+_COARSE_A = 45.0
+_MARGIN_A = 120.0
+"""How far from the dark the field fades in; edges of shadows stand still while the specimen moves."""
+
+_PATCH_SPREAD_A = 5.0
+"""Standard deviation assumed of the local motion of a patch that is looked at alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +80,7 @@ class Estimate:
     centres : array (p, 2)
         Centres of the patches in Å.
     patches : array (p, n, 2)
-        Displacements against the track measured in each patch, smoothed in time alone.
+        Displacements against the track by each patch alone, smooth in time; NaN without local motion.
     patch_error : array (p, n)
         Standard errors of those.
     spread : float
@@ -111,6 +126,7 @@ def estimate_motion(
     resolution: float,
     correlation_length: float,
     largest: float,
+    lengths: NDArray | None = None,
     local: bool = True,
     device: str = "cpu",
 ) -> Estimate:
@@ -140,10 +156,17 @@ def estimate_motion(
         Distance in Å over which local motion is alike.
     largest : float
         Largest displacement between two frames, Å.
+    lengths : array (n,), optional
+        Number of frames in each of the sums; all alike if not given.
     local : bool
         Whether the field may deform.
     device : str
         Where the heavy part runs.
+
+    Raises
+    ------
+    ShapeError
+        If the field is too small to see motion in.
 
     References
     ----------
@@ -153,6 +176,15 @@ def estimate_motion(
     .. [3] MacKay 1992, Neural Comput. 4, 415-447, DOI 10.1162/neco.1992.4.3.415 (strength of the prior)
     """
     n, h, w = frames.shape
+    if min(h, w) * pixel_size < _SMALLEST_FIELD_A:
+        raise ShapeError(
+            f"a field of {h * pixel_size:.0f} x {w * pixel_size:.0f} Å is too small to see motion in",
+            hint=f"{_SMALLEST_FIELD_A:.0f} Å are the least",
+        )
+    relative = np.ones(n) if lengths is None else lengths / np.mean(lengths)
+    frames = _without_shadows(frames, pixel_size)
+    if lengths is not None:
+        frames = frames / np.sqrt(relative)[:, None, None].astype(np.float32)
     factor = max(1, round(_TRACK_PIXEL_A / pixel_size))
     with one_blas_thread():
         track, height = pair_tracks(
@@ -166,14 +198,15 @@ def estimate_motion(
         pixel_size=pixel_size,
         low=1 / _COARSEST_A,
         high=min(1 / resolution, 0.48 / pixel_size),
+        independent=float(np.prod([_independent(side) for side in layout.shape])),
     )
     spectra = patch_spectra(_cut(frames, layout, offset), band, device)
-    damage = damage_of(band.centre, dose, voltage_kV=voltage_kV)
+    damage = damage_of(band.centre, dose, voltage_kV=voltage_kV) * np.sqrt(relative)[:, None]
     size = h * pixel_size, w * pixel_size
     with one_blas_thread():
         modes, in_time = space_modes(size, length=correlation_length), time_modes(dose)
     in_space = modes(layout.centres)
-    if not local or n_patches < _FEWEST_PATCHES**2 or in_time.shape[1] == 0:
+    if not local or n_patches < _FEWEST_PATCHES:
         in_space, in_time = np.zeros((n_patches, 0)), np.zeros((n, 0))
     search = _Search(spectra, band, damage, in_space, in_time, track, offset * pixel_size)
     with one_blas_thread():
@@ -194,7 +227,7 @@ class _Search:
         track: NDArray,
         cut: NDArray,
     ) -> None:
-        self.spectra, self.band, self.fading, self.damage = spectra, band, damage, damage
+        self.spectra, self.band, self.damage, self.faded = spectra, band, damage, damage
         self.in_space, self.in_time = in_space, in_time
         self.track, self.local = track.copy(), np.zeros((in_space.shape[1], in_time.shape[1], 2))
         self.turned = np.broadcast_to(cut, (len(in_space), *cut.shape)).astype(np.float64)
@@ -214,22 +247,23 @@ class _Search:
             step_track, step_local, covariance = self._solve(gradient, information)
             moved = step_track + np.einsum("ps,ft,stx->pfx", self.in_space, self.in_time, step_local)
             largest = float(np.abs(moved).max())
-            shrink = min(1.0, _LARGEST_STEP_A / max(largest, 1e-9))
-            self.track, self.local = self.track + shrink * step_track, self.local + shrink * step_local
+            length = min(1.0, _LARGEST_STEP_A / max(largest, 1e-9))
+            self.track, self.local = self.track + length * step_track, self.local + length * step_local
+            before = self.spread
             self._rate_spread(covariance)
-            if largest < _SETTLED_A:
+            if largest < _SETTLED_A and abs(np.log(self.spread / before)) < _SETTLED_SPREAD:
                 return number
         return _ROUNDS
 
     def _look(self) -> tuple[NDArray, NDArray]:
         """Gradient (p, n, 2) and expected information (p, n, n) at the present displacements."""
         wanted = self.displacements()
-        self.damage = self.fading * smear_of(self.band.centre, self.track)
-        aligned = self.spectra.turn(wanted - self.turned, self.damage)
+        self.faded = self.damage * smear_of(self.band.centre, self.track)
+        aligned = self.spectra.turn(wanted - self.turned, self.faded)
         self.turned = wanted
-        self.spectrum = measure_spectrum(aligned, self.power, self.band, self.damage)
-        gradient = self.spectra.gradients(self.spectrum.weights(self.damage), self.damage)
-        return gradient, self.spectrum.information(self.band, self.damage)
+        self.spectrum = measure_spectrum(aligned, self.power, self.band, self.faded)
+        gradient = self.spectra.gradients(self.spectrum.weights(self.faded), self.faded)
+        return gradient, self.spectrum.information(self.band, self.faded)
 
     def _system(self, information: NDArray) -> NDArray:
         """Information about the track after the first frame, then about the modes; prior included."""
@@ -273,7 +307,7 @@ class _Search:
     def result(
         self,
         centres: NDArray,
-        modes,
+        modes: SpaceModes,
         size: tuple[float, float],
         height: float,
         rounds: int,
@@ -332,15 +366,53 @@ class _Search:
         return variances
 
     def _patches_alone(self, gradient: NDArray, information: NDArray) -> tuple[NDArray, NDArray]:
-        """What each patch would say by itself, smooth in time: its displacement against the track."""
+        """What each patch says by itself, smooth in time: its displacement against the track."""
         if not self.local.size:
-            return np.zeros((len(gradient), *self.track.shape)), np.full(gradient.shape[:2], np.nan)
+            return np.full((len(gradient), *self.track.shape), np.nan), np.full(gradient.shape[:2], np.nan)
         alone = np.einsum("ft,pfg,gu->ptu", self.in_time, information, self.in_time, optimize=True)
-        covariance = np.linalg.inv(alone + np.eye(self.in_time.shape[1]) / self.spread**2)
-        pull = np.einsum("ft,pfx->ptx", self.in_time, gradient)
-        more = np.einsum("ft,ptu,pux->pfx", self.in_time, covariance, pull, optimize=True)
+        covariance = np.linalg.inv(alone + np.eye(self.in_time.shape[1]) / _PATCH_SPREAD_A**2)
+        # The gradient that it would have if it had not moved against the track.
+        pull = gradient + information @ (self.displacements() - self.track)
+        pull = np.einsum("ft,pfx->ptx", self.in_time, pull)
+        moved = np.einsum("ft,ptu,pux->pfx", self.in_time, covariance, pull, optimize=True)
         error = np.sqrt(np.einsum("ft,ptu,fu->pf", self.in_time, covariance, self.in_time, optimize=True))
-        return self.displacements() - self.track + more, error
+        return moved, error
+
+
+def _without_shadows(frames: NDArray[np.float32], pixel_size: float) -> NDArray[np.float32]:
+    """Frames with the dark parts of the field faded out and the rest level, where there are dark parts.
+
+    The edge of a shadow is seen in every frame at the same place and would hold the track still.
+    """
+    from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+
+    factor = max(1, round(_COARSE_A / pixel_size))
+    h, w = (side // factor for side in frames.shape[1:])
+    mean = frames.mean(axis=0)
+    coarse = mean[: h * factor, : w * factor].reshape(h, factor, w, factor).mean(axis=(1, 3))
+    dark = coarse < _DARK * np.median(coarse)
+    # Movies that another program has levelled have no brightness to go by.
+    if not dark.any() or coarse.min() < 0:
+        return frames
+    distance = np.asarray(distance_transform_edt(~dark)) * factor * pixel_size
+    window = np.sin(np.pi / 2 * np.clip(distance / _MARGIN_A - 1, 0, 1)) ** 2
+    blur = _MARGIN_A / (factor * pixel_size)
+    level = gaussian_filter(coarse * ~dark, blur) / np.maximum(gaussian_filter(1.0 * ~dark, blur), 1e-3)
+    places = np.meshgrid(
+        *((np.arange(side) + 0.5) / factor - 0.5 for side in frames.shape[1:]), indexing="ij", sparse=False
+    )
+    window, level = (
+        map_coordinates(image, places, order=1, mode="nearest").astype(np.float32)
+        for image in (window, level)
+    )
+    brightness = frames.mean(axis=(1, 2)) / mean.mean()
+    return (frames - brightness[:, None, None] * level) * window
+
+
+def _independent(side: int) -> float:
+    """Part of the coefficients of an axis that are independent when its patches have soft edges."""
+    power = np.square(soft_edge(side, _TAPER).astype(np.float64))
+    return float(np.mean(power) ** 2 / np.mean(np.square(power)))
 
 
 def _shrunk(frames: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -388,10 +460,5 @@ def _cut(frames: NDArray[np.float32], layout: _Layout, offset: NDArray) -> NDArr
     # Of every 7th pixel: the spread needs no more.
     limit = _OUTLIER * float(patches.ravel()[::7].std())
     np.clip(patches, -limit, limit, out=patches)
-    patches *= _edge(h)[:, None] * _edge(w)
+    patches *= soft_edge(h, _TAPER)[:, None] * soft_edge(w, _TAPER)
     return patches
-
-
-def _edge(n: int) -> NDArray[np.float32]:
-    ramp = (np.minimum(np.arange(n), n - 1 - np.arange(n)) + 0.5) / max(1.0, _TAPER * n)
-    return np.sin(np.pi / 2 * np.minimum(ramp, 1)).astype(np.float32) ** 2

@@ -24,6 +24,9 @@ from halfmap.steps.motion import _pixels
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+EER_GROUPING, EER_UPSAMPLING = 32, 1
+"""How an EER movie is read where nothing says otherwise: frames summed to one, parts of a pixel's edge."""
+
 _STRIP_px = 128
 """Rows that a thread works on at once; each strip sums half a box above and below its own rows as well."""
 
@@ -94,8 +97,8 @@ def load_frames(
     shape_expected: tuple[int, int],
     gain_path: str | Path | None,
     defect_path: str | Path | None,
-    eer_grouping: int = 32,
-    eer_upsampling: int = 1,
+    eer_grouping: int = EER_GROUPING,
+    eer_upsampling: int = EER_UPSAMPLING,
     detect: bool = True,
     seed: SeedSequence,
 ) -> Frames:
@@ -278,7 +281,7 @@ def _sum_frames(path: Path, counts: NDArray, first: int) -> NDArray[np.float32]:
 def _find_bad(path: Path, total: NDArray[np.float32], gain: NDArray[np.float32], counted: bool) -> NDArray:
     """Flat indices of pixels of the sum (h, w) that are off their surroundings; gain 0 is passed over."""
     height, width = total.shape
-    tiles = _measure_tiles(total, gain)
+    tiles = _measure_tiles(total, gain, counted)
     strips = _strips(height)
 
     def deviations(strip: tuple[int, int]) -> NDArray[np.float32]:
@@ -291,7 +294,8 @@ def _find_bad(path: Path, total: NDArray[np.float32], gain: NDArray[np.float32],
         return np.abs(found[found != 0])
 
     sampled = np.concatenate(_in_threads(sample, strips[len(strips) // 2 % _SAMPLED :: _SAMPLED]))
-    # Counts cannot spread less than by chance; where they seem to, they are few.
+    # Counts cannot spread less than by chance; where they seem to, they are few. Numbers are in units of the
+    # spread nearby, which is larger than that of even places where the image has edges.
     scale = max(1.0, float(np.median(sampled)) * _MAD) if sampled.size else 1.0
 
     def outliers(strip: tuple[int, int]) -> NDArray[np.int32]:
@@ -313,13 +317,15 @@ def _find_bad(path: Path, total: NDArray[np.float32], gain: NDArray[np.float32],
     return bad
 
 
-def _measure_tiles(total: NDArray[np.float32], gain: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
-    """Median and spread of gain-corrected counts in tiles; those of the others where few pixels are good."""
+def _measure_tiles(
+    total: NDArray[np.float32], gain: NDArray[np.float32], counted: bool
+) -> tuple[NDArray, NDArray]:
+    """Median and spread of gain-corrected counts in tiles; those of the others where they are not known."""
     tiles = tuple(-(-size // _pixels.TILE_px) for size in total.shape)
     centre, spread = np.empty(tiles, np.float32), np.empty(tiles, np.float32)
-    _in_threads(lambda row: _pixels.measure_tiles(total, gain, row, centre, spread), range(tiles[0]))
-    known = np.isfinite(centre)
+    _in_threads(lambda row: _pixels.measure_tiles(total, gain, row, counted, centre, spread), range(tiles[0]))
     for values, otherwise in ((centre, 0), (spread, 1)):
+        known = np.isfinite(values)
         values[~known] = np.median(values[known]) if known.any() else otherwise
     return centre, spread
 

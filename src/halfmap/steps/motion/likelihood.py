@@ -26,7 +26,7 @@ from halfmap.steps.motion import _likelihood_kernels as kernels
 
 _SMOOTHING = np.array([0.25, 0.5, 0.25])
 _WEAKEST = 0.02
-"""Least power of the specimen in a patch over the average that is believed."""
+"""Least power of specimen or noise in a patch over the average that is believed."""
 
 _DIRECTIONS = 16
 _OCTAVES = 0.5
@@ -52,7 +52,9 @@ class Band:
     centre : array (n_rings,)
         Mean frequency of the rings, 1/Å.
     members : array (n_rings,)
-        Independent coefficients of a ring.
+        Coefficients of a ring, of each pair that says the same one.
+    independent : float
+        Part of them that are independent of each other; less than 1 where patches have soft edges.
     """
 
     shape: tuple[int, int]
@@ -64,6 +66,7 @@ class Band:
     weight: NDArray
     centre: NDArray
     members: NDArray
+    independent: float = 1.0
 
     @property
     def n_rings(self) -> int:
@@ -71,7 +74,9 @@ class Band:
         return len(self.centre)
 
 
-def make_band(shape: tuple[int, int], *, pixel_size: float, low: float, high: float) -> Band:
+def make_band(
+    shape: tuple[int, int], *, pixel_size: float, low: float, high: float, independent: float = 1.0
+) -> Band:
     """Rings from frequency `low` to `high` (1/Å), each as wide as a Fourier pixel of the longer side."""
     h, w = shape
     ky, kx = np.fft.fftfreq(h, pixel_size), np.fft.rfftfreq(w, pixel_size)
@@ -90,7 +95,7 @@ def make_band(shape: tuple[int, int], *, pixel_size: float, low: float, high: fl
     shares = np.broadcast_to(weight, k.shape)
     members = np.bincount(ring.ravel(), shares.ravel(), len(used) + 1)[:-1]
     centre = np.bincount(ring.ravel(), (shares * k).ravel(), len(used) + 1)[:-1] / members
-    return Band(shape, rows, columns, kx, ky, ring, weight, centre, members)
+    return Band(shape, rows, columns, kx, ky, ring, weight, centre, members, independent)
 
 
 class PatchSpectra(Protocol):
@@ -232,26 +237,24 @@ class Spectrum:
 
     Attributes
     ----------
-    signal, noise : array (rings,)
-        Power of a coefficient, of an undamaged specimen in the average patch, and of the noise of a frame.
-    scale : array (p, rings)
-        Power of the specimen in each patch over that in the average one.
+    signal : array (p, rings)
+        Power of a coefficient of the undamaged specimen in each patch.
+    noise : array (p, rings)
+        Power of a coefficient of the noise of a frame in each patch.
     """
 
     signal: NDArray
     noise: NDArray
-    scale: NDArray
 
     def weights(self, damage: NDArray) -> NDArray:
         """A (p, rings) of the likelihood."""
-        signal = self.scale * self.signal
-        return signal / (self.noise * (self.noise + signal * np.square(damage).sum(axis=0)))
+        return self.signal / (self.noise * (self.noise + self.signal * np.square(damage).sum(axis=0)))
 
     def information(self, band: Band, damage: NDArray) -> NDArray:
         """Expected information (p, n, n) of the displacements along one axis, 1/Å²: a Laplacian of frames."""
-        signal = self.scale * self.signal
         # Of an isotropic spectrum either axis has half of k².
-        share = self.weights(damage) * signal * band.members * (2 * np.pi * band.centre) ** 2
+        share = self.weights(damage) * self.signal * (2 * np.pi * band.centre) ** 2
+        share = share * band.members * band.independent
         squares = damage**2
         between = np.einsum("fb,gb,pb->pfg", squares, squares, share, optimize=True)
         laplacian = -between
@@ -280,8 +283,8 @@ def measure_spectrum(aligned: NDArray, power: NDArray, band: Band, damage: NDArr
     q2, mean = squares.sum(0), squares.mean(0)
     excess = aligned - q2 * power
     per_signal = q2 * (q2 - mean) * band.members
-    signal = excess.mean(0) / per_signal
-    signal = np.convolve(np.pad(signal, 1, mode="edge"), _SMOOTHING, mode="valid")
+    # Numerator and denominator apart: where motion blurs a ring away, it says nothing of the specimen.
+    signal = _smooth(excess.mean(0)) / _smooth(per_signal)
     total = power.mean(0) / band.members
     signal = np.clip(signal, 0, 0.9 * total / mean)
     noise = total - signal * mean
@@ -292,4 +295,11 @@ def measure_spectrum(aligned: NDArray, power: NDArray, band: Band, damage: NDArr
     expected = near @ (weight * signal * per_signal)
     found = np.einsum("ab,pb->pa", near, excess * weight)
     scale = found / expected if expected.min() > 0 else np.ones_like(found)
-    return Spectrum(signal, noise, np.maximum(scale, _WEAKEST))
+    scale = np.maximum(scale, _WEAKEST)
+    # Thick ice, or half a shadow: noise of the same colour, but not of the same power everywhere.
+    louder = (power - band.members * scale * signal * mean).sum(axis=1) / (band.members * noise).sum()
+    return Spectrum(scale * signal, np.maximum(louder, _WEAKEST)[:, None] * noise)
+
+
+def _smooth(by_ring: NDArray) -> NDArray:
+    return np.convolve(np.pad(by_ring, 1, mode="edge"), _SMOOTHING, mode="valid")

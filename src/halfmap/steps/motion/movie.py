@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,17 @@ import numpy as np
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from halfmap.data.motion import MotionTracks, accumulated_motion, polynomial_terms, spline_weights
-from halfmap.errors import ParameterError
+from halfmap.data.motion import MotionTracks, accumulated_motion, polynomial_terms
+from halfmap.errors import FileFormatError, ParameterError
 from halfmap.io.motion import write_tracks
 from halfmap.io.movies import open_movie
 from halfmap.io.mrc import write_mrc
 from halfmap.log import log
 from halfmap.ops.threads import in_threads, one_blas_thread
-from halfmap.steps.motion import correct, spectrum
-from halfmap.steps.motion.estimate import NODES, Estimate, estimate_motion
+from halfmap.steps.motion import correct
+from halfmap.steps.motion.estimate import Estimate, estimate_motion
 from halfmap.steps.motion.frames import Frames, load_frames
+from halfmap.steps.motion.sums import Sums, binned_shape, sum_frames
 
 if TYPE_CHECKING:
     from halfmap.steps.motion.step import MotionStep
@@ -36,7 +36,8 @@ that coarser pixels would fold onto it costs a sixth of the accuracy."""
 _FEWEST_FRAMES = 3
 _MOST_GROUPS = 60
 _LEAST_GROUP_DOSE = 0.5
-_NO_SIGNAL = 4.5
+NO_SIGNAL = 4.5
+"""Peaks of pairs of frames over their noise, below which they may be noise themselves."""
 
 
 @dataclass(frozen=True)
@@ -69,33 +70,17 @@ class MovieItem:
         return self._known_size[1:]
 
     @property
+    def reading(self) -> dict[str, int]:
+        """What must be known to read the file: of EER how frames are summed and pixels divided."""
+        if self.eer_grouping is None or self.eer_upsampling is None:
+            return {}
+        return {"eer_grouping": self.eer_grouping, "eer_upsampling": self.eer_upsampling}
+
+    @property
     def _known_size(self) -> tuple[int, int, int]:
         if self.size is None:
             raise ValueError("the size of a movie must be known by now")
         return self.size
-
-
-@dataclass(frozen=True, eq=False)
-class Sums:
-    """What is written of a movie.
-
-    Attributes
-    ----------
-    weighted : array (h, w) or None
-        Dose-weighted sum.
-    even, odd : array (h, w)
-        Sums of every other frame; the first used frame is of the even ones, as in RELION.
-    spectrum : array (512, 512)
-        Amplitude spectrum of groups of frames.
-    spectrum_pixel_size : float
-        Its pixel size in Å.
-    """
-
-    weighted: NDArray[np.float32] | None
-    even: NDArray[np.float32]
-    odd: NDArray[np.float32]
-    spectrum: NDArray[np.float32]
-    spectrum_pixel_size: float
 
 
 def correct_movie(item: MovieItem, *, step: MotionStep, folder: Path, device: str) -> dict[str, Any]:
@@ -116,24 +101,21 @@ def correct_movie(item: MovieItem, *, step: MotionStep, folder: Path, device: st
         shape_expected=item.shape,
         gain_path=item.gain_path,
         defect_path=item.defect_path,
-        eer_grouping=item.eer_grouping or 32,
-        eer_upsampling=item.eer_upsampling or 1,
         detect=step.detect_bad_pixels,
         seed=SeedSequence(list(item.key.encode())),
+        **item.reading,
     )
     groups = group_frames(last - first, step.grouping or _automatic_group(item, last - first))
     estimate = _estimate(frames, groups, item, step, first, device)
     tracks = make_tracks(estimate, groups, frames.hot, item, step, first, last)
-    sums = sum_frames(frames, tracks, item, step, device)
+    sums = sum_frames(frames, tracks, step, device)
     return _write(item, step, folder, tracks, estimate, sums)
 
 
 def _with_size(item: MovieItem) -> MovieItem:
     if item.size is not None:
         return item
-    movie = open_movie(
-        item.path, eer_grouping=item.eer_grouping or 32, eer_upsampling=item.eer_upsampling or 1
-    )
+    movie = open_movie(item.path, **item.reading)
     return replace(item, size=(movie.n_frames, *movie.shape))
 
 
@@ -164,7 +146,8 @@ def group_frames(n: int, size: int) -> list[range]:
 def _estimate(
     frames: Frames, groups: list[range], item: MovieItem, step: MotionStep, first: int, device: str
 ) -> Estimate:
-    factor = max(1, round(ALIGNMENT_PIXEL_A / item.pixel_size))
+    wanted = min(ALIGNMENT_PIXEL_A, 0.4 * step.alignment_resolution)
+    factor = max(1, round(wanted / item.pixel_size))
     shrunk = correct.shrink_frames(frames.counts, frames.gain, factor, groups)
     middles = np.array([(group.start + group.stop) / 2 for group in groups])
     estimate = estimate_motion(
@@ -175,17 +158,29 @@ def _estimate(
         patch_size=step.patch_size,
         resolution=step.alignment_resolution,
         correlation_length=step.correlation_length,
+        lengths=np.array([len(group) for group in groups], np.float64),
         largest=step.largest_motion,
         local=step.local,
         device=device,
     )
-    if estimate.peak_height < _NO_SIGNAL:
+    _check_finite(estimate, item)
+    if estimate.peak_height < NO_SIGNAL:
         log.warning(
             "%s: frames hardly correlate (peaks %.1f times their noise): its motion is a guess",
             item.name,
             estimate.peak_height,
         )
     return estimate
+
+
+def _check_finite(estimate: Estimate, item: MovieItem) -> None:
+    known = [estimate.track, estimate.track_error, estimate.grid, estimate.grid_error]
+    if not all(np.isfinite(values).all() for values in known if values is not None):
+        raise FileFormatError(
+            "cannot be aligned, its frames hold nothing to align",
+            path=item.name,
+            hint="look at its frames, and leave the movie out if they are empty",
+        )
 
 
 def make_tracks(
@@ -248,12 +243,13 @@ def _between_groups(values: NDArray, groups: list[range], n: int) -> NDArray:
         return values
     if not np.isfinite(values).all():  # errors that are not known
         return np.full((n, *values.shape[1:]), np.nan)
-    from scipy.interpolate import PchipInterpolator
+    from scipy.interpolate import CubicSpline
 
     middles = np.array([(group.start + group.stop - 1) / 2 for group in groups])
     frames = np.arange(n)
     inside = np.clip(frames, middles[0], middles[-1])
-    curve = PchipInterpolator(middles, values, axis=0)
+    # On exponential drifts a natural spline or a monotone one is off further at the first frame.
+    curve = CubicSpline(middles, values, axis=0, bc_type="not-a-knot")
     slope = curve.derivative()
     beyond = (frames - inside).reshape(-1, *[1] * (values.ndim - 1))
     return curve(inside) + beyond * slope(inside)
@@ -271,114 +267,13 @@ def fit_polynomial(shift: NDArray, shape: tuple[int, int]) -> NDArray:
     return (solution / scale[:, None]).T
 
 
-def binned_shape(shape: tuple[int, int], binning: float) -> tuple[tuple[int, int], float]:
-    """Even shape of a micrograph, and what its pixels are exactly larger by along x."""
-    if binning == 1:
-        return shape, 1.0
-    new = round(shape[0] / binning / 2) * 2, round(shape[1] / binning / 2) * 2
-    return new, shape[1] / new[1]
-
-
-def sum_frames(frames: Frames, tracks: MotionTracks, item: MovieItem, step: MotionStep, device: str) -> Sums:
-    """Move every frame to where the first was and add: even and odd ones, by dose, in groups for the CTF."""
-    n, shape = len(frames.counts), item.shape
-    dose_filter = correct.factor_dose_weights(
-        n,
-        pixel_size=item.pixel_size,
-        dose_per_frame=item.dose_per_frame,
-        pre_exposure=item.pre_exposure + (tracks.first_frame - 1) * item.dose_per_frame,
-        voltage_kV=item.voltage_kV,
-    )
-    weights = dose_filter.by_frame if step.dose_weighting else np.zeros((0, n))
-    parity = np.arange(n) % 2
-    kept = np.concatenate([[parity == 0, parity == 1], weights])
-    per_group = max(1, round(step.spectrum_dose / item.dose_per_frame))
-    grouped = np.arange(n) // per_group == np.arange(-(-n // per_group))[:, None]
-    sums = np.empty((len(kept), *shape), np.float32)
-    total = _move_part_by_part(
-        frames,
-        block_displacements(tracks),
-        correct.make_recipe(np.concatenate([kept, grouped])),
-        sums,
-        spectrum.tile_side(item.pixel_size, shape),
-        device,
-    )
-    new_shape, _ = binned_shape(shape, step.binning)
-    amplitude, spectrum_pixel_size = spectrum.amplitude_spectrum(total, item.pixel_size)
-    return Sums(
-        weighted=correct.weigh_by_dose(sums[2:], dose_filter, pixel_size=item.pixel_size, new_shape=new_shape)
-        if step.dose_weighting
-        else None,
-        even=correct.bin_image(sums[0], new_shape),
-        odd=correct.bin_image(sums[1], new_shape),
-        spectrum=amplitude,
-        spectrum_pixel_size=spectrum_pixel_size,
-    )
-
-
-def _move_part_by_part(
-    frames: Frames,
-    displacement: NDArray,
-    recipe: correct.Recipe,
-    sums: NDArray[np.float32],
-    side: int,
-    device: str,
-) -> NDArray:
-    """Write the first sums of a recipe to `sums`; the power spectrum of the others, tile by tile.
-
-    Sums of groups of frames are needed only for their spectrum, in tiles of `side` pixels: one part of the
-    field after another, as large as a tile or little more, saves the memory of all of them.
-    """
-    beyond = correct.background(frames.counts, frames.gain)
-    total = np.zeros((side, side // 2 + 1))
-    rows, columns = (
-        _parts(length, block, side) for length, block in zip(sums.shape[1:], correct.BLOCK, strict=True)
-    )
-    for y in rows:
-        for x in columns:
-            part = correct.move_and_add(
-                frames.counts,
-                frames.gain,
-                displacement,
-                recipe,
-                rows=y,
-                columns=x,
-                beyond=beyond,
-                device=device,
-            )
-            sums[:, slice(*y), slice(*x)] = part[: len(sums)]
-            spectrum.add_spectra(total, part[len(sums) :])
-    return total
-
-
-def _parts(length: int, block: int, least: int) -> list[tuple[int, int]]:
-    """Parts of an axis, each of whole blocks but the last, and none shorter than `least`."""
-    n_blocks = length // block
-    count = max(1, n_blocks // -(-least // block))
-    edges = (np.linspace(0, n_blocks, count + 1).astype(int) * block).tolist()
-    edges[-1] = length
-    return list(pairwise(edges))
-
-
-def block_displacements(tracks: MotionTracks) -> NDArray:
-    """Displacement (x, y) of the specimen in pixels at the centres of blocks: (n, by, bx, 2)."""
-    y, x = correct.block_centres(tracks.shape)
-    shift = np.broadcast_to(tracks.global_shift[:, None, None], (tracks.n_used, len(y), len(x), 2))
-    if tracks.local_grid is not None:
-        along_y = spline_weights(NODES, y / max(tracks.shape[0] - 1, 1))
-        along_x = spline_weights(NODES, x / max(tracks.shape[1] - 1, 1))
-        rows = np.einsum("yi,nijc->nyjc", along_y, tracks.local_grid)
-        shift = shift + np.einsum("nyjc,xj->nyxc", rows, along_x)
-    return -shift
-
-
 def _write(
     item: MovieItem, step: MotionStep, folder: Path, tracks: MotionTracks, estimate: Estimate, sums: Sums
 ) -> dict[str, Any]:
-    """Write images, motion and picture; the row of the table as plain data."""
+    """Write images, motion and picture; the row of the table as plain data, files relative to `folder`."""
     from halfmap.steps.motion import pictures
 
-    stem, pixel = folder / FOLDER / item.key, item.pixel_size * tracks.binning
+    pixel = item.pixel_size * tracks.binning
     dtype = np.float16 if step.float16 else np.float32
     whole = sums.even + sums.odd
     images = {"EVN": sums.even, "ODD": sums.odd} if step.even_odd else {}
@@ -389,24 +284,26 @@ def _write(
         if step.unweighted:
             images["noDW"] = whole
     row: dict[str, Any] = {"name": item.name, "key": item.key}
+    # Not with_suffix: names of movies hold dots.
+    stem = f"{FOLDER}/{item.key}"
     for suffix in images:
-        row[suffix or "micrograph"] = str(_beside(stem, f"_{suffix}.mrc" if suffix else ".mrc"))
-    row |= {"PS": str(_beside(stem, "_PS.mrc")), "tracks": str(_beside(stem, ".star"))}
-    write_tracks(row["tracks"], tracks)
-    write_mrc(row["PS"], sums.spectrum, pixel_size=sums.spectrum_pixel_size)
+        row[suffix or "micrograph"] = f"{stem}_{suffix}.mrc" if suffix else f"{stem}.mrc"
+    row |= {"PS": f"{stem}_PS.mrc", "tracks": f"{stem}.star"}
+    write_tracks(folder / row["tracks"], tracks)
+    write_mrc(folder / row["PS"], sums.spectrum, pixel_size=sums.spectrum_pixel_size)
     writing = [
-        partial(write_mrc, row[suffix or "micrograph"], image, pixel_size=pixel, dtype=dtype)
+        partial(write_mrc, folder / row[suffix or "micrograph"], image, pixel_size=pixel, dtype=dtype)
         for suffix, image in images.items()
     ]
     if step.pictures:
         picture = partial(
             pictures.draw_movie,
-            _beside(stem, ".png"),
+            folder / f"{stem}.png",
             tracks,
             micrograph=whole,
             spectrum=sums.spectrum,
             spectrum_pixel_size=sums.spectrum_pixel_size,
-            title=item.name,
+            title=item.name if estimate.peak_height >= NO_SIGNAL else f"{item.name}: its motion is a guess",
         )
         writing.insert(0, picture)
     in_threads(_call, writing)
@@ -414,6 +311,7 @@ def _write(
     error = tracks.global_error if tracks.local_error is None else tracks.local_error
     return row | {
         "binning": tracks.binning,
+        "stretch": item.shape[0] / whole.shape[0] / tracks.binning - 1,
         "total": total,
         "early": early,
         "late": late,
@@ -425,17 +323,12 @@ def _write(
     }
 
 
-def _beside(stem: Path, ending: str) -> Path:
-    # Not with_suffix: names of movies hold dots.
-    return stem.with_name(stem.name + ending)
-
-
 def _call(task: Callable[[], None]) -> None:
     task()
 
 
-def local_spread(tracks: MotionTracks) -> float:
-    """Root mean square over field and frames of the local motion in Å."""
+def local_spread(tracks: MotionTracks) -> float | None:
+    """Root mean square over field and frames of the local motion in Å; None where none was looked for."""
     if tracks.local_grid is None:
-        return 0.0
+        return None
     return float(np.sqrt(np.square(tracks.local_grid).sum(axis=-1).mean()) * tracks.pixel_size)

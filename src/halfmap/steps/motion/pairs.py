@@ -15,6 +15,9 @@ _COARSEST_A = 600.0
 """Coarser than this are illumination and thickness, which stay where they are."""
 
 _PAIRS_AT_A_TIME = 64
+_EDGE = 0.05
+"""Part of a field that fades out at each side: its edges are no features."""
+
 _ROUNDS = 30
 _NEAR_A = 1.0
 """Disagreement of a pair that is always normal."""
@@ -47,7 +50,7 @@ def pair_tracks(
     displacements : array (n, 2)
         (x, y) in Å, the first zero.
     height : float
-        Median height of the pairs' peaks over the spread of their maps; some 4 is what noise gives.
+        Median height of the pairs' peaks over the spread of their maps; noise gives 3 to 4.
     """
     n = len(frames)
     spectra, shape = _whitened(frames, pixel_size, device)
@@ -75,7 +78,7 @@ def _whitened(
     h, w = frames.shape[1:]
     images = torch.from_numpy(frames).to(device)
     images = images - images.mean(dim=(-2, -1), keepdim=True)
-    spectra = rfft2(images * torch.from_numpy(_window(h)[:, None] * _window(w)).to(images))
+    spectra = rfft2(images * torch.from_numpy(soft_edge(h, _EDGE)[:, None] * soft_edge(w, _EDGE)).to(images))
     ky, kx = np.fft.fftfreq(h, pixel_size)[:, None], np.fft.rfftfreq(w, pixel_size)
     k = np.hypot(ky, kx)
     ring = np.rint(k * pixel_size * max(h, w)).astype(np.int64)
@@ -85,10 +88,9 @@ def _whitened(
     return spectra * torch.from_numpy(weight.astype(np.float32)).to(device), (h, w)
 
 
-def _window(n: int) -> NDArray[np.float32]:
-    """1, falling off to 0 over the outer twentieth at both ends: the edges of a field are no features."""
-    edge = max(1, n // 20)
-    ramp = np.minimum(np.arange(n) + 0.5, n - 0.5 - np.arange(n)) / edge
+def soft_edge(n: int, part: float) -> NDArray[np.float32]:
+    """1, falling off to 0 as a cosine over this part of `n` pixels at both ends."""
+    ramp = (np.minimum(np.arange(n), n - 1 - np.arange(n)) + 0.5) / max(1.0, part * n)
     return np.sin(np.pi / 2 * np.minimum(ramp, 1)).astype(np.float32) ** 2
 
 

@@ -105,10 +105,11 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
     path : path
         PNG file to write.
     rows : list of dict
-        One of each movie in the order of acquisition: `name`, its file; `total`, `early`, `late`, the motion
+        One of each movie in the order of the table: `name`, its file; `total`, `early`, `late`, the motion
         of the whole field in Å; `spread`, the root mean square of local motion in Å; `error`, the mean
-        standard error of shifts in Å; `misfit`, the scatter of the patches over that expected; `dose` in
-        e/Å². What is missing, None or not finite is left out; other keys are ignored.
+        standard error of shifts in Å; `misfit`, the scatter of the patches over that expected;
+        `peak_height`, the peaks of pairs of frames over their noise. What is missing, None or not finite is
+        left out; other keys are ignored.
     """
     names = [Path(str(row.get("name", ""))).stem for row in rows]
     border = f"{EARLY_DOSE_e_per_A2:g} e/Å²"
@@ -125,6 +126,11 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
         ("Local motion, root mean square", "Å", [("spread", "", "#1f77d0")]),
         ("Mean standard error of the shifts", "Å", [("error", "", "#1f77d0")]),
         ("Misfit of the patches, 1 = as expected", "", [("misfit", "", "#1f77d0")]),
+        (
+            "Peaks of pairs of frames over their noise; below 4.5 a guess",
+            "",
+            [("peak_height", "", "#1f77d0")],
+        ),
     ]
     height = _SUMMARY_HEAD + _ROW_HEIGHT * len(panels) + 20
     figure = Figure(figsize=(_SUMMARY_WIDTH / _DPI, height / _DPI), dpi=_DPI)
@@ -449,7 +455,7 @@ def _summary_title(rows: list[dict[str, Any]], values: dict[str, NDArray]) -> st
     dose = _column(rows, "dose")
     if np.isfinite(dose).any():
         title += f" of {np.nanmedian(dose):.3g} e/Å²"
-    words = {"total": "moved {:.1f} Å", "spread": "{:.1f} Å locally", "error": "known to {:.2g} Å"}
+    words = {"total": "moved {:.1f} Å", "spread": "{:.1f} Å locally", "error": "standard error {:.2g} Å"}
     parts = [
         text.format(np.nanmedian(values[key]))
         for key, text in words.items()
@@ -520,7 +526,7 @@ def _draw_quantity(
         panel.tick_params(labelsize=9)
     side.tick_params(labelleft=False)
     if last:
-        axes.set_xlabel("movie, in the order of acquisition", size=10)
+        axes.set_xlabel("movie, in the order of the table", size=10)
         side.set_xlabel("movies", size=10)
 
 

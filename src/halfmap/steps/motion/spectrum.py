@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.ops.fourier import resample, rfft2
+from halfmap.steps.motion.pairs import soft_edge
 
 BOX = 512
 PIXEL_SIZE_A = 1.4
@@ -33,8 +34,7 @@ def add_spectra(total: NDArray, images: NDArray[np.float32]) -> None:
     """
     side = len(total)
     y, x = ((length - side) // 2 for length in images.shape[1:])
-    ramp = (np.minimum(np.arange(side), side - 1 - np.arange(side)) + 0.5) / (_TAPER * side)
-    edge = np.sin(np.pi / 2 * np.minimum(ramp, 1)).astype(np.float32) ** 2
+    edge = soft_edge(side, _TAPER)
     window = edge[:, None] * edge
     for image in images:
         tile = image[y : y + side, x : x + side]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from pydantic import model_validator
+
 from halfmap.engine import Context, Input, Out, Param, Step
 
 FRAMES, EXPOSURE, MOTION, OUTPUT = "Frames", "Exposure", "Motion", "Output"
@@ -53,7 +55,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
     )
     dose_per_frame: float | None = Param(
         None,
-        "exposure of each frame; default: as the table of movies says",
+        "exposure of each frame (for EER of each fraction); default: as the table of movies says",
         unit="e/Å²",
         section=EXPOSURE,
         gt=0,
@@ -77,7 +79,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         unit="Å",
         section=MOTION,
         advanced=True,
-        ge=500,
+        ge=1500,
     )
     alignment_resolution: float = Param(
         8.0, "finest detail that frames are aligned by", unit="Å", section=MOTION, advanced=True, ge=3, le=50
@@ -94,7 +96,12 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         True, "write the sum without dose weighting as well", unit="none", section=OUTPUT
     )
     even_odd: bool = Param(True, "write the sums of even and odd frames", unit="none", section=OUTPUT)
-    float16: bool = Param(False, "write micrographs in half precision", unit="none", section=OUTPUT)
+    float16: bool = Param(
+        False,
+        "write micrographs in half precision; even and odd sums then add up to the plain one within rounding",
+        unit="none",
+        section=OUTPUT,
+    )
     spectrum_dose: float = Param(
         4.0,
         "exposure of the groups of frames whose power spectra are averaged for the CTF",
@@ -103,6 +110,18 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         gt=0,
     )
     pictures: bool = Param(True, "draw a picture of each movie", unit="none", section=OUTPUT)
+
+    @model_validator(mode="after")
+    def _movies_are_listed(self) -> MotionStep:
+        if self.movies.suffix != ".star":
+            raise ValueError(
+                f"{self.movies} is no table of movies: `halfmap import movies` makes one, movies.star"
+            )
+        if self.last_frame is not None and self.last_frame < self.first_frame:
+            raise ValueError(
+                f"the last frame ({self.last_frame}) comes before the first ({self.first_frame})"
+            )
+        return self
 
     def run(self, ctx: Context) -> None:
         """Correct movie after movie, tabulate the micrographs, draw the summary."""
@@ -116,6 +135,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         done = ctx.map(correct, items, key=_name, unit="movie")
         write_micrographs(ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done))
         pictures.draw_summary(ctx.folder / "summary.png", done)
+        tables.report(done)
 
 
 def _name(item: object) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from halfmap.data import MicrographSet, MovieSet
 from halfmap.errors import TableError
-from halfmap.steps.motion.movie import MovieItem
+from halfmap.log import log
+from halfmap.steps.motion import sums
+from halfmap.steps.motion.frames import EER_GROUPING, EER_UPSAMPLING
+from halfmap.steps.motion.movie import NO_SIGNAL, MovieItem
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -70,6 +74,7 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
                 raise TableError(
                     f"has no {label}", path=movies.path, row=number, hint="import the movies anew"
                 )
+        grouping, upsampling = _eer_settings(name, settings)
         items.append(
             MovieItem(
                 name=name,
@@ -84,8 +89,8 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
                 gain_path=ctx.resolve(gain) if gain else None,
                 defects=defects,
                 defect_path=ctx.resolve(defects) if defects else None,
-                eer_grouping=settings.get("rlnEERGrouping"),
-                eer_upsampling=settings.get("rlnEERUpsampling"),
+                eer_grouping=grouping,
+                eer_upsampling=upsampling,
             )
         )
     return items
@@ -97,6 +102,14 @@ def tabulate(step: MotionStep, ctx: Context, movies: MovieSet, done: list[dict[s
     kept = movies.rows.filter(pl.col("rlnMicrographMovieName").is_in(list(by_name)))
     rows = [by_name[name] for name in kept["rlnMicrographMovieName"]]
     groups = kept["rlnOpticsGroup"].to_list()
+    stretch = max((row["stretch"] for row in rows), key=abs)
+    if abs(stretch) > sums.ALIKE:
+        log.warning(
+            "at binning %g no micrograph of this size has square pixels; they are %.2f %% %s along y than x",
+            step.binning,
+            100 * abs(stretch),
+            "longer" if stretch > 0 else "shorter",
+        )
     # Frames of one group are of one size, and so binned alike.
     binning = {group: row["binning"] for group, row in zip(groups, rows, strict=True)}
     optics = movies.optics.with_columns(
@@ -113,14 +126,45 @@ def tabulate(step: MotionStep, ctx: Context, movies: MovieSet, done: list[dict[s
     columns: dict[str, list[Any]] = {}
     for key, label in _FILES.items():
         if key in rows[0]:
-            columns[label] = [ctx.relative(row[key]) for row in rows]
+            columns[label] = [ctx.relative(ctx.folder / row[key]) for row in rows]
     for key, label in _FIGURES.items():
-        columns[label] = [row[key] for row in rows]
+        if all(row[key] is not None for row in rows):
+            columns[label] = [row[key] for row in rows]
     table = pl.DataFrame(columns)
     # Sizes are those of the movies.
     sizes = ("rlnImageSizeX", "rlnImageSizeY", "rlnImageSizeZ")
     carried = kept.drop([label for label in (*columns, *sizes) if label in kept.columns])
     return MicrographSet(optics, pl.concat([table, carried], how="horizontal"))
+
+
+def _eer_settings(name: str, settings: dict[str, Any]) -> tuple[int | None, int | None]:
+    """How an EER movie is to be read; None for other movies, whatever their optics group says."""
+    if PurePosixPath(name).suffix.lower() != ".eer":
+        return None, None
+    grouping, upsampling = settings.get("rlnEERGrouping"), settings.get("rlnEERUpsampling")
+    return (
+        EER_GROUPING if grouping is None else int(grouping),
+        EER_UPSAMPLING if upsampling is None else int(upsampling),
+    )
+
+
+def report(done: list[dict[str, Any]]) -> None:
+    """Say how the movies moved, and which of them hardly correlate."""
+    middle = {key: median(row[key] for row in done) for key in ("total", "early", "error")}
+    log.info(
+        "%d movies moved along %.1f Å (%.1f early), standard error %.2f Å (medians)",
+        len(done),
+        *middle.values(),
+    )
+    guesses = [row["name"] for row in done if row["peak_height"] < NO_SIGNAL]
+    if guesses:
+        log.warning(
+            "%d of %d movies hardly correlate and their motion is a guess: hmFrameCorrelation below %g, %s",
+            len(guesses),
+            len(done),
+            NO_SIGNAL,
+            ", ".join(guesses[:5]) + (", …" if len(guesses) > 5 else ""),
+        )
 
 
 def _size(settings: dict[str, Any]) -> tuple[int, int, int] | None:
