@@ -1,0 +1,1 @@
+"""CTF estimation: defocus, astigmatism, phase shift and tilt of micrographs, with their errors."""

@@ -1,0 +1,460 @@
+"""The likelihood of all tiles' spectra, and its maximum over everything that they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import BSpline
+from scipy.ndimage import uniform_filter1d
+
+from halfmap.ops.threads import in_threads
+from halfmap.steps.ctf._kernels import N_LOCAL, N_SUMS, normal_sums, ring_sums
+
+_CLIP = 4.0
+_S_KNOTS, _C_KNOTS = 12, 7
+"""Degrees of freedom of the smooth spectrum and of the contrast of its rings."""
+
+_MOST_CONTRAST = 0.9
+_CONTRAST_SPREAD = 0.5
+"""Of tiles' contrast about the field's, a priori."""
+
+_CONTRAST_BEND, _TYPICAL_CONTRAST, _NEGATIVE_CONTRAST = 0.3, 0.4, 0.01
+"""Typical second difference and size of the contrast's spline, and how far it may be below 0."""
+
+_PROFILE_SPREAD = 1.0
+"""Of the logarithm of their spectra."""
+
+_WINDOW = 15
+"""Rings over which the roughness of the spectrum is averaged."""
+
+_DD = 11
+"""Place of the information on defocus among the sums."""
+
+_SCORE = N_LOCAL * (N_LOCAL + 1) // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Spectra to be fitted; see `_kernels.ring_sums` for the arrays.
+
+    Attributes
+    ----------
+    power : array (t, r, s)
+    weight : array (r, s)
+    effective : float
+    phase : array (4, r, s)
+    terms : array (t, m)
+        Terms of the surface of defocus at each tile.
+    free_phase : bool
+        Whether the phase shift is fitted.
+    roughness : array (r,)
+        Variance of what a ring's mean deviates from the smooth model beyond noise: form factors of the
+        particles, ice.
+    gain : array (r,)
+        How much more than for the mean of a ring the weight is for its rise and fall.
+    trust : array (r,)
+        Factor that `weight` has been multiplied with: below 1 for rings that are only looked at.
+    overlap : float
+        How much less tiles weigh for overlapping others.
+    """
+
+    power: NDArray
+    weight: NDArray[np.float64]
+    effective: float
+    phase: NDArray[np.float64]
+    terms: NDArray[np.float64]
+    free_phase: bool
+    roughness: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    trust: NDArray[np.float64]
+    overlap: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Values of all that is fitted.
+
+    Attributes
+    ----------
+    smooth : array (12,)
+        Spline of ln S.
+    rough : array (r,)
+        Deviations of single rings from it.
+    profile : array (t, 3)
+        Each tile's own slow change of ln S.
+    contrast : array (7,)
+        Spline of c.
+    relative : array (t,)
+        Each tile's contrast against it.
+    surface : array (m,)
+        Coefficients of the defocus over the field, Å.
+    astigmatism : array (2,)
+        cos and sin component of half the difference of the defoci, Å.
+    phase_shift : float
+        Radian.
+    """
+
+    smooth: NDArray
+    rough: NDArray
+    profile: NDArray
+    contrast: NDArray
+    relative: NDArray
+    surface: NDArray
+    astigmatism: NDArray
+    phase_shift: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The maximum of the likelihood.
+
+    Attributes
+    ----------
+    state : State
+        Where it is.
+    loss : float
+        -ln L, with the priors.
+    surprise : float
+        -ln of the likelihood with rough rings integrated out: fits that differ in roughness compare by it.
+    covariance : array (m + 3, m + 3)
+        Of surface, astigmatism and phase shift (zero if that is not fitted), by the noise alone.
+    misfit : float
+        Scatter of the tiles' own defoci over what noise explains.
+    tile_offset, tile_error : array (t,)
+        Defocus of each tile by itself against the surface, and its standard error, Å.
+    residual : array (r,)
+        Mean of the rings' data over the model without `State.rough`, in logarithm.
+    residual_variance : array (r,)
+        Its variance by noise.
+    """
+
+    state: State
+    loss: float
+    surprise: float
+    covariance: NDArray
+    misfit: float
+    tile_offset: NDArray
+    tile_error: NDArray
+    residual: NDArray
+    residual_variance: NDArray
+
+
+@lru_cache(maxsize=16)
+def spline_basis(n_rings: int, n_functions: int) -> NDArray[np.float64]:
+    """Cubic B-splines (r, n), closer to each other towards low frequencies, where spectra are steep."""
+    place = np.sqrt(np.linspace(0.04, 1, n_rings))
+    inner = np.linspace(place[0], place[-1], n_functions - 2)
+    knots = np.concatenate([[inner[0]] * 3, inner, [inner[-1]] * 3])
+    return BSpline.design_matrix(place, knots, 3).toarray()
+
+
+def start_state(problem: Problem, start: NDArray, strength: NDArray) -> State:
+    """Start from a defocus, two astigmatisms, a phase shift and the amplitude (r,) of the rings."""
+    t, r = problem.power.shape[:2]
+    smooth, contrast = spline_basis(r, _S_KNOTS), spline_basis(r, _C_KNOTS)
+    total = problem.weight.sum(axis=1)
+    mean = np.einsum("trs,rs->r", problem.power, problem.weight) / np.maximum(total * t, 1e-9)
+    logs = np.log(np.maximum(mean, 1e-30))
+    used = np.sqrt(total)[:, None]
+    surface = np.zeros(problem.terms.shape[1])
+    surface[0] = start[0]
+    return State(
+        smooth=np.linalg.lstsq(used * smooth, used[:, 0] * logs, rcond=None)[0],
+        rough=np.zeros(r),
+        profile=np.zeros((t, 3)),
+        contrast=np.linalg.lstsq(contrast, np.minimum(strength, 0.5), rcond=None)[0],
+        relative=np.ones(t),
+        surface=surface,
+        astigmatism=np.array(start[1:3], float),
+        phase_shift=float(start[3]),
+    )
+
+
+def spectra_of(problem: Problem, state: State) -> tuple[NDArray, NDArray, NDArray]:
+    """Logarithm of S (t, r), contrast (t, r) and defocus (t,) of each tile."""
+    r = problem.power.shape[1]
+    log_s = spline_basis(r, _S_KNOTS) @ state.smooth + state.rough + state.profile @ _slow(r).T
+    contrast = np.outer(state.relative, spline_basis(r, _C_KNOTS) @ state.contrast)
+    return log_s, np.clip(contrast, -_MOST_CONTRAST, _MOST_CONTRAST), problem.terms @ state.surface
+
+
+def _slow(n_rings: int) -> NDArray[np.float64]:
+    v = np.linspace(-1, 1, n_rings)
+    return np.stack([np.ones(n_rings), v, v * v - 1 / 3], axis=-1)
+
+
+def evaluate(problem: Problem, state: State) -> NDArray[np.float64]:
+    """Sums of each tile's rings (t, r, N_SUMS) at a state; see `_kernels.ring_sums`."""
+    log_s, contrast, defocus = spectra_of(problem, state)
+    t, r = problem.power.shape[:2]
+    sums = np.empty((t, r, N_SUMS))
+    edges = np.linspace(0, t, min(t, 4 * torch.get_num_threads()) + 1).astype(int)
+
+    def part(first: int, last: int) -> None:
+        ring_sums(
+            first,
+            last,
+            problem.power,
+            problem.weight,
+            problem.effective,
+            problem.phase,
+            log_s,
+            contrast,
+            defocus,
+            state.astigmatism,
+            state.phase_shift,
+            _CLIP,
+            sums,
+        )
+
+    in_threads(part, edges[:-1].tolist(), edges[1:].tolist())
+    return sums
+
+
+def loss_of(problem: Problem, state: State, sums: NDArray) -> float:
+    """-ln L with the priors on rough rings and tiles' contrasts."""
+    rough = problem.roughness > 0
+    prior = 0.5 * np.sum(state.rough[rough] ** 2 / problem.roughness[rough])
+    prior += 0.5 * np.sum((state.relative - 1) ** 2) / _CONTRAST_SPREAD**2
+    prior += 0.5 * np.sum(state.profile**2) / _PROFILE_SPREAD**2
+    prior += 0.5 * _contrast_prior(state.contrast)[1]
+    return float(sums[..., -1].sum() + prior)
+
+
+def _contrast_prior(values: NDArray) -> tuple[NDArray, float]:
+    """Prior that contrasts change slowly with frequency and are positive: its matrix, and its value.
+
+    Rings of the wrong defocus fit where the contrast is free to change its sign.
+    """
+    second = np.diff(np.eye(len(values)), 2, axis=0)
+    matrix = second.T @ second / _CONTRAST_BEND**2 + np.diag(
+        np.where(values < 0, _NEGATIVE_CONTRAST, _TYPICAL_CONTRAST) ** -2.0
+    )
+    return matrix, float(values @ matrix @ values)
+
+
+def maximise(problem: Problem, state: State, *, iterations: int = 30, tolerance: float = 0.02) -> Fit:
+    """Maximise the likelihood by Fisher scoring with Levenberg's damping.
+
+    Parameters
+    ----------
+    problem : Problem
+        Spectra.
+    state : State
+        Start.
+    iterations : int
+        Steps at the most.
+    tolerance : float
+        Stop when a step gains less than this in ln L.
+
+    Notes
+    -----
+    The power of a coefficient is exponential with mean mu (Whittle's likelihood), so that a bin of n
+    coefficients adds n (ln mu + P / mu) to -ln L, with mu = S (1 - c cos 2 chi): S and c are splines of the
+    frequency, chi the phase of the lens. Deviations of whole rings from the spline, which form factors and
+    ice cause, are Gaussian with the variance `Problem.roughness`; they are marginalised, so that what is
+    only seen in the mean of rough rings weighs less.
+
+    References
+    ----------
+    .. [1] Whittle 1953, Ark. Mat. 2, 423-434, DOI 10.1007/BF02590998
+    """
+    damping = 1e-3
+    sums = evaluate(problem, state)
+    loss = loss_of(problem, state, sums)
+    for _ in range(iterations):
+        system = _system(problem, state, sums)
+        gained = 0.0
+        for _ in range(6):
+            trial = _step(problem, state, system, damping)
+            trial_sums = evaluate(problem, trial)
+            trial_loss = loss_of(problem, trial, trial_sums)
+            if np.isfinite(trial_loss) and trial_loss <= loss:
+                gained = loss - trial_loss
+                state, sums, loss = trial, trial_sums, trial_loss
+                damping = max(damping / 10, 1e-6)
+                break
+            damping *= 10
+        if gained < tolerance:
+            break
+    return _finish(problem, state, sums, loss)
+
+
+def gain_of(problem: Problem, state: State) -> float:
+    """What one more step would gain in ln L, at a state that is the maximum with fewer terms."""
+    system = _system(problem, state, evaluate(problem, state))
+    scale = np.sqrt(np.maximum(np.diag(system.information), 1e-30))
+    matrix = system.information / scale[:, None] / scale + 1e-9 * np.eye(len(scale))
+    slope = system.score / scale
+    return 0.5 * float(slope @ np.linalg.solve(matrix, slope))
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    """Normal equations of [smooth, contrast, geometry]; rough rings and each tile's own are marginalised.
+
+    Attributes
+    ----------
+    information : array (n, n)
+        What is left of it.
+    score : array (n,)
+    rings : array (r, 5 + m, 5 + m)
+        Information of each ring on ln S, c, surface, astigmatism, phase shift.
+    ring_score : array (r, 5 + m)
+    tiles : array (t, 4, 4)
+        Information on a tile's profile and relative contrast, the prior in it.
+    tile_score : array (t, 4)
+    cross : array (t, 4, n)
+        Information that these share with all else.
+    """
+
+    information: NDArray
+    score: NDArray
+    rings: NDArray
+    ring_score: NDArray
+    tiles: NDArray
+    tile_score: NDArray
+    cross: NDArray
+
+
+def _system(problem: Problem, state: State, sums: NDArray) -> _System:
+    t, r = sums.shape[:2]
+    m = problem.terms.shape[1]
+    n = _S_KNOTS + _C_KNOTS + m + 3
+    rings, ring_score = np.zeros((r, 5 + m, 5 + m)), np.zeros((r, 5 + m))
+    tiles, tile_score, cross = np.zeros((t, 4, 4)), np.zeros((t, 4)), np.zeros((t, 4, n))
+    contrast = spline_basis(r, _C_KNOTS)
+    normal_sums(
+        sums,
+        problem.terms,
+        state.relative,
+        contrast @ state.contrast,
+        spline_basis(r, _S_KNOTS),
+        contrast,
+        _slow(r),
+        float(problem.free_phase),
+        rings,
+        ring_score,
+        tiles,
+        tile_score,
+        cross,
+    )
+    shrink = 1 / (problem.roughness * rings[:, 0, 0] + 1)
+    inverse = problem.roughness * shrink
+    pull = shrink * (problem.roughness * ring_score[:, 0] - state.rough)
+    reduced = rings - inverse[:, None, None] * rings[:, :, :1] * rings[:, :1, :]
+    reduced_score = ring_score - rings[:, :, 0] * pull[:, None]
+    columns = _columns(r, m)
+    information = np.einsum("rva,rvw,rwb->ab", columns, reduced, columns, optimize=True)
+    score = np.einsum("rva,rv->a", columns, reduced_score)
+    matrix, _ = _contrast_prior(state.contrast)
+    place = slice(_S_KNOTS, _S_KNOTS + _C_KNOTS)
+    information[place, place] += matrix
+    score[place] -= matrix @ state.contrast
+    if not problem.free_phase:
+        information[-1, -1] = 1.0
+    if t == 1:
+        return _System(information, score, rings, ring_score, tiles[:0], tile_score[:0], cross[:0])
+    precision = np.array([_PROFILE_SPREAD**-2] * 3 + [_CONTRAST_SPREAD**-2])
+    tiles += np.diag(precision)
+    tile_score -= precision * np.concatenate([state.profile, state.relative[:, None] - 1], axis=1)
+    solved = _deviations(tiles, np.concatenate([cross, tile_score[..., None]], axis=2))
+    taken = np.tensordot(cross, solved, axes=([0, 1], [0, 1]))
+    information, score = information - taken[:, :-1], score - taken[:, -1]
+    return _System(information, score, rings, ring_score, tiles, tile_score, cross)
+
+
+def _deviations(tiles: NDArray, right: NDArray) -> NDArray:
+    """Solve for what is each tile's own (t, 4, n): it adds up to nothing, as the rest is the field's."""
+    inverse = np.linalg.inv(tiles)
+    free = inverse @ right
+    return free - inverse @ np.linalg.solve(inverse.sum(axis=0), free.sum(axis=0))
+
+
+@lru_cache(maxsize=8)
+def _columns(n_rings: int, m: int) -> NDArray[np.float64]:
+    """What a ring's ln S, c and geometry (r, 5 + m, n) are made of: splines, and themselves."""
+    columns = np.zeros((n_rings, 5 + m, _S_KNOTS + _C_KNOTS + m + 3))
+    columns[:, 0, :_S_KNOTS] = spline_basis(n_rings, _S_KNOTS)
+    columns[:, 1, _S_KNOTS : _S_KNOTS + _C_KNOTS] = spline_basis(n_rings, _C_KNOTS)
+    columns[:, 2:, _S_KNOTS + _C_KNOTS :] = np.eye(m + 3)
+    return columns
+
+
+def _step(problem: Problem, state: State, system: _System, damping: float) -> State:
+    scale = np.sqrt(np.maximum(np.diag(system.information), 1e-30))
+    matrix = system.information / scale[:, None] / scale
+    matrix[np.diag_indices_from(matrix)] += damping + 1e-9
+    step = np.linalg.solve(matrix, system.score / scale) / scale
+    m = problem.terms.shape[1]
+    smooth, contrast, geometry = np.split(step, [_S_KNOTS, _S_KNOTS + _C_KNOTS])
+    change = _columns(len(system.rings), m) @ step
+    left = system.ring_score[:, 0] - np.einsum("rv,rv->r", system.rings[:, 0], change)
+    rough = state.rough + (problem.roughness * left - state.rough) / (
+        problem.roughness * system.rings[:, 0, 0] + 1
+    )
+    new = replace(
+        state,
+        smooth=state.smooth + smooth,
+        rough=rough,
+        contrast=state.contrast + contrast,
+        surface=state.surface + geometry[:m],
+        astigmatism=state.astigmatism + geometry[m : m + 2],
+        phase_shift=state.phase_shift + float(geometry[m + 2]) * problem.free_phase,
+    )
+    if len(system.tiles) == 0:
+        return new
+    own = _deviations(system.tiles, (system.tile_score - system.cross @ step)[..., None])[..., 0]
+    return replace(
+        new,
+        profile=state.profile + own[:, :3],
+        relative=np.clip(state.relative + own[:, 3], 0.0, 4.0),
+    )
+
+
+def _finish(problem: Problem, state: State, sums: NDArray, loss: float) -> Fit:
+    system = _system(problem, state, sums)
+    n = problem.terms.shape[1] + 3
+    scale = np.sqrt(np.maximum(np.diag(system.information), 1e-30))
+    inverse = np.linalg.pinv(system.information / scale[:, None] / scale, hermitian=True)
+    covariance = (inverse / scale[:, None] / scale)[-n:, -n:]
+    if not problem.free_phase:
+        covariance[-1] = covariance[:, -1] = 0
+    # Of a tile alone: its defocus with its contrast and the level of its rings as the field has them.
+    information = sums[..., _DD].sum(axis=1)
+    score = sums[..., _SCORE + 2].sum(axis=1)
+    t = len(sums)
+    misfit = 1.0
+    if t > problem.terms.shape[1] + 2:
+        spread = np.sum(score**2 / np.maximum(information, 1e-30)) / (t - problem.terms.shape[1])
+        spread *= problem.overlap
+        misfit = float(np.sqrt(spread))
+    ring_information = sums[..., 0].sum(axis=0)
+    residual = state.rough + sums[..., _SCORE].sum(axis=0) / np.maximum(ring_information, 1e-9)
+    return Fit(
+        state=state,
+        loss=loss,
+        surprise=loss + 0.5 * float(np.log1p(problem.roughness * ring_information).sum()),
+        covariance=covariance,
+        misfit=misfit,
+        tile_offset=score / np.maximum(information, 1e-30),
+        tile_error=1 / np.sqrt(np.maximum(information, 1e-30)),
+        residual=residual,
+        residual_variance=problem.gain / np.maximum(ring_information, 1e-9),
+    )
+
+
+def expected_roughness(frequency: NDArray) -> NDArray[np.float64]:
+    """Variance that particles' form factors give to rings at frequencies (r,) in 1/Å, before it is known."""
+    return (0.3 * np.exp(-((frequency / 0.06) ** 2)) + 0.01) ** 2
+
+
+def roughness_of(fit: Fit) -> NDArray[np.float64]:
+    """Variance by which the means of rings deviate from the smooth model beyond noise, (r,)."""
+    square = uniform_filter1d(fit.residual**2, _WINDOW, mode="nearest")
+    noise = uniform_filter1d(fit.residual_variance, _WINDOW, mode="nearest")
+    return np.maximum(square - noise, 0.05 * noise)

@@ -1,0 +1,290 @@
+"""Estimate the CTF of one micrograph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfmap.data.columns import format_vector
+from halfmap.data.defocus import DefocusSurface
+from halfmap.errors import ParameterError
+from halfmap.io.images import read_image
+from halfmap.io.mrc import write_mrc
+from halfmap.ops.ctf import ctf
+from halfmap.steps.ctf import quality
+from halfmap.steps.ctf.estimate import CtfEstimate, Optics, estimate_ctf
+from halfmap.steps.ctf.tiles import BOX, PIXEL_SIZE_A, TileSpectra, checked_image, tile_spectra
+from halfmap.units import electron_wavelength
+
+if TYPE_CHECKING:
+    from halfmap.steps.ctf.step import CtfStep
+
+FOLDER = "Micrographs"
+
+SEEN_A = 3.0
+"""Rings are looked at to this resolution, beyond the one that they are fitted to."""
+
+_FINE_RINGS_A = 4.5
+"""Resolution at which the rings of a high defocus must still be resolved by a tile."""
+
+_SHARE_OF_TILE = 0.3
+"""What a Thon ring's period may be, inverted, of a tile's side: finer ones lose their contrast."""
+
+_COARSE_A = 10.0
+_ICE = 0.5
+_UNKNOWN_DIRECTION = 180 / math.sqrt(12)
+"""Standard deviation of an angle of which nothing is known within half a turn."""
+
+
+@dataclass(frozen=True)
+class MicrographItem:
+    """A micrograph of the table with the settings of its optics group; plain data for a worker."""
+
+    name: str
+    key: str
+    path: Path
+    pixel_size: float
+    optics: Optics
+    group: int
+    magnification: tuple[float, float, float, float] | None
+
+
+def estimate_micrograph(item: MicrographItem, *, step: CtfStep, folder: Path) -> dict[str, Any]:
+    """Estimate a micrograph's CTF, write its pictures and return what the table needs.
+
+    Raises
+    ------
+    FileFormatError
+        If the micrograph cannot be read, is blank, saturated or too small.
+    """
+    if step.defocus_min >= step.defocus_max:
+        raise ParameterError("--defocus-min is not below --defocus-max")
+    raw = read_image(item.path)
+    image = checked_image(raw, item.name)
+    spectra = _spectra(image, item, step, BOX * PIXEL_SIZE_A)
+    found = _estimate(spectra, item, step)
+    extent = needed_extent(found.surface[0], item.optics.voltage_kV)
+    if extent > 1.2 * spectra.bins.extent and min(image.shape) * item.pixel_size > 1.5 * extent:
+        spectra = _spectra(image, item, step, extent)
+        found = _estimate(spectra, item, step)
+    error = math.sqrt(max(float(found.covariance[0, 0]), 0.0))
+    profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, error)
+    row = describe(found, spectra, item, profile)
+    row |= {"intensity": float(raw[::4, ::4].mean(dtype=np.float64))}
+    return row | _write(item, step, folder, found, spectra, image, profile, row)
+
+
+def needed_extent(defocus: float, voltage_kV: float) -> float:
+    """Side of the tiles in Å that resolves the rings of a defocus in Å: once or twice the ordinary one."""
+    ordinary = BOX * PIXEL_SIZE_A
+    period = 2 * electron_wavelength(voltage_kV) * defocus / _FINE_RINGS_A
+    return ordinary if period <= _SHARE_OF_TILE * ordinary else 2 * ordinary
+
+
+def _spectra(image: NDArray[np.float32], item: MicrographItem, step: CtfStep, extent: float) -> TileSpectra:
+    return tile_spectra(
+        image,
+        pixel_size=item.pixel_size,
+        lowest=1 / step.resolution_min,
+        highest=1 / min(step.resolution_max, SEEN_A),
+        extent=extent,
+        magnification=None if item.magnification is None else np.array(item.magnification),
+        name=item.name,
+    )
+
+
+def _estimate(spectra: TileSpectra, item: MicrographItem, step: CtfStep) -> CtfEstimate:
+    return estimate_ctf(
+        spectra,
+        item.optics,
+        lowest_defocus=step.defocus_min,
+        highest_defocus=step.defocus_max,
+        finest=step.resolution_max,
+        fit_phase_shift=step.fit_phase_shift,
+        fit_tilt=step.fit_tilt,
+    )
+
+
+def describe(
+    found: CtfEstimate, spectra: TileSpectra, item: MicrographItem, profile: quality.Profile
+) -> dict[str, Any]:
+    """State an estimate in the columns of the table."""
+    state, covariance = found.fit.state, found.covariance
+    m = len(state.surface)
+    cosine, sine = (float(value) for value in state.astigmatism)
+    half = math.hypot(cosine, sine)
+    angle = math.degrees(math.atan2(sine, cosine)) / 2
+    along = np.array([cosine, sine]) / half if half > 0 else np.array([1.0, 0.0])
+    across = np.array([-along[1], along[0]])
+    places = [0, m, m + 1]
+    block = covariance[np.ix_(places, places)]
+    errors = [
+        math.sqrt(max(float(vector @ block @ vector), 0.0))
+        for vector in (
+            np.array([1.0, 0, 0]),
+            np.array([1.0, *along]),
+            np.array([1.0, *-along]),
+            np.array([0.0, *across]),
+        )
+    ]
+    turned = math.degrees(errors[3] / max(2 * half, 1e-9))
+    merit = quality.figure_of_merit(found.problem, state)
+    limit = quality.resolution_limit(profile)
+    ice = quality.ice_ring(spectra.power, spectra.bins.count, spectra.bins.frequency)
+    tilt = tilt_of(found, spectra)
+    surface_error = np.zeros(5)
+    surface_error[: m - 1] = np.sqrt(np.maximum(np.diag(covariance)[1:m], 0))
+    row: dict[str, Any] = {
+        "name": item.name,
+        "key": item.key,
+        "group": item.group,
+        "rlnDefocusU": state.surface[0] + half,
+        "rlnDefocusV": state.surface[0] - half,
+        "rlnDefocusAngle": angle,
+        "rlnCtfAstigmatism": 2 * half,
+        "rlnCtfFigureOfMerit": merit,
+        "rlnCtfMaxResolution": limit,
+        "rlnCtfIceRingDensity": ice,
+        "hmDefocusUncertainty": errors[0],
+        "hmDefocusUUncertainty": errors[1],
+        "hmDefocusVUncertainty": errors[2],
+        "hmDefocusAngleUncertainty": min(turned, _UNKNOWN_DIRECTION),
+        **tilt,
+        **DefocusSurface(found.surface[1:], spectra.shape).columns(),
+        "hmDefocusSurfaceUncertainty": format_vector(surface_error.round(2)),
+        "hmCtfMisfit": found.fit.misfit,
+        "hmCtfSignificance": quality.significance(profile),
+    }
+    if found.problem.free_phase:
+        row["rlnPhaseShift"] = math.degrees(state.phase_shift) % 180
+        row["hmPhaseShiftUncertainty"] = math.degrees(math.sqrt(max(float(covariance[-1, -1]), 0.0)))
+    row = {key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()}
+    row["hmCtfProblem"] = "; ".join(problems(row)) or "none"
+    return row
+
+
+def tilt_of(found: CtfEstimate, spectra: TileSpectra) -> dict[str, float]:
+    """Tilt and direction of its axis with their errors, from the plane that fits best; none if not fitted."""
+    surface = found.plane.state.surface
+    if len(surface) < 3:
+        return {}
+    half = np.array([spectra.shape[1], spectra.shape[0]]) * spectra.pixel_size / 2
+    slope = surface[1:3] / half
+    covariance = found.plane_covariance[1:3, 1:3] / np.outer(half, half)
+    steep = float(np.hypot(*slope))
+    along = slope / max(steep, 1e-12)
+    across = np.array([-along[1], along[0]])
+    error, side = (math.sqrt(max(float(v @ covariance @ v), 0.0)) for v in (along, across))
+    return {
+        "rlnMicrographTiltAngle": math.degrees(math.atan(steep)),
+        "rlnMicrographTiltAxisDirection": math.degrees(math.atan2(-slope[0], slope[1])),
+        "hmTiltUncertainty": math.degrees(error / (1 + steep**2)),
+        "hmTiltAxisUncertainty": min(math.degrees(side / max(steep, 1e-12)), 2 * _UNKNOWN_DIRECTION),
+    }
+
+
+def problems(row: dict[str, Any]) -> list[str]:
+    """Reasons not to trust a micrograph's CTF, in words."""
+    found = []
+    if row["hmCtfSignificance"] < quality.WEAKEST:
+        found.append("no Thon rings")
+    elif row["rlnCtfMaxResolution"] > _COARSE_A:
+        found.append("Thon rings end early")
+    if row["rlnCtfIceRingDensity"] is not None and row["rlnCtfIceRingDensity"] > _ICE:
+        found.append("strong ice ring")
+    if row["hmDefocusUncertainty"] > 200:
+        found.append("defocus uncertain")
+    if row["hmCtfMisfit"] > 2:
+        found.append("defocus varies within the field")
+    return found
+
+
+def _write(
+    item: MicrographItem,
+    step: CtfStep,
+    folder: Path,
+    found: CtfEstimate,
+    spectra: TileSpectra,
+    image: NDArray,
+    profile: quality.Profile,
+    row: dict[str, Any],
+) -> dict[str, Any]:
+    from halfmap.steps.ctf import pictures
+
+    data, model = whole_spectra(found, spectra, item)
+    half = data.shape[1] // 2
+    both = data.copy()
+    both[:, :half] = model[:, :half]
+    stem = folder / FOLDER / item.key
+    files = {"image": str(stem.with_name(stem.name + ".ctf"))}
+    write_mrc(files["image"], both, pixel_size=spectra.bins.extent / len(both))
+    if step.pictures:
+        pictures.draw_micrograph(
+            stem.with_name(stem.name + ".png"),
+            found,
+            spectra,
+            profile=profile,
+            data=data,
+            model=model,
+            image=image,
+            row=row,
+            title=item.name,
+        )
+    return files
+
+
+def whole_spectra(
+    found: CtfEstimate, spectra: TileSpectra, item: MicrographItem
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Spectrum over its smooth part, and |CTF|, both (box, box) with the zero frequency in the middle."""
+    box = len(spectra.average)
+    state = found.fit.state
+    half = np.hypot(*state.astigmatism)
+    model = ctf(
+        (box, box),
+        pixel_size=spectra.bins.extent / box,
+        defocus_u=float(state.surface[0] + half),
+        defocus_v=float(state.surface[0] - half),
+        defocus_angle=math.degrees(math.atan2(state.astigmatism[1], state.astigmatism[0])) / 2,
+        voltage_kV=item.optics.voltage_kV,
+        cs_mm=item.optics.cs_mm,
+        amplitude_contrast=item.optics.amplitude_contrast,
+        phase_shift=math.degrees(state.phase_shift)
+        + (0.0 if found.problem.free_phase else item.optics.phase_shift),
+        magnification=None if item.magnification is None else torch.tensor(item.magnification).reshape(2, 2),
+    ).square()
+    return _whole(flattened(spectra)), _whole(model.numpy())
+
+
+def flattened(spectra: TileSpectra) -> NDArray[np.float32]:
+    """Averaged half-spectrum over a smooth background, less 1, of even contrast over frequencies."""
+    average = spectra.average.astype(np.float64)
+    box = len(average)
+    ky, kx = np.fft.fftfreq(box)[:, None] * box, np.arange(average.shape[1])[None]
+    ring = np.minimum(np.rint(np.hypot(kx, ky)).astype(int), box // 2)
+    count = np.bincount(ring.ravel())
+    mean = np.bincount(ring.ravel(), weights=average.ravel()) / np.maximum(count, 1)
+    place = np.sqrt(np.arange(len(mean)))
+    used = slice(4, len(mean) - 1)
+    curve = np.polynomial.Polynomial.fit(place[used], np.log(np.maximum(mean[used], 1e-30)), 8)
+    smooth = np.exp(curve(np.clip(place, place[4], place[-2])))
+    return np.clip(average / smooth[ring] - 1, -1, 3).astype(np.float32)
+
+
+def _whole(half: NDArray) -> NDArray[np.float32]:
+    """Full spectrum (n, n) of a real image from its half, the zero frequency in the middle."""
+    n = len(half)
+    middle = n // 2
+    whole = np.empty((n, n), np.float32)
+    shifted = np.fft.fftshift(half, axes=0)
+    whole[:, middle:] = shifted[:, :middle]
+    whole[1:, 1:middle] = whole[1:, middle + 1 :][::-1, ::-1]
+    whole[0, 1:middle] = whole[0, middle + 1 :][::-1]
+    whole[:, 0] = shifted[:, middle]
+    return whole

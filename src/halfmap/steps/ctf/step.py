@@ -1,0 +1,67 @@
+"""The step that estimates the CTF of micrographs."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from halfmap.engine import Context, Input, Out, Param, Step
+
+SEARCH, MODEL, OUTPUT = "Search", "Model", "Output"
+
+
+class CtfStep(Step, name="ctf", label="relion.ctffind"):
+    """Estimate defocus, astigmatism and tilt of micrographs, with their errors.
+
+    Power spectra of overlapping tiles are kept in polar bins. Matched filters search the whole range of
+    defocus and astigmatism. Then the likelihood of all tiles' spectra is maximised: defocus, astigmatism,
+    phase shift where it is wanted, and a plane or curved surface of defocus if the tiles support it,
+    together with smooth curves for background and contrast of the rings. The information gives each a
+    standard error. Micrographs without Thon rings are kept and marked; those that cannot be used are named
+    and left out.
+
+    References
+    ----------
+    .. [1] Rohou & Grigorieff 2015, J. Struct. Biol. 192, 216-221, DOI 10.1016/j.jsb.2015.08.008
+    .. [2] Zhang 2016, J. Struct. Biol. 193, 1-12, DOI 10.1016/j.jsb.2015.11.003
+    .. [3] Whittle 1953, Ark. Mat. 2, 423-434, DOI 10.1007/BF02590998
+    """
+
+    outputs = {
+        "micrographs": Out("micrographs_ctf.star", "MicrographGroupMetadata.star.relion.ctf"),
+        "picture": Out("summary.png", "Image2D.png.halfmap.overview"),
+    }
+
+    micrographs: Path = Input("table of micrographs", node="MicrographGroupMetadata.star.relion")
+    defocus_min: float = Param(3_000.0, "lowest mean defocus", unit="Å", section=SEARCH, ge=500, le=100_000)
+    defocus_max: float = Param(50_000.0, "highest mean defocus", unit="Å", section=SEARCH, ge=500, le=100_000)
+    resolution_min: float = Param(
+        30.0, "coarsest detail that is fitted", unit="Å", section=SEARCH, ge=10, le=100
+    )
+    resolution_max: float = Param(4.5, "finest detail that is fitted", unit="Å", section=SEARCH, ge=2, le=10)
+    fit_phase_shift: bool = Param(False, "find the phase shift of a phase plate", unit="none", section=MODEL)
+    fit_tilt: bool = Param(
+        True, "let the defocus change over the field; off: one defocus", unit="none", section=MODEL
+    )
+    use_unweighted: bool = Param(
+        True, "use the sums without dose weighting where the table names them", unit="none", section=MODEL
+    )
+    pictures: bool = Param(True, "draw a picture of each micrograph", unit="none", section=OUTPUT)
+
+    def run(self, ctx: Context) -> None:
+        """Estimate micrograph after micrograph, tabulate them, draw the summary."""
+        from halfmap.io.tables import read_micrographs, write_micrographs
+        from halfmap.steps.ctf import micrograph, pictures, tables
+
+        micrographs = read_micrographs(ctx.resolve(self.micrographs))
+        items = tables.list_micrographs(self, ctx, micrographs)
+        (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
+        estimate = functools.partial(micrograph.estimate_micrograph, step=self, folder=ctx.folder)
+        done = ctx.map(estimate, items, key=_name, unit="micrograph")
+        table = tables.tabulate(ctx, micrographs, done)
+        write_micrographs(ctx.folder / "micrographs_ctf.star", table)
+        pictures.draw_summary(ctx.folder / "summary.png", done)
+
+
+def _name(item: object) -> str:
+    return str(getattr(item, "name", item))
