@@ -32,7 +32,7 @@ from halfmap.data.motion import MotionTracks, spline_weights
 from halfmap.io.motion import read_tracks
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
-from halfmap.io.tables import read_micrographs, write_movies
+from halfmap.io.tables import read_micrographs, read_movies, write_movies
 from halfmap.io.tiff import write_tiff_movie
 from halfmap.ops.dose import dose_weights
 from halfmap.ops.fourier import rfft2
@@ -129,6 +129,26 @@ def correct(program: str, folder: Path, cores: int) -> tuple[Path, dict[str, flo
     job = max((folder / "Motion").glob("job*"))
     items = [json.loads(line)["seconds"] for line in (job / "items.jsonl").read_text().splitlines()]
     return job, {program: wall, f"{program}, processors": processor, f"{program}, in a worker": sum(items)}
+
+
+def one_job(scratch: Path, cores: int) -> float:
+    """Seconds a movie that Halfmap takes for the movies of all sets in one job."""
+    optics, rows = [], []
+    for number, name in enumerate(SETS, start=1):
+        table = read_movies(scratch / name / SIMULATED / "movies.star")
+        files = [label for label in table.optics.columns if label.endswith(("GainName", "DefectFile"))]
+        home = pl.lit(f"{scratch / name}/")
+        absolute = [(home + pl.col(label)).alias(label) for label in files]
+        groups = pl.lit(number, pl.Int64).alias("rlnOpticsGroup")
+        optics.append(table.optics.with_columns(groups, *absolute))
+        movie = (home + pl.col("rlnMicrographMovieName")).alias("rlnMicrographMovieName")
+        rows.append(table.rows.with_columns(groups, movie))
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        (Path(folder) / SIMULATED).mkdir(parents=True)
+        together = MovieSet(pl.concat(optics), pl.concat(rows))
+        write_movies(Path(folder) / SIMULATED / "movies.star", together)
+        wall, _ = run(f"{HALFMAP} --workers {cores}", Path(folder))
+    return wall / len(together)
 
 
 def warm_up() -> None:
@@ -289,6 +309,7 @@ def compare(scratch: Path, n_movies: int, cores: int) -> dict[str, Any]:
     # The middle of the sets: on a shared machine one of them may be disturbed.
     sets = list(times.values())
     times["all"] = {key: float(np.median([of_set[key] for of_set in sets])) for key in sets[0]}
+    times["all"]["Halfmap, one job of all sets"] = one_job(scratch, cores)
     print("error over the stated one: " + ", ".join(f"{name} {value:.2f}" for name, value in misfit.items()))
     for name, values in times.items():
         print(f"{name}: seconds a movie: " + "; ".join(f"{key} {value:.2f}" for key, value in values.items()))
@@ -356,7 +377,8 @@ def judge(record: dict[str, Any]) -> list[dict[str, Any]]:
         ("95th percentile of errors, Å", ours["p95"], None, "<=", 1.2),
         ("median error, Å", ours["median"], theirs["median"], "<=", 0.5),
         ("95th percentile of errors, Å", ours["p95"], theirs["p95"], "<=", 0.5),
-        ("seconds a movie (aim 0.35)", wall["Halfmap"], wall["RELION"], "<=", 0.5),
+        ("seconds a movie, jobs of a set", wall["Halfmap"], wall["RELION"], "<=", 0.5),
+        ("seconds a movie, one job of all", wall["Halfmap, one job of all sets"], wall["RELION"], "<=", 0.5),
         ("even + odd - sum, in its deviations", record["even_odd_difference"], None, "<=", 1e-5),
     ]
     rows += [(f"FRC {k}", v["Halfmap"], v["RELION"], ">=", 1.0) for k, v in record["signal"].items()]

@@ -9,6 +9,31 @@ from numba import njit
 
 
 @njit(nogil=True, cache=True)
+def cut_patch(frames, top, left, offset, edge_y, edge_x, limit, patch):
+    """Cut a patch (n, h, w) that follows `offset` (n, 2) out of frames: no mean, no outliers, soft edges."""
+    n, height, width = frames.shape
+    h, w = patch.shape[1:]
+    for f in range(n):
+        y, x = top + offset[f, 1], left + offset[f, 0]
+        y0, y1, x0, x1 = max(y, 0), min(y + h, height), max(x, 0), min(x + w, width)
+        patch[f] = 0
+        if y0 >= y1 or x0 >= x1:
+            continue
+        total = 0.0
+        for i in range(y0, y1):
+            line, row = frames[f, i], np.float32(0)
+            for j in range(x0, x1):
+                row += line[j]
+            total += row
+        mean = np.float32(total / ((y1 - y0) * (x1 - x0)))
+        for i in range(y0, y1):
+            line, out, edge = frames[f, i], patch[f, i - y], edge_y[i - y]
+            for j in range(x0, x1):
+                value = min(max(line[j] - mean, -limit), limit)
+                out[j - x] = value * (edge * edge_x[j - x])
+
+
+@njit(nogil=True, cache=True)
 def ring_power(spectra, ring, half, n_rings):
     """Mean over frames (n, ky, kx) of the power, summed over each ring: (n_rings,)."""
     n, rows, columns = spectra.shape

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 
 from halfmap.errors import ShapeError
-from halfmap.ops.threads import one_blas_thread
+from halfmap.ops.threads import in_threads, one_blas_thread
+from halfmap.steps.motion._correct_kernels import shrink
+from halfmap.steps.motion._likelihood_kernels import cut_patch
 from halfmap.steps.motion.likelihood import (
     Band,
     PatchSpectra,
@@ -23,7 +25,7 @@ from halfmap.steps.motion.likelihood import (
 from halfmap.steps.motion.pairs import pair_tracks, soft_edge
 from halfmap.steps.motion.prior import SpaceModes, space_modes, time_modes
 
-_TRACK_PIXEL_A = 12.0
+_TRACK_PIXEL_A = 14.0
 """Pixels that are fine enough to find the track of the whole field."""
 
 _COARSEST_A = 400.0
@@ -417,10 +419,11 @@ def _independent(side: int) -> float:
 
 def _shrunk(frames: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """Sums of blocks of pixels, over a field that transforms fast."""
-    n = len(frames)
     h, w = (_fast_size(side // factor) for side in frames.shape[1:])
-    whole = frames[:, : h * factor, : w * factor]
-    return np.einsum("nyixj->nyx", whole.reshape(n, h, factor, w, factor))
+    shrunk = np.empty((len(frames), h, w), np.float32)
+    even = np.ones(frames.shape[1:], np.float32)
+    in_threads(lambda frame, out: shrink(frame, even, factor, out), frames, shrunk)
+    return shrunk
 
 
 def _lay_out(shape: tuple[int, int], pixel_size: float, patch_size: float) -> _Layout:
@@ -447,18 +450,15 @@ def _fast_size(side: int) -> int:
 
 def _cut(frames: NDArray[np.float32], layout: _Layout, offset: NDArray) -> NDArray[np.float32]:
     """Patches (p, n, h, w) that follow the whole field to the pixel: no mean, no outliers, soft edges."""
-    n, height, width = frames.shape
     h, w = layout.shape
-    patches = np.zeros((len(layout.top), n, h, w), np.float32)
-    for patch, top, left in zip(patches, layout.top, layout.left, strict=True):
-        for f in range(n):
-            y, x = top + offset[f, 1], left + offset[f, 0]
-            y0, y1, x0, x1 = max(y, 0), min(y + h, height), max(x, 0), min(x + w, width)
-            if y0 < y1 and x0 < x1:
-                part = frames[f, y0:y1, x0:x1]
-                patch[f, y0 - y : y1 - y, x0 - x : x1 - x] = part - part.mean()
-    # Of every 7th pixel: the spread needs no more.
-    limit = _OUTLIER * float(patches.ravel()[::7].std())
-    np.clip(patches, -limit, limit, out=patches)
-    patches *= soft_edge(h, _TAPER)[:, None] * soft_edge(w, _TAPER)
+    patches = np.empty((len(layout.top), len(frames), h, w), np.float32)
+    # Of a few thousand pixels of each frame: the spread needs no more.
+    spread = np.sqrt(np.mean([np.var(frame[::31, ::7]) for frame in frames]))
+    edges = soft_edge(h, _TAPER), soft_edge(w, _TAPER)
+    limit = np.float32(_OUTLIER * spread)
+
+    def cut(top: int, left: int, patch: NDArray[np.float32]) -> None:
+        cut_patch(frames, top, left, offset, *edges, limit, patch)
+
+    in_threads(cut, layout.top, layout.left, patches)
     return patches

@@ -28,6 +28,7 @@ _SMOOTHING = np.array([0.25, 0.5, 0.25])
 _WEAKEST = 0.02
 """Least power of specimen or noise in a patch over the average that is believed."""
 
+_PATCHES_AT_A_TIME = 16
 _DIRECTIONS = 16
 _OCTAVES = 0.5
 """Octaves over which a patch's power is compared with the average: carbon is of another colour."""
@@ -126,9 +127,10 @@ class _CompiledSpectra:
         self.band = band
         p, n = patches.shape[:2]
         self.spectra = np.empty((p, n, len(band.rows), len(band.columns)), np.complex64)
-        for spectrum, patch in zip(self.spectra, patches, strict=True):
-            whole = rfft2(torch.from_numpy(patch)).numpy()
-            spectrum[:] = whole[:, band.rows][..., : len(band.columns)]
+        for start in range(0, p, _PATCHES_AT_A_TIME):
+            some = slice(start, start + _PATCHES_AT_A_TIME)
+            whole = rfft2(torch.from_numpy(patches[some])).numpy()
+            self.spectra[some] = whole[:, :, band.rows, : len(band.columns)]
         self.sums = np.zeros((p, *band.ring.shape), np.complex64)
         self.kx, self.ky = (k.astype(np.float32) for k in (band.kx, band.ky))
 

@@ -14,6 +14,7 @@ PIXEL_SIZE_A = 1.4
 """Finer detail than twice this shows no Thon rings before particles are averaged."""
 
 _TAPER = 0.1
+_TILES_AT_A_TIME = 8
 
 
 def tile_side(pixel_size: float, shape: tuple[int, int]) -> int:
@@ -36,10 +37,11 @@ def add_spectra(total: NDArray, images: NDArray[np.float32]) -> None:
     y, x = ((length - side) // 2 for length in images.shape[1:])
     edge = soft_edge(side, _TAPER)
     window = edge[:, None] * edge
-    for image in images:
-        tile = image[y : y + side, x : x + side]
-        spectrum = torch.view_as_real(rfft2(torch.from_numpy((tile - tile.mean()) * window)))
-        total += spectrum.square().sum(dim=-1).numpy()
+    for start in range(0, len(images), _TILES_AT_A_TIME):
+        tiles = images[start : start + _TILES_AT_A_TIME, y : y + side, x : x + side]
+        tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
+        spectra = torch.view_as_real(rfft2(torch.from_numpy(tiles)))
+        total += spectra.square().sum(dim=(0, -1)).numpy()
 
 
 def amplitude_spectrum(total: NDArray, pixel_size: float) -> tuple[NDArray[np.float32], float]:
