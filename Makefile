@@ -21,9 +21,11 @@ demo: setup
 	$(BIN)/halfmap import movies '$(DEMO)/Simulate/job001/Movies/*.tiff' --gain $(DEMO)/Simulate/job001/gain.mrc \
 		--dose-per-frame 1.5 --project $(DEMO)
 	$(BIN)/halfmap motion Import/job002/movies.star --project $(DEMO)
-	$(BIN)/halfmap info $(DEMO) $(DEMO)/Motion/job003/corrected_micrographs.star
+	$(BIN)/halfmap ctf Motion/job003/corrected_micrographs.star --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
 	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
+	@echo "          $(DEMO)/Ctf/job004/summary.png and the pictures beside it"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup
