@@ -124,6 +124,7 @@ def test_flat_micrograph_and_spectrum_do_not_matter(tmp_path: Path, value: float
     draw(
         tmp_path / "movie.png", make_tracks(), micrograph=flat, spectrum=np.full((32, 32), value, np.float32)
     )
+    assert (tmp_path / "movie.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("shape", [(31, 500), (500, 40), (1001, 1000)])
@@ -131,6 +132,7 @@ def test_any_shape_of_micrograph(tmp_path: Path, shape: tuple[int, int]) -> None
     micrograph = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     tracks = make_tracks(local=False, shape=shape)
     draw(tmp_path / "movie.png", tracks, micrograph=micrograph, spectrum_pixel_size=6.0)
+    assert (tmp_path / "movie.png").stat().st_size > 10_000
 
 
 def test_thumbnail_averages_blocks() -> None:
