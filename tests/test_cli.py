@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 import toy_step
 
 import halfmap
+from halfmap import cli
 from halfmap.cli import main, parse_options
-from halfmap.engine import registered_steps
+from halfmap.engine import RunOptions, registered_steps
+from halfmap.errors import ProjectError
 from halfmap.io.mrc import write_mrc
 from halfmap.project import Project
 from halfmap.steps import load_steps
@@ -106,7 +109,7 @@ def test_inputs_come_first_in_help(capsys):
         (["--dose-per-frame", "much"], "--dose-per-frame takes a number (e/Å²), not 'much'"),
         (["--dose-per-frame"], "--dose-per-frame takes a number (e/Å²), but nothing was given"),
         (["--dose-per-frame", "1", "2"], "--dose-per-frame takes a number (e/Å²), but '1 2' was given"),
-        (["--dose-per-frame", "-1"], "--dose-per-frame: input should be greater than 0, not -1"),
+        (["--dose-per-frame", "-1"], "--dose-per-frame must be greater than 0, not -1"),
         (["--dose-per-frame", "1", "--pixel_size=abc"], "--pixel-size takes a number (Å/px), not 'abc'"),
         (["--dose-per-frame", "1", "--workers", "1.5"], "--workers takes a whole number, not '1.5'"),
         (["--dose-per-frame", "1", "--gain-rotation", "7"], "--gain-rotation takes 0, 1, 2 or 3, not '7'"),
@@ -284,10 +287,155 @@ def test_info_of_a_jobs_folder_is_of_that_job(tmp_path, monkeypatch, capsys):
         "status Succeeded",
         "--n 4",
         "--bad 1",
-        "done 4 of 4 numbers",
+        "done 3 of 4 numbers, 1 failed",
         "table Toy/job001/squares.txt",
         "failures 1 left out, named in Toy/job001/failures.star",
+        "warnings 4 given, in Toy/job001/run.err",
+        "number 2 is looked at",
+        "go on with halfmap resume Toy/job001",
     ):
         assert line in shown
+    assert not any("number 3 is looked at" in line for line in shown)
     assert any("is a bad number" in line for line in shown)
     assert not any("job002" in line for line in shown)
+
+
+def test_the_last_lines_of_a_job_name_outputs_failures_and_warnings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--n", "9", "--bad", "1", "2", "4", "5", "8"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    place = next(i for i, line in enumerate(lines) if "done in" in line)
+    assert lines[place + 1 :] == [
+        "  table        Toy/job001/squares.txt",
+        "5 numbers failed, named in Toy/job001/failures.star:",
+        *(f"  {n}.mrc: is a bad number; leave it out" for n in (1, 2, 4)),
+        "  and 2 more",
+        "  once mended or replaced, `halfmap resume Toy/job001` does only what is missing",
+        "9 warnings, in Toy/job001/run.err too:",
+        *(f"  number {n} is looked at" for n in range(3)),
+        "  and 6 more",
+    ]
+    assert any(line.startswith("9 of 9 numbers, 5 failed, ") for line in lines)
+    assert lines[place + 1 :] == [
+        line.partition(" INFO ")[2]
+        for line in Path("Toy/job001/run.out").read_text().splitlines()[place + 1 - len(lines) :]
+    ]
+
+
+def test_a_job_that_failed_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--n", "2", "--bad", "0", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "2 numbers failed, named in Toy/job001/failures.star:" in lines
+    assert lines[-1].startswith("halfmap: every number failed; the first one: 0.mrc: is a bad number")
+
+
+@pytest.mark.parametrize("options", [["--device", "cuda:99"], ["--n", "-1"]])
+def test_a_run_refused_at_once_leaves_nothing(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", *options]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_job_keeps_the_options_that_are_not_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    monkeypatch.setattr(
+        toy_step.Toy, "run", lambda self, ctx: runs.append(ctx.options.model_dump(exclude={"project"}))
+    )
+    assert main(["toy", "--workers", "3", "--executor", "serial", "--max-failures", "7"]) == 2
+    assert main(["resume", "1"]) == 2
+    assert main(["resume", "1", "--workers=1"]) == 2
+    assert main(["resume", "1"]) == 2
+    first = {"executor": "serial", "workers": 3, "device": "auto", "max_failures": 7}
+    assert runs == [first, first, first | {"workers": 1}, first | {"workers": 1}]
+    with pytest.raises(ProjectError):
+        Project.open(".").resume(1, RunOptions(device="cpu"))
+    assert runs[-1] == first | {"workers": 1, "device": "cpu"}
+
+
+def test_a_new_project_is_announced_and_a_table_of_another_one_warned_of(tmp_path, monkeypatch, capsys):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    write_mrc("a.mrc", np.random.default_rng(1).normal(size=(64, 64)), pixel_size=1.5)
+    assert main(["import", "micrographs", "a.mrc"]) == 0
+    assert f"a new project begins in {tmp_path}/one\n" in capsys.readouterr().err
+    assert main(["import", "micrographs", "a.mrc"]) == 0
+    assert "new project" not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "two")
+    table = tmp_path / "one/Import/job001/micrographs.star"
+    Path("picks.star").write_text("data_\n\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 1\n")
+    words = ["import", "coordinates", "picks.star", "--micrographs", str(table)]
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert f"{table} is of the project {tmp_path}/one" in shown
+    assert "to go on there: --project ../one\n" in shown
+    assert f"a new project begins in {tmp_path}/two\n" in shown
+
+
+def test_relions_names_of_options_mean_ours(capsys):
+    cls = registered_steps()["import movies"]
+    words = ["a.tif", "--dose_per_frame", "1.5", "--angpix=0.8", "--kV", "200", "--gain_rot", "3"]
+    values, _ = parse_options(words, cls, prog="halfmap import movies", description="")
+    assert (values["pixel_size"], values["voltage"], values["gain_rotation"]) == (0.8, 200, 3)
+    assert main(["import", "movies", "a.tif", "--dose-per-frame", "1", "--angpix", "x"]) == 2
+    assert "--pixel-size takes a number (Å/px), not 'x'" in capsys.readouterr().err
+    main(["import", "movies", "--help"])
+    assert "--angpix, --kV" in capsys.readouterr().out
+
+
+@every_step
+def test_names_of_options_are_distinct(cls):
+    parameters = [*cls.parameters(), *RunOptions.parameters()]
+    names = [name.replace("_", "-") for p in parameters for name in (p.option, *p.aliases)]
+    assert len(set(names)) == len(names)
+
+
+@every_step
+def test_help_speaks_of_no_none(cls, capsys):
+    main([*cls.name.split(), "--help-all"])
+    shown = capsys.readouterr().out
+    for word in ("{None}", "None", "default: True", "default: False"):
+        assert word not in shown
+
+
+def test_a_folder_in_the_place_of_a_file_and_a_misspelt_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("Movies").mkdir()
+    Path("Movies/a.tif").touch()
+    for words, problem in (
+        (["Movies"], "Movies: is a folder, not a file; name what lies in it: 'Movies/*'"),
+        (["Movies/aa.tif"], "Movies/aa.tif: input file does not exist; did you mean Movies/a.tif?"),
+        (["Movies/*.mrc"], "Movies/*.mrc: input file does not exist"),
+    ):
+        assert main(["import", "movies", *words, "--dose-per-frame", "1"]) == 2
+        assert capsys.readouterr().err == f"halfmap: {problem}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["Movies"]
+
+
+def test_a_disk_that_refuses_is_one_sentence_wherever_it_comes_up(monkeypatch, capsys):
+    def refuse(_: list[str]) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/movies")
+
+    monkeypatch.setitem(cli._COMMANDS, "doctor", refuse)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == (
+        "halfmap: /data/movies: permission denied; check the permissions of it and the folders above\n"
+    )
+
+    def fail(_: list[str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/ours")
+
+    monkeypatch.setitem(cli._COMMANDS, "doctor", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["doctor"])
+
+
+def test_warnings_of_worker_processes_are_in_the_jobs_files_and_last_lines(tmp_path, capsys):
+    words = ["toy", "--n", "3", "--workers", "2", "--project", str(tmp_path)]
+    assert main(words) == 0
+    folder = tmp_path / "Toy/job001"
+    for text in ((folder / "run.out").read_text(), (folder / "run.err").read_text()):
+        assert text.count("WARNING number 2 is looked at") == 1
+    assert "3 warnings, in Toy/job001/run.err too:\n  number" in capsys.readouterr().err

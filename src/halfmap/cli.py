@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import io
 import os
@@ -15,13 +16,20 @@ from typing import Annotated, Any
 import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.parameters import Form, Parameter, parse_form
-from halfmap.engine.words import explain
+from halfmap.engine.words import explain, kind_of, translate
 from halfmap.errors import FileFormatError, HalfmapError, ParameterError
 from halfmap.log import log, shown_on_terminal
 from halfmap.steps import load_steps
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+_MACHINE_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG),
+)
+"""Errors of disks and rights, which are no defects of ours wherever they come up."""
+
 _FRAME = dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")
+_METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 INPUT_SECTION = "Input"
 """Section that help shows first: nobody can start without it."""
 
@@ -58,13 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HalfmapError as error:
         print(f"halfmap: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain at its end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        hint = "; check the permissions of it and the folders above" if error.errno == errno.EACCES else ""
+        print(f"halfmap: {where}{(error.strerror or '').lower()}{hint}", file=sys.stderr)  # noqa: T201
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except SystemExit as end:
         return int(end.code or 0)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python must not complain at its end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_OK
 
 
@@ -99,9 +114,7 @@ def _run_step(cls: type[Step], words: list[str]) -> None:
     values, run = parse_options(words, cls, prog=f"halfmap {cls.name}", description=description)
     step = parse_step(cls, values)
     project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
-    job = project.run(step, run)
-    for name, path in job.outputs.items():
-        log.info("%-12s %s", name, path)
+    project.run(step, run)
 
 
 def _resume(words: list[str]) -> None:
@@ -212,12 +225,16 @@ def parse_options(
     everything = not {"-h", "--help"} & set(words)
     words = ["--help" if word == "--help-all" else word for word in words]
     parameters = [*form.parameters(), *_Run.parameters()]
+    words = translate(words, parameters)
     main_input = next((p for p in parameters if p.default is ... or p.node is not None), None)
     if main_input and words and not words[0].startswith("-"):
         # The first thing a step needs may be given without its option: halfmap import movies 'Movies/*.tiff'
         words = [main_input.option, *words]
     if main_input and not everything:
         description += f"\n\nWhat follows the command at once is taken for {main_input.option}."
+    aliases = [alias for parameter in parameters for alias in parameter.aliases]
+    if not everything and aliases:
+        description += f"\n\nRELION's names are understood too: {', '.join(aliases)}."
     if not everything and any(parameter.advanced for parameter in parameters):
         description += "\n\nSeldom needed options: --help-all"
     sections: dict[str, list[Parameter]] = {}
@@ -240,7 +257,10 @@ def parse_options(
         raise ParameterError(explain(words, parameters) or said, hint=f"see: {prog} --help") from None
     values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
     run = {name: values.pop(name) for name in _Run.model_fields}
-    return values, parse_form(_Run, run, hint=f"see: {prog} --help")
+    # A resumed job keeps its own options where none are named.
+    named = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    given = {name: value for name, value in run.items() if name in named}
+    return values, parse_form(_Run, given, hint=f"see: {prog} --help")
 
 
 def _section(title: str, members: list[Parameter], everything: bool) -> tuple[str, Any, Any]:
@@ -250,9 +270,13 @@ def _section(title: str, members: list[Parameter], everything: bool) -> tuple[st
     columns = []
     for parameter in members:
         help_text = parameter.help if parameter.unit == "none" else f"{parameter.help} [{parameter.unit}]"
-        # What "None" or an empty list stands for is said in words, in the help.
-        hint = "" if parameter.default in (None, ()) else None
-        marks: list[Any] = [tyro.conf.arg(help=help_text, help_behavior_hint=hint)]
+        marks: list[Any] = [
+            tyro.conf.arg(
+                help=help_text,
+                help_behavior_hint=_default(parameter),
+                metavar=_METAVARS.get(kind_of(parameter)[0]) if parameter.default is None else None,
+            )
+        ]
         if parameter.advanced and not everything:
             marks.append(tyro.conf.Suppress)
         default = field() if parameter.default is ... else field(default=parameter.default)
@@ -260,3 +284,12 @@ def _section(title: str, members: list[Parameter], everything: bool) -> tuple[st
     section = make_dataclass(title.title().replace(" ", ""), columns, kw_only=True)
     required = any(parameter.default is ... for parameter in members)
     return title.lower().replace(" ", "_"), section, field() if required else field(default_factory=section)
+
+
+def _default(parameter: Parameter) -> str | None:
+    """What help says of the value that is taken when none is given; None leaves it to tyro."""
+    if parameter.default in (None, ()):
+        return "" if "default:" in parameter.help else "(optional)"
+    if isinstance(parameter.default, bool):
+        return f"(default: {'on' if parameter.default else 'off'})"
+    return None

@@ -96,6 +96,7 @@ def test_every_item_leaves_an_event(tmp_path):
     run(tmp_path, toy.Toy(n=4, bad=(2,)))
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["done"] for event in events] == [1, 2, 3, 4]
+    assert [event["failed"] for event in events] == [0, 0, 1, 1]
     assert ["error" in event for event in events] == [False, False, True, False]
 
 

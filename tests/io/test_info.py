@@ -326,3 +326,31 @@ def test_texts_that_are_not_coordinates_are_named_for_what_they_are(tmp_path):
     (tmp_path / "note.txt").write_text("Grids were frozen\non a Monday.\n")
     assert fact(tmp_path / "note.txt", "holds").startswith("text of 2 lines")
     assert "on a Monday." in shown(tmp_path / "note.txt")
+
+
+def test_quality_of_micrographs_is_summed_up(tmp_path):
+    optics = pl.DataFrame(
+        {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["a"], "rlnMicrographPixelSize": [1.0]}
+    )
+    rows = pl.DataFrame(
+        {
+            "rlnMicrographName": ["a.mrc", "b.mrc", "c.mrc", "d.mrc"],
+            "rlnOpticsGroup": [1] * 4,
+            "rlnCtfMaxResolution": [3.0, 4.5, 9.0, 3.5],
+            "hmDefocusUncertainty": [12.0, np.nan, 7.5, 30.0],
+            "hmBadPixels": [3, 4, 1200, 5],
+            "hmMicrographWidth": [4096] * 4,
+            "hmDefocusSurface": ["[0,0,0,0,0]"] * 4,
+            "hmCtfProblem": ["none", "no Thon rings", "none", "no Thon rings"],
+            "hmMotionMisfit": [np.nan] * 4,
+        }
+    )
+    path = tmp_path / "micrographs_ctf.star"
+    write_star(path, {"optics": optics, "micrographs": rows})
+    assert fact(path, "quality").split() == ["min", "median", "max", "unknown"]
+    assert fact(path, "CtfMaxResolution [Å]").split() == ["3", "4", "9"]
+    assert fact(path, "hmDefocusUncertainty [Å]").split() == ["7.5", "12", "30", "1"]
+    assert fact(path, "hmBadPixels").split() == ["3", "4.5", "1,200"]
+    assert fact(path, "hmMotionMisfit").split() == ["–", "–", "–", "4"]
+    assert fact(path, "problems") == "2 × no Thon rings"
+    assert "hmMicrographWidth  " not in shown(path)

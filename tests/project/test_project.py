@@ -4,6 +4,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import psutil
 import pytest
 import toy_step as toy
 
-from halfmap.engine import Context, Input, RunOptions, Step
+from halfmap.engine import Context, Input, Out, RunOptions, Step
 from halfmap.engine.ledger import Ledger
-from halfmap.errors import HalfmapError, ItemsFailedError, ProjectError, ResourceError
+from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError, ProjectError, ResourceError
 from halfmap.io.names import find_files
 from halfmap.io.star import read_star
 from halfmap.project import Project
 from halfmap.project.overview import describe_project
 from halfmap.project.pipeline import edit_pipeline
+from halfmap.steps.import_.step import ImportMovies
+from halfmap.steps.motion.step import MotionStep
 
 
 class Reading(Step, name="reading"):
@@ -33,6 +36,12 @@ class Reading(Step, name="reading"):
 
     def run(self, ctx: Context) -> None:
         pass
+
+
+class Unfinished(Reading, name="unfinished"):
+    """End without the output."""
+
+    outputs = {"table": Out("table.star", "LogFile.star.toy")}
 
 
 @pytest.fixture
@@ -346,8 +355,85 @@ def test_resume_says_what_has_changed_since(project, caplog):
     path.write_text(json.dumps(record))
     with pytest.raises(ItemsFailedError):
         project.resume(1)
-    assert "Halfmap has changed from 0.0.1" in caplog.text
-    assert "movies.star has changed" in caplog.text
+    said = "changed since the job ran before: movies.star, Halfmap, 0.0.1 then; items done then are kept"
+    assert said in caplog.text
+    assert said in (project.root / "Toy/job001/run.err").read_text()
+
+
+def test_a_project_that_was_moved_goes_on_as_if_nothing_had_changed(project, tmp_path, caplog):
+    (project.root / "a.tiff").touch()
+    with pytest.raises(ProjectError):
+        project.run(Unfinished(files=(Path("*.tiff"),)))
+    project.root.rename(tmp_path / "moved")
+    moved = Project.open(tmp_path / "moved")
+    with pytest.raises(ProjectError, match="without writing"):
+        moved.resume(1)
+    assert "changed" not in caplog.text
+    assert "new since" not in caplog.text
+
+
+def test_files_that_have_come_since_let_a_job_that_ended_well_go_on(project, caplog):
+    (project.root / "a.tiff").touch()
+    caplog.set_level("INFO", logger="halfmap")
+    project.run(Reading(files=(Path("*.tiff"),)))
+    with pytest.raises(ProjectError, match="nothing to resume"):
+        project.resume(1)
+    for name in "bcdef":
+        (project.root / f"{name}.tiff").touch()
+    assert project.resume(1).status == "Succeeded"
+    assert "new since the job ran before: b.tiff, c.tiff, d.tiff and 2 more" in caplog.text
+    with pytest.raises(ProjectError, match="nothing to resume"):
+        project.resume(1)
+    (project.root / "a.tiff").unlink()
+    caplog.clear()
+    project.resume(1)
+    assert "changed since the job ran before: a.tiff;" in caplog.text
+
+
+def test_a_job_whose_folder_is_gone_says_so(project):
+    job = project.run(toy.Toy(n=1))
+    shutil.rmtree(job.folder)
+    with pytest.raises(ProjectError, match=r"Toy/job001: the folder of this job is gone; put it back"):
+        project.resume(1)
+    assert "folder is gone" in next(iter(describe_project(project.root).columns[2].cells))
+
+
+def test_a_job_that_cannot_be_recorded_leaves_no_folder(project, monkeypatch):
+    def full(*_: object) -> None:
+        raise ResourceError("no space left on the disk")
+
+    monkeypatch.setattr("halfmap.project.job.Job.write_record", full)
+    with pytest.raises(ResourceError):
+        project.run(toy.Toy(n=1))
+    assert not list(project.root.glob("Toy/*"))
+    assert project.pipeline.processes == []
+
+
+def test_a_full_disk_under_the_log_is_told_once_and_without_a_traceback(project, capsys):
+    """Messages that cannot be written must not bury the error that says why."""
+    job = project.new_job(toy.Toy(n=1))
+    (job.folder / "run.out").symlink_to("/dev/full")
+    (job.folder / "run.err").symlink_to("/dev/full")
+    job.run(RunOptions())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_parameter_in_python_is_one_sentence_on_all_that_is_wrong():
+    with pytest.raises(ParameterError) as error:
+        ImportMovies(movies=(), dose=3, voltage="high", gain_flip=7)  # pyright: ignore
+    assert str(error.value) == (
+        "ImportMovies: voltage must be a valid number, not 'high'; "
+        "movies: nothing was given; "
+        "dose_per_frame is missing: exposure of each stored frame; "
+        "gain_flip must be 0, 1 or 2, not 7; "
+        "there is no dose"
+    )
+    with pytest.raises(ParameterError, match=r"there is no dose_per_fram \(did you mean dose_per_frame\?\)"):
+        ImportMovies(movies=("a.tif",), dose_per_fram=1)  # pyright: ignore
+    with pytest.raises(ParameterError, match="RunOptions: workers must be greater than or equal to 1, not 0"):
+        RunOptions(workers=0)
+    with pytest.raises(ParameterError, match=r"^MotionStep: A.mrc is no table of movies"):
+        MotionStep(movies=Path("A.mrc"))
 
 
 def test_relion_is_locked_out_during_an_edit_and_only_then(project):

@@ -167,10 +167,56 @@ def test_a_gain_of_another_shape_stops_the_import(project):
     assert written(project) == set()
 
 
-def test_a_gain_at_half_the_pixels_fits_super_resolution_movies(project):
-    write_mrc("half.mrc", np.ones((SHAPE[0] // 2, SHAPE[1] // 2), np.float32), pixel_size=1.8)
-    job = project.run(movies(gain="half.mrc", check_gain=False))
+def test_a_gain_at_half_the_pixels_fits_super_resolution_movies_and_says_so(project, caplog):
+    small = np.random.default_rng(8).normal(1, 0.1, (SHAPE[0] // 2, SHAPE[1] // 2)).astype(np.float32)
+    large = small.repeat(2, axis=0).repeat(2, axis=1)
+    for number in range(3):
+        frames = np.random.default_rng(number).poisson(COUNTS / large, (FRAMES, *SHAPE)).astype(np.uint8)
+        write_tiff_movie(Path(f"Movies/m{number}.tif"), frames, pixel_size=0.9)
+    write_mrc("half.mrc", small, pixel_size=1.8)
+    job = project.run(movies(gain="half.mrc"))
+    np.testing.assert_array_equal(read_mrc(job.outputs["gain"])[0], large)
+    said = "it is 48 × 32 px, the movies are 96 × 64: each of its pixels stands for 2 × 2 of theirs"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert said in warnings[0]
+    # Seen again in the job's last lines.
+    assert said in caplog.records[-1].getMessage()
+
+
+def test_a_gain_at_double_the_pixels_is_averaged_and_says_so(project, caplog):
+    write_mrc("double.mrc", gain_reference().repeat(2, axis=0).repeat(2, axis=1), pixel_size=0.45)
+    job = project.run(movies(gain="double.mrc"))
+    np.testing.assert_allclose(read_mrc(job.outputs["gain"])[0], gain_reference(), rtol=1e-6)
+    said = (
+        "it is 192 × 128 px, the movies are 96 × 64: the mean of 2 × 2 of its pixels stands for one of theirs"
+    )
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_a_gain_of_another_size_that_the_movies_do_not_show_stops_the_import(project, factor):
+    shape = (int(SHAPE[0] * factor), int(SHAPE[1] * factor))
+    write_mrc("other.mrc", np.random.default_rng(77).normal(1, 0.1, shape).astype(np.float32), pixel_size=1)
+    with pytest.raises(ParameterError, match=r"no trace of this gain.*the movies are 96 × 64.*this camera"):
+        project.run(movies(gain="other.mrc"))
+    assert written(project) == set()
+    job = project.run(movies(gain="other.mrc", check_gain=False))
     assert read_mrc(job.outputs["gain"]).shape == (1, *SHAPE)
+
+
+def test_an_import_goes_on_in_a_project_that_was_moved(project, tmp_path, monkeypatch):
+    whole = Path("Movies/m2.tif").read_bytes()
+    Path("Movies/m2.tif").write_bytes(whole[:-3000])
+    job = project.run(movies(gain="gain.mrc"))
+    assert len(read_movies(job.outputs["movies"])) == 2
+    moved = tmp_path.with_name(tmp_path.name + "_moved")
+    tmp_path.rename(moved)
+    monkeypatch.chdir(moved)
+    Path("Movies/m2.tif").write_bytes(whole)
+    job = Project.open(moved).resume(1)
+    table = read_movies(job.outputs["movies"])
+    assert table.rows["rlnMicrographMovieName"].to_list() == [f"Movies/m{i}.tif" for i in range(3)]
 
 
 @pytest.mark.parametrize("step", [ImportMovies, ImportMicrographs])

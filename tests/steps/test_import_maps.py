@@ -59,7 +59,7 @@ def test_only_what_is_given_is_written(project):
     [
         ([], "nothing to import"),
         (["--half1", "h1.mrc"], "half maps come in pairs"),
-        (["--map", "h1.mrc", "--pixel-size", "0"], "--pixel-size: input should be greater than 0"),
+        (["--map", "h1.mrc", "--pixel-size", "0"], "--pixel-size must be greater than 0"),
         (["--map", "no.mrc"], "no.mrc: input file does not exist"),
     ],
 )

@@ -113,6 +113,14 @@ hmMotionUncertainty float Å mean standard error of the shifts along one axis
 hmMotionMisfit float none scatter of patches about the motion model over what noise explains, 1 = all
 hmFrameCorrelation float none peaks of the correlations of pairs of frames over their noise
 hmBadPixels int none pixels found bad in the movie and replaced
+hmPicks int none particles picked in the micrograph
+hmPicksFalse float none how many of these are false on average
+hmMicrographMask str none mask of the micrograph, 1 where the specimen is good, of any pixel size
+hmMicrographMaskedFraction float none fraction of the micrograph that is masked
+hmMaskedBy str none what is masked and how much, nothing if nothing was found
+hmCoarseContrast float none standard deviation of the specimen's darkness, blurred to 140 Å
+hmMicrographMean float none mean of the micrograph's pixels
+hmMicrographStd float none standard deviation of the micrograph's pixels
 rlnMicrographTiltAngle float ° stage tilt
 rlnMicrographTiltAxisDirection float ° direction of the tilt axis in the image
 rlnMicrographIceThickness float Å ice thickness
@@ -144,6 +152,14 @@ hmDefocusSurfaceUncertainty vector Å standard errors of hmDefocusSurface, 0 for
 hmCtfMisfit float none scatter of the tiles' own defoci over what noise explains, 1 = all
 hmCtfSignificance float none strength of the Thon rings over its standard error; below 10 they may be noise
 hmIceThicknessRelative float none ice thicker than in the brightest micrographs, in mean free paths
+hmCtfFitResolution float Å finest resolution of the rings that were fitted
+hmCtfAnisotropy float none change of the rings' strength with direction over its mean, 0 to 1
+hmCtfAnisotropyUncertainty float none standard error of hmCtfAnisotropy
+hmCtfAnisotropyAngle float ° direction from x in which the rings are weakest, 0 to 180
+hmCtfCs float mm spherical aberration at which the rings fit best
+hmCtfCsUncertainty float mm standard error of hmCtfCs
+hmCtfIceThickness float Å thickness of the ice along the beam by the nodes of the rings, nan if none shows
+hmCtfIceThicknessUncertainty float Å standard error of hmCtfIceThickness
 hmCtfProblem str none why the CTF is not to be trusted, none if nothing was found
 """
 
@@ -202,6 +218,15 @@ hmDefocusUncertainty float Å standard deviation of the mean defocus
 hmParticleKind str none simulated particle: real, overlapping another one, or broken
 hmDepth float Å simulated height along the ice's normal, positive where the underfocus is greater
 hmIceThickness float Å simulated thickness of the ice where the particle is
+hmBackgroundMean float none mean of a particle's image around the particle before it was normalised
+hmBackgroundStd float none standard deviation of the image there, before it was normalised
+hmParticleMean float none mean of a particle's image within the circle that the background is outside of
+hmParticleStd float none standard deviation of the image there
+hmParticleSkewness float none skewness of the image there
+hmParticleZScore float none largest distance of these three from their medians, in robust standard deviations
+hmParticleDiameter float Å longest diameter of the particle that was picked
+hmPickProbability float none probability that the pick is a particle
+hmPickAgreement int none number of pickers that have the pick
 hmContaminant str none kind of a simulated contaminant
 hmRadius float Å radius of a simulated contaminant
 hmMotionFile str none file with a movie's true motion

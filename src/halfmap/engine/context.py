@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from halfmap.engine.executor import RunOptions, run_items
+from halfmap.engine.executor import Outcome, RunOptions, run_items
 from halfmap.engine.ledger import Ledger
+from halfmap.engine.progress import Progress
 from halfmap.errors import ItemsFailedError, ResourceError
-from halfmap.io.atomic import writing
 from halfmap.io.names import name_in
 from halfmap.log import log
 
@@ -103,35 +101,22 @@ class Context:
         todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in results]
         if results:
             log.info("%d of %d %ss were done before", len(results), len(keys), unit)
-        failed = 0
-        progress = _Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys))
+        failures_before = len(self.failures)
+        progress = Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys))
         outcomes = run_items(function, [item for _, item in todo], self.options)
         # Closing ends the workers before the job's lock is given back, however the loop ends.
         with progress, closing(outcomes):
             for index, outcome in outcomes:
                 name = todo[index][0]
-                for message in outcome.messages:
-                    if log.isEnabledFor(message.levelno):
-                        log.handle(message)
+                _repeat(outcome.messages)
                 if outcome.error is None:
-                    ledger.append(unit, name, outcome.result, outcome.seconds)
-                    # What a resumed run reads back is what this run must use: tuples are lists in both.
-                    results[name] = json.loads(json.dumps(outcome.result))
+                    results[name] = ledger.append(unit, name, outcome.result, outcome.seconds)
                 else:
-                    failed += 1
-                    self._record_failure(unit, name, outcome.error, outcome.trace)
-                    if outcome.fatal:
-                        raise ResourceError(outcome.error)
-                    self._check_failures()
+                    self._give_up(unit, name, outcome)
                 progress.advance(name, outcome.seconds, outcome.error)
         if keys and not results:
-            raise ItemsFailedError(
-                f"every {unit} failed", hint=f"the first one: {self.failures[-failed].reason}"
-            )
-        if failed:
-            log.warning(
-                "%d of %d %ss failed and were left out; failures.star names them", failed, len(keys), unit
-            )
+            first = self.failures[failures_before].reason
+            raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {first}")
         return [results[name] for name in keys if name in results]
 
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
@@ -143,6 +128,14 @@ class Context:
             If more have failed, here and in `map` together, than the options allow.
         """
         self._record_failure(unit, key, reason, trace)
+        self._check_failures()
+
+    def _give_up(self, unit: str, key: str, outcome: Outcome) -> None:
+        """Count an item as failed; end the loop if all others would fail alike, or enough have."""
+        error = outcome.error or ""
+        self._record_failure(unit, key, error, outcome.trace)
+        if outcome.fatal:
+            raise ResourceError(error)
         self._check_failures()
 
     def _record_failure(self, unit: str, key: str, reason: str, trace: str | None) -> None:
@@ -165,52 +158,8 @@ class Context:
         )
 
 
-class _Progress:
-    """Progress as a bar on a terminal, as lines elsewhere, and always as events in the job folder."""
-
-    def __init__(self, path: Path, unit: str, *, done: int, total: int) -> None:
-        self.path, self.unit, self.done, self.total = path, unit, done, total
-        self.before = done
-        self.start = time.monotonic()
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty() and self.total > 1:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task(f"{self.unit}s", total=self.total, completed=self.done)
-        return self
-
-    def advance(self, key: str, seconds: float, error: str | None) -> None:
-        self.done += 1
-        event = {
-            "time": round(time.time(), 3),
-            "event": "item",
-            "unit": self.unit,
-            "key": key,
-            "done": self.done,
-            "total": self.total,
-            "seconds": round(seconds, 3),
-        }
-        if error is not None:
-            event["error"] = error
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-        if self.bar is not None:
-            self.bar.advance(self.task)
-        elif self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
-            rate = (time.monotonic() - self.start) / max(1, self.done - self.before)
-            log.info("%d of %d %ss, %.2f s each", self.done, self.total, self.unit, rate)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+def _repeat(messages: Iterable[logging.LogRecord]) -> None:
+    """Log what a worker process has logged, at the levels that are heard here."""
+    for message in messages:
+        if log.isEnabledFor(message.levelno):
+            log.handle(message)

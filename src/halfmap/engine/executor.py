@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from concurrent.futures import Executor as FuturesExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler
+from multiprocessing import forkserver
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +37,9 @@ _ATTEMPTS = 2
 
 _ATTENTION_s = 0.3
 """How often the wait for workers looks up to see whether it was interrupted."""
+
+_PRELOADED = ("torch", "numba", "scipy.fft", "scipy.ndimage", "matplotlib.figure", "imagecodecs", "tifffile")
+"""Libraries that take long to load and start no threads by that; polars does."""
 
 _WORKER_DIED = "its worker process died twice, probably for want of memory; use fewer --workers"
 
@@ -187,15 +192,44 @@ def _is_loss_of_worker(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] == "distributed"  # KilledWorker, CommClosedError, …
 
 
+def prepare_workers(options: RunOptions) -> None:
+    """Start the process that local workers are copied from, unless the options ask for none.
+
+    It loads the large libraries while this one goes on, and copies of it have them at once. This one cannot
+    be copied itself: it may have threads, whose locks would stay locked in a copy for ever.
+    """
+    if not (options.executor == "processes" or (options.executor == "auto" and options.workers > 1)):
+        return
+    server, limits = forkserver._forkserver, _thread_limits(_threads(options))
+    if getattr(server, "halfmap_limits", limits) != limits:
+        # Libraries keep the number of threads that they began with.
+        server._stop()  # type: ignore[attr-defined]
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        forkserver.set_forkserver_preload(list(_PRELOADED))
+        with _interrupts_held():
+            forkserver.ensure_running()
+        server.halfmap_limits = limits  # type: ignore[attr-defined]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _threads(options: RunOptions) -> int:
+    return max(1, (os.cpu_count() or 1) // options.workers)
+
+
 @contextmanager
 def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
-    threads = max(1, (os.cpu_count() or 1) // options.workers)
+    threads = _threads(options)
     if options.executor != "dask":
-        import multiprocessing
-
-        # spawn: a forked child inherits locked thread pools of torch and Numba and hangs.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads, os.getpid()))
+        prepare_workers(options)
+        context = multiprocessing.get_context("forkserver")
+        pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads,))
         try:
             yield pool
         except BaseException:
@@ -242,12 +276,14 @@ def _thread_limits(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in names}
 
 
-def _start_worker(threads: int, parent: int) -> None:
+def _start_worker(threads: int) -> None:
     """Limit a worker's threads, leave interrupts to the parent, end with the parent however that ends."""
     import threading
 
     os.environ.update(_thread_limits(threads))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The process it is a copy of, which ends with the job's.
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -41,11 +41,12 @@ class Ledger:
                     results[entry["key"]] = entry["result"]
         return results
 
-    def append(self, unit: str, key: str, result: Any, seconds: float) -> None:
-        """Record one finished item."""
+    def append(self, unit: str, key: str, result: Any, seconds: float) -> Any:
+        """Record one finished item; return its result as a resumed run will read it, tuples as lists."""
         line = json.dumps({"unit": unit, "key": key, "seconds": round(seconds, 3), "result": result})
         with writing(self.path), self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
+        return json.loads(line)["result"]
 
     def repair(self) -> None:
         """Cut a last line that a kill left unfinished, so that the next one does not join it."""

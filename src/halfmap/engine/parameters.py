@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,7 @@ def Param(
     unit: Unit,
     section: str,
     advanced: bool = False,
+    aliases: tuple[str, ...] = (),
     **limits: Any,
 ) -> Any:
     """Declare a parameter of a step.
@@ -35,12 +37,16 @@ def Param(
         Heading under which help and forms show it.
     advanced : bool
         Hidden from ``--help``, shown by ``--help-all``.
+    aliases : tuple of str
+        What RELION or MotionCor call an option that means exactly the same; the command line takes it too.
     **limits
         pydantic's constraints: ``ge``, ``gt``, ``le``, ``lt``, ``min_length``, …
     """
     if unit not in UNITS:
         raise ValueError(f"unit {unit!r} is not among {', '.join(UNITS)}")
-    extra = {"unit": unit, "section": section, "advanced": advanced}
+    extra: dict[str, Any] = {"unit": unit, "section": section, "advanced": advanced}
+    if aliases:
+        extra["aliases"] = list(aliases)
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -50,6 +56,8 @@ def Input(
     node: str = "",
     default: Any = ...,
     section: str = "Input",
+    aliases: tuple[str, ...] = (),
+    folder: bool = False,
     **limits: Any,
 ) -> Any:
     """Declare an input file of a step: an edge of the project's graph.
@@ -64,10 +72,17 @@ def Input(
         ``None`` makes the input optional.
     section : str
         Heading under which help and forms show it.
+    aliases : tuple of str
+        As of `Param`.
+    folder : bool
+        Whether a folder is wanted, where else a file is.
     **limits
         pydantic's constraints.
     """
-    extra = {"unit": "none", "section": section, "advanced": False, "input": node}
+    extra: dict[str, Any] = {"unit": "none", "section": section, "advanced": False, "input": node}
+    extra["folder"] = folder
+    if aliases:
+        extra["aliases"] = list(aliases)
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -83,17 +98,32 @@ class Parameter:
     section: str
     advanced: bool
     node: str | None
+    aliases: tuple[str, ...]
+    is_folder: bool
 
     @property
     def option(self) -> str:
         """The parameter as an option of the command line."""
-        return "--" + self.name.replace("_", "-")
+        return _as_option(self.name)
 
 
 class Form(BaseModel):
-    """A frozen set of parameters, each declared by `Param` or `Input`."""
+    """A frozen set of parameters, each declared by `Param` or `Input`.
+
+    Raises
+    ------
+    ParameterError
+        If any is missing, unknown, of the wrong kind or out of its limits; names all of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = _problems(type(self), error, str)
+            raise ParameterError(f"{type(self).__name__}: {problems}") from None
 
     @classmethod
     def parameters(cls) -> Iterator[Parameter]:
@@ -109,6 +139,8 @@ class Form(BaseModel):
                 section=str(extra.get("section", "")),
                 advanced=bool(extra.get("advanced", False)),
                 node=None if "input" not in extra else str(extra["input"]),
+                aliases=tuple(f"--{alias}" for alias in extra.get("aliases", ())),  # pyright: ignore
+                is_folder=bool(extra.get("folder", False)),
             )
 
 
@@ -132,16 +164,39 @@ def parse_form(cls: type[FormType], values: Mapping[str, Any], *, hint: str | No
     ParameterError
         If a value is missing, of the wrong kind or out of its limits; names the option.
     """
+    form = cls.__new__(cls)
     try:
-        return cls(**values)
+        BaseModel.__init__(form, **values)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            option = "--" + str(item["loc"][0]).replace("_", "-") + ": " if item["loc"] else ""
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "too_short":
-                message = "nothing was given"
-            elif isinstance(item["input"], int | float):
-                message += f", not {item['input']:g}"
-            problems.append(f"{option}{message[:1].lower()}{message[1:]}")
-        raise ParameterError("; ".join(dict.fromkeys(problems)), hint=hint) from None
+        raise ParameterError(_problems(cls, error, _as_option), hint=hint) from None
+    return form
+
+
+def _as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _problems(cls: type[Form], error: ValidationError, named: Callable[[str], str]) -> str:
+    """All that pydantic found wrong, a clause each."""
+    known = {parameter.name: parameter for parameter in cls.parameters()}
+    clauses = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        value = item["input"]
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        message = message.partition(", unable to parse")[0]
+        if not name:
+            clauses.append(message)
+        elif item["type"] == "missing":
+            clauses.append(f"{named(name)} is missing: {known[name].help}")
+        elif item["type"] == "extra_forbidden":
+            close = get_close_matches(name, known, n=1)
+            guess = f" (did you mean {named(close[0])}?)" if close else ""
+            clauses.append(f"there is no {named(name)}{guess}")
+        elif item["type"] == "too_short":
+            clauses.append(f"{named(name)}: nothing was given")
+        else:
+            number = f", not {value:g}" if isinstance(value, int | float) else ""
+            given = f", not {value!r}" if isinstance(value, str) else number
+            clauses.append(f"{named(name)}{' ' if message.startswith('must') else ': '}{message}{given}")
+    return "; ".join(dict.fromkeys(clauses))

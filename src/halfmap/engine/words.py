@@ -14,6 +14,13 @@ _ONE = {float: "a number", int: "a whole number", Path: "a file name", str: "a w
 _MANY = {float: "numbers", int: "whole numbers", Path: "file names", str: "words"}
 
 
+def translate(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
+    """Put our options in the place of those of other programs that mean the same."""
+    meant = {alias: parameter.option for parameter in parameters for alias in parameter.aliases}
+    options = [(word, *word.partition("=")) for word in words]
+    return [meant[name] + equals + value if name in meant else word for word, name, equals, value in options]
+
+
 def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None:
     """Say what is wrong with a command line that could not be parsed: what was given, what is expected.
 
@@ -30,7 +37,7 @@ def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None
         A sentence on the first wrong option, or on all that are missing; None if nothing seems wrong.
     """
     known = {parameter.option: parameter for parameter in parameters}
-    off = {"--no-" + option[2:]: p for option, p in known.items() if _kind(p)[0] is bool}
+    off = {"--no-" + option[2:]: p for option, p in known.items() if kind_of(p)[0] is bool}
     given: dict[str, list[str]] = {}
     current = ""
     for word in words:
@@ -58,7 +65,7 @@ def _is_option(word: str) -> bool:
 
 
 def _misfit(option: str, values: list[str], parameter: Parameter) -> str | None:
-    kind, many = _kind(parameter)
+    kind, many = kind_of(parameter)
     if kind is bool:
         return f"{option} takes no value, but {' '.join(values)!r} was given" if values else None
     expected = f"{option} takes {_expected(parameter)}"
@@ -73,7 +80,7 @@ def _misfit(option: str, values: list[str], parameter: Parameter) -> str | None:
 
 
 def _expected(parameter: Parameter) -> str:
-    kind, many = _kind(parameter)
+    kind, many = kind_of(parameter)
     if get_origin(kind) is Literal:
         *others, last = map(str, get_args(kind))
         return f"{', '.join(others)} or {last}" if others else last
@@ -81,8 +88,8 @@ def _expected(parameter: Parameter) -> str:
     return text if parameter.unit == "none" else f"{text} ({parameter.unit})"
 
 
-def _kind(parameter: Parameter) -> tuple[Any, bool]:
-    """Type of a value, and whether several may be given."""
+def kind_of(parameter: Parameter) -> tuple[Any, bool]:
+    """Type of a parameter's value where one is given, and whether several may be."""
     kind = parameter.annotation
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from halfmap.data import MicrographSet, MovieSet, ParticleSet, TableSet
+from halfmap.data.columns import COLUMNS
 from halfmap.errors import FileFormatError, TableError
 from halfmap.io.info import facts, warning
 from halfmap.io.star import read_star
@@ -17,6 +18,7 @@ from halfmap.io.star import read_star
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 PREVIEW_ROWS, PREVIEW_COLUMNS, NAME_LENGTH = 5, 6, 30
 
@@ -36,6 +38,23 @@ _IMPORTANT = (
     "rlnImageSizeZ",
 )
 """Columns worth a look, first those that are shown when space is short."""
+
+_QUALITY = (
+    "rlnCtfAstigmatism",
+    "rlnPhaseShift",
+    "rlnCtfMaxResolution",
+    "rlnCtfFigureOfMerit",
+    "rlnCtfIceRingDensity",
+    "rlnMicrographTiltAngle",
+    "rlnAccumMotionTotal",
+    "rlnAccumMotionEarly",
+    "rlnAccumMotionLate",
+    "rlnAutopickFigureOfMerit",
+    "rlnMaxValueProbDistribution",
+)
+"""RELION's columns that tell good items from bad; of ours all that are numbers do, but those below."""
+
+_NO_QUALITY = ("hmMicrographHeight", "hmMicrographWidth", "hmContrastSign", "hmFlippedY", "hmSignalScale")
 
 _OPTICS = {
     "rlnOpticsGroupName": "optics group",
@@ -191,7 +210,42 @@ def _read(path: Path, kind: type[TableSet]) -> TableSet:
 
 def describe_set(table: TableSet) -> list[RenderableType]:
     """Describe movies, micrographs or particles: optics groups, what the rows hold, the first of them."""
-    return ["", facts(_set_facts(table)), "", _optics(table), "", _preview(table.rows, "first rows")]
+    quality = _quality(table.rows)
+    return [
+        *("", facts(_set_facts(table)), "", _optics(table)),
+        *(["", quality] if quality else []),
+        *("", _preview(table.rows.head(2) if quality else table.rows, "first rows")),
+    ]
+
+
+def _quality(rows: pl.DataFrame) -> Table | None:
+    """Lay out smallest, middle and largest value of each column that tells good items from bad."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [
+        label
+        for label, kind in rows.schema.items()
+        if kind.is_numeric() and (label in _QUALITY or (label.startswith("hm") and label not in _NO_QUALITY))
+    ]
+    lines, missing = [], []
+    for label in columns:
+        values = rows[label].cast(pl.Float64).fill_nan(None)
+        known = values.drop_nulls()
+        unit = COLUMNS[label].unit if label in COLUMNS else "none"
+        name = f"{label.removeprefix('rln')} [{unit}]" if unit != "none" else label.removeprefix("rln")
+        figures = (known.min(), known.median(), known.max()) if len(known) else (None, None, None)
+        lines.append([name, *(f"{x:,.4g}" if isinstance(x, float) else "–" for x in figures)])
+        missing.append(values.null_count())
+    if not lines:
+        return None
+    quality = Table(box=None, padding=(0, 2))
+    quality.add_column(Text("quality", style="cyan"))
+    for heading in ("min", "median", "max", *(["unknown"] if any(missing) else [])):
+        quality.add_column(Text(heading, style="cyan"), justify="right")
+    for line, count in zip(lines, missing, strict=True):
+        quality.add_row(*map(Text, line), *([f"{count:,}" if count else ""] if any(missing) else []))
+    return quality
 
 
 def _set_facts(table: TableSet) -> list[tuple[str, object]]:
@@ -211,14 +265,10 @@ def _set_facts(table: TableSet) -> list[tuple[str, object]]:
         pairs.append(("poses", _poses(rows)))
     pairs.append(("classes", _counts(rows, "rlnClassNumber")))
     pairs.append(("half sets", _counts(rows, "rlnRandomSubset")))
-    for label, name, unit in (
-        ("rlnCtfMaxResolution", "CTF fits to", " Å"),
-        ("rlnAccumMotionTotal", "motion", " Å"),
-        ("rlnAutopickFigureOfMerit", "pick score", ""),
-        ("rlnImageSizeZ", "frames", ""),
-    ):
-        if label in columns:
-            pairs.append((name, _range(rows[label], unit)))
+    if "rlnImageSizeZ" in columns:
+        pairs.append(("frames", _range(rows["rlnImageSizeZ"], "")))
+    if "hmCtfProblem" in columns:
+        pairs.append(("problems", _problems(rows["hmCtfProblem"])))
     pairs.append(
         ("columns", f"{len(columns)}: {', '.join(column.removeprefix('rln') for column in columns)}")
     )
@@ -239,6 +289,14 @@ def _counts(rows: pl.DataFrame, label: str) -> str | None:
     counts = rows[label].value_counts().sort(label)
     shown = [f"{value}: {count:,}" for value, count in counts.head(12).iter_rows()]
     return ", ".join(shown) + (f" and {counts.height - 12} more" if counts.height > 12 else "")
+
+
+def _problems(series: pl.Series) -> str | Text:
+    found = series.filter(series != "none").value_counts(sort=True)
+    if found.is_empty():
+        return "none"
+    shown = "; ".join(f"{count:,} × {text}" for text, count in found.head(4).iter_rows())
+    return warning(shown + (f" and {found.height - 4} more" if found.height > 4 else ""))
 
 
 def _range(series: pl.Series, unit: str) -> str:

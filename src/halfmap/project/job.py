@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
+import os
 import platform
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -20,10 +20,12 @@ from typing import Any
 import halfmap
 from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.device import choose_device
-from halfmap.errors import FileFormatError, HalfmapError, ProjectError
+from halfmap.errors import FileFormatError, HalfmapError, ParameterError, ProjectError
 from halfmap.io.atomic import remove_temporaries, write_text, writing
-from halfmap.io.names import find_files
+from halfmap.io.names import find_files, name_in
 from halfmap.log import log
+from halfmap.project.messages import logging_to
+from halfmap.project.outcome import closing_lines, shortened, write_failures
 
 _MARKERS = {
     "Succeeded": "RELION_JOB_EXIT_SUCCESS",
@@ -31,9 +33,6 @@ _MARKERS = {
     "Aborted": "RELION_JOB_EXIT_ABORTED",
 }
 _PATIENCE_s = 0.5
-FAILURES_FILE = "failures.star"
-"""Table of the items of a job that failed, and why."""
-
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
 
@@ -86,11 +85,17 @@ class Job:
             If it is no job of Halfmap's, or of a step that this version lacks.
         """
         path = root / name / "job.json"
+        if not path.parent.exists():
+            raise ProjectError(
+                "the folder of this job is gone", path=path.parent, hint="put it back, or run the step anew"
+            )
         if not path.exists():
             raise ProjectError("is not a job of Halfmap's: it has no job.json", path=root / name)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             step, parameters = record["step"], record["parameters"]
+        except PermissionError as error:
+            raise ProjectError("may not be read", path=path, hint="check its permissions") from error
         except (ValueError, KeyError, TypeError) as error:
             raise FileFormatError("cannot be read as a job's record", path=path) from error
         if step not in registered_steps():
@@ -107,7 +112,7 @@ class Job:
             "step": self.step.name,
             "label": self.step.label,
             "parameters": parameters,
-            "inputs": [_describe(path) for name in self.step.inputs() for path in _files(name, self.root)],
+            "inputs": self._inputs(),
             "outputs": {name: asdict(out) for name, out in type(self.step).outputs.items()},
             "command": sys.argv,
             "created": _now(),
@@ -134,16 +139,40 @@ class Job:
         note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\n{command}\n"
         write_text(self.folder / "note.txt", note)
 
-    def changes(self) -> list[str]:
-        """What has changed since the job began, a phrase each: Halfmap's version, input files."""
-        record = json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
-        found = []
-        if record.get("halfmap") != halfmap.__version__:
-            found.append(f"Halfmap has changed from {record.get('halfmap')} to {halfmap.__version__}")
-        for before in record.get("inputs", []):
-            if _describe(Path(before["path"])) != before:
-                found.append(f"{before['path']} has changed")
-        return found
+    def _inputs(self) -> list[dict[str, Any]]:
+        """Inputs as they are now, named from the project's folder, so that it can be moved."""
+        files = [path for name in self.step.inputs() for path in _files(name, self.root)]
+        return [_describe(path, self.root) for path in files]
+
+    def _record(self) -> dict[str, Any]:
+        return json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
+
+    def keep_options(self, options: RunOptions) -> None:
+        """Add to the record how the job runs and the inputs as they are now, for `resume`."""
+        run = options.model_dump(mode="json", include=set(RunOptions.model_fields))
+        record = self._record() | {"run": run, "inputs": self._inputs()}
+        write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
+
+    def options(self, given: RunOptions) -> RunOptions:
+        """Options to go on with: those `given` by name, the others as when the job ran last."""
+        known = RunOptions.model_fields.keys()
+        kept = {name: value for name, value in self._record().get("run", {}).items() if name in known}
+        return RunOptions(**kept | {name: getattr(given, name) for name in known & given.model_fields_set})
+
+    def changed_version(self) -> str | None:
+        """Say which version of Halfmap the job began with, if it was another one."""
+        version = self._record().get("halfmap")
+        return None if version == halfmap.__version__ else f"Halfmap, {version} then"
+
+    def changed_inputs(self) -> tuple[list[str], list[str]]:
+        """Input files that have changed or gone since the job ran last, and those that are new."""
+        recorded = self._record().get("inputs", [])
+        before = {name_in(self.root / entry["path"], self.root).as_posix(): entry for entry in recorded}
+        now = {entry["path"]: entry for entry in self._inputs()}
+        for name in before.keys() - now.keys():
+            now[name] = _describe(self.root / name, self.root)
+        changed = [name for name, entry in before.items() if _state(now[name]) != _state(entry)]
+        return changed, [name for name in now if name not in before]
 
     def note_resumption(self) -> None:
         """Add to ``note.txt`` that the job goes on, as RELION does."""
@@ -153,8 +182,17 @@ class Job:
         ):
             file.write(f" ++++ Executing continued job on {_now()}\n")
 
-    def run(self, options: RunOptions) -> None:
+    def run(self, options: RunOptions, changes: Sequence[str] = (), new: Sequence[str] = ()) -> None:
         """Run the job, or go on with it where it stopped.
+
+        Parameters
+        ----------
+        options : RunOptions
+            How it runs.
+        changes : sequence of str
+            What has changed since it ran before, to be warned of.
+        new : sequence of str
+            Input files that have come since.
 
         Raises
         ------
@@ -164,30 +202,52 @@ class Job:
             If it was interrupted; the folder is then marked as aborted and can be resumed.
         """
         device = choose_device(options.device)
-        with _locked(self.folder / ".lock"), _logging_to(self.folder), _terminate_as_interrupt():
+        with _locked(self.folder / ".lock"), logging_to(self.folder) as seen, _terminate_as_interrupt():
             for marker in _MARKERS.values():
                 (self.folder / marker).unlink(missing_ok=True)
             remove_temporaries(self.folder)
             ctx = Context(folder=self.folder, project=self.root, options=options, device=device)
             log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, device)
+            if changes:
+                text = "changed since the job ran before: %s; items done then are kept as they are"
+                log.warning(text, shortened(changes))
+            if new:
+                log.info("new since the job ran before: %s", shortened(new))
             start = time.monotonic()
+            status, advice = "Failed", ""
             try:
                 self.step.run(ctx)
                 self._check_outputs()
+                status = "Succeeded"
             except KeyboardInterrupt:
-                self._end("Aborted")
+                status = "Aborted"
+                raise
+            except HalfmapError as error:
+                log.error("%s", error, extra={"quiet": True})
+                if not (isinstance(error, ParameterError) or ctx.failures):
+                    advice = f"; once the cause is mended, `{self.resume_command}` goes on"
                 raise
             except BaseException as error:
-                if isinstance(error, HalfmapError):
-                    log.error("%s", error, extra={"quiet": True})
-                else:
-                    log.exception("%s", error, extra={"quiet": True})
-                self._end("Failed")
+                log.exception("%s", error, extra={"quiet": True})
                 raise
             finally:
-                self._write_failures(ctx)
-            log.info("%s: done in %.1f s", self.name, time.monotonic() - start)
-            self._end("Succeeded")
+                write_failures(self.folder, ctx.failures)
+                self._end(status)
+                how = {"Succeeded": "done in", "Failed": "failed after", "Aborted": "interrupted after"}
+                log.info("%s: %s %.1f s%s", self.name, how[status], time.monotonic() - start, advice)
+                self._say_outcome(ctx, seen.texts)
+
+    def _say_outcome(self, ctx: Context, warnings: Sequence[str]) -> None:
+        here = Path.cwd()
+        for name, path in self.outputs.items():
+            log.info("  %-12s %s", name, path.relative_to(here) if path.is_relative_to(here) else path)
+        for line in closing_lines(self.name, ctx.failures, warnings, resume=self.resume_command):
+            log.info("%s", line)
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the job, from where the process stands."""
+        return f"halfmap resume {os.path.relpath(self.folder)}"
 
     def _end(self, status: str) -> None:
         write_text(self.folder / _MARKERS[status], "")
@@ -198,15 +258,6 @@ class Job:
                 raise ProjectError(
                     f"the step ended without writing its output {name!r}", path=self.folder / out.file
                 )
-
-    def _write_failures(self, ctx: Context) -> None:
-        from halfmap.io.star import write_star
-
-        path = self.folder / FAILURES_FILE
-        path.unlink(missing_ok=True)
-        if ctx.failures:
-            keys, reasons = [f.key for f in ctx.failures], [f.reason for f in ctx.failures]
-            write_star(path, {"failures": _string_table(hmItem=keys, hmReason=reasons)})
 
 
 def _string_table(**columns: list[str]) -> Any:
@@ -244,12 +295,17 @@ def _files(name: Path, root: Path) -> list[Path]:
     return sorted(find_files(name, root)) or [root / name]
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    """An input as it was when the job began, so that a later change of it shows."""
+def _describe(path: Path, root: Path) -> dict[str, Any]:
+    """An input as it is now, so that a later change of it shows."""
+    name = name_in(path, root).as_posix()
     if not path.exists():
-        return {"path": str(path)}
+        return {"path": name}
     stat = path.stat()
-    return {"path": str(path), "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
+    return {"path": name, "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
+
+
+def _state(entry: dict[str, Any]) -> tuple[Any, Any]:
+    return entry.get("bytes"), entry.get("modified")
 
 
 def _now() -> str:
@@ -282,26 +338,6 @@ def _is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-@contextmanager
-def _logging_to(folder: Path) -> Iterator[None]:
-    """Keep the package's messages in ``run.out``, its warnings, errors and tracebacks in ``run.err``."""
-    handlers = [logging.FileHandler(folder / "run.out"), logging.FileHandler(folder / "run.err")]
-    for handler, level in zip(handlers, (logging.INFO, logging.DEBUG), strict=True):
-        handler.setLevel(level)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-    handlers[1].addFilter(lambda record: record.levelno != logging.INFO)
-    level_before = log.level
-    log.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        log.setLevel(level_before)
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
 
 
 @contextmanager

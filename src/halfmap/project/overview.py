@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfmap.errors import HalfmapError, ProjectError
 from halfmap.log import log
-from halfmap.project.job import FAILURES_FILE, Job
+from halfmap.project.job import Job
+from halfmap.project.messages import WARNINGS_FILE, read_warnings
+from halfmap.project.outcome import FAILURES_FILE, SHOWN, count, read_failures
 from halfmap.project.project import Project
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_SHOWN_FAILURES = 5
 _COLOURS = {"Succeeded": "green", "Failed": "red", "Aborted": "yellow", "Running": "cyan"}
 
 
@@ -55,12 +55,16 @@ def describe_job(job: Job) -> Group:
     rows.append(("", f"{rest} other parameters at their defaults"))
     rows += [("done", text) for text in _progress(job.folder)]
     rows += [(name, f"{job.name}{path.name}") for name, path in job.outputs.items()]
-    failures = _failures(job.folder)
+    failures, warnings = read_failures(job.folder), read_warnings(job.folder)
     if failures:
-        rows.append(("failures", warning(f"{len(failures)} left out, named in {job.name}{FAILURES_FILE}")))
-        rows += [(f"  {key}", reason) for key, reason in failures[:_SHOWN_FAILURES]]
-    if job.status in ("Failed", "Aborted"):
-        rows.append(("go on with", f"halfmap resume {os.path.relpath(job.folder)}"))
+        rows.append(("failures", warning(f"{len(failures):,} left out, named in {job.name}{FAILURES_FILE}")))
+        rows += [(f"  {key}", reason) for key, reason in failures[:SHOWN]]
+        rows.append(("", "once mended or replaced, resuming does only what is missing"))
+    if warnings:
+        rows.append(("warnings", warning(f"{len(warnings):,} given, in {job.name}{WARNINGS_FILE}")))
+        rows += [("", text) for text in warnings[:SHOWN]]
+    if job.status in ("Failed", "Aborted") or failures:
+        rows.append(("go on with", job.resume_command))
     return Group(Text.assemble((job.name, "bold"), f"  {step.name}"), "", facts(rows))
 
 
@@ -73,7 +77,9 @@ def _progress(folder: Path) -> list[str]:
             event = json.loads(line)
         except ValueError:
             continue  # cut short by a kill
-        last[event["unit"]] = f"{event['done']} of {event['total']} {event['unit']}s"
+        failed = event.get("failed", 0)
+        text = f"{event['done'] - failed:,} of {count(event['total'], event['unit'])}"
+        last[event["unit"]] = f"{text}, {failed:,} failed" if failed else text
     return list(last.values())
 
 
@@ -97,13 +103,15 @@ def describe_project(path: Path) -> Table:
     pipeline = project.pipeline
     for process in pipeline.processes:
         step, status, left_out = process.label, process.status, 0
-        if (project.root / process.name / "job.json").exists():
-            try:
+        try:
+            if not (project.root / process.name).exists():
+                status = "folder is gone"
+            elif (project.root / process.name / "job.json").exists():
                 job = Job.load(project.root, process.name)
                 step, status = job.step.name, job.status
-                left_out = len(_failures(job.folder))
-            except HalfmapError as error:
-                log.warning("%s", error)  # one job's record must not hide all others
+                left_out = len(read_failures(job.folder))
+        except (HalfmapError, PermissionError) as error:
+            log.warning("%s", error)  # one job's record must not hide all others
         made = ", ".join(
             node.removeprefix(process.name) for name, node in pipeline.outputs if name == process.name
         )
@@ -116,11 +124,3 @@ def describe_project(path: Path) -> Table:
             f"{made}\nfrom {origin}" if origin else made,
         )
     return table
-
-
-def _failures(folder: Path) -> list[tuple[str, str]]:
-    from halfmap.io.star import read_star
-
-    path = folder / FAILURES_FILE
-    table = read_star(path)["failures"] if path.exists() else None
-    return [(str(key), str(reason)) for key, reason in table.iter_rows()] if table is not None else []  # pyright: ignore

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from halfmap.engine import RunOptions, Step
+from halfmap.engine.device import choose_device
+from halfmap.engine.executor import prepare_workers
+from halfmap.engine.parameters import Parameter
 from halfmap.errors import ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
-from halfmap.project.job import FAILURES_FILE, Job
+from halfmap.project.job import Job
+from halfmap.project.outcome import FAILURES_FILE
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
 
 
@@ -46,6 +53,7 @@ class Project:
             project._say_if_nested()
             with edit_pipeline(project.root):
                 pass
+            log.info("a new project begins in %s", project.root)
         return project
 
     @classmethod
@@ -105,11 +113,25 @@ class Project:
         ParameterError
             If an input file is not there.
         """
+        return self._make_job(self._checked(step))
+
+    def _checked(self, step: Step) -> Step:
+        """The step with its inputs as the project's tables name them, all of which are there."""
         step = self._with_project_paths(step)
-        for path in step.inputs():
-            if not find_files(path, self.root):
-                raise ParameterError("input file does not exist", path=path)
+        for parameter in step.parameters():
+            for path in _paths(step, parameter):
+                found = find_files(path, self.root)
+                if not found:
+                    hint = _nearest(path, self.root)
+                    raise ParameterError("input file does not exist", path=path, hint=hint)
+                if not parameter.is_folder and all(each.is_dir() for each in found):
+                    hint = f"name what lies in it: '{path}/*'"
+                    raise ParameterError("is a folder, not a file", path=path, hint=hint)
+        return step
+
+    def _make_job(self, step: Step) -> Job:
         # Only now: a name typed wrongly makes no folder a project.
+        self._say_if_from_elsewhere(step)
         Project.open(self.root)
         with edit_pipeline(self.root) as pipeline:
             # A process killed at this place has left the folder, but not the number.
@@ -117,12 +139,29 @@ class Project:
                 pipeline.counter += 1
             name = f"{step.folder}/job{pipeline.counter:03d}/"
             pipeline.counter += 1
-            with writing(self.root / name):
-                (self.root / name).mkdir(parents=True)
             job = Job(self.root, name, step)
-            job.write_record()
+            with writing(job.folder):
+                job.folder.mkdir(parents=True)
+            try:
+                job.write_record()
+            except BaseException:
+                shutil.rmtree(job.folder)
+                raise
             _enter(pipeline, job)
         return job
+
+    def _say_if_from_elsewhere(self, step: Step) -> None:
+        """Warn of tables of another project, in which names of files are relative to that one."""
+        for parameter in step.parameters():
+            for path in _paths(step, parameter) if parameter.node else ():
+                other = _root_above((self.root / path).parent)
+                if other is not None and name_in(other, self.root) != Path():
+                    log.warning(
+                        "%s is of the project %s and names files from there; to go on there: --project %s",
+                        path,
+                        other,
+                        os.path.relpath(other),
+                    )
 
     def run(self, step: Step, options: RunOptions | None = None) -> Job:
         """Run `step` as a new job and wait for its end.
@@ -132,39 +171,50 @@ class Project:
         HalfmapError
             What stopped the step.
         """
-        job = self.new_job(step)
-        self._run(job, options or RunOptions())
+        options = options or RunOptions()
+        step = self._checked(step)
+        _check_machine(options)  # what is refused leaves no job behind
+        job = self._make_job(step)
+        self._run(job, options)
         return job
 
     def resume(self, name: str | Path, options: RunOptions | None = None) -> Job:
         """Go on with a job that was killed, interrupted or failed; finished items are kept.
 
-        Items that failed in a job that ended well are tried again.
+        Options that are not given are those that the job ran with last. A job that ended well goes on too
+        if items of it failed, which are tried again, or if its inputs have changed or become more.
 
         Raises
         ------
         ProjectError
-            If there is no such job, it runs, or it has ended well already without failures.
+            If there is no such job, it runs, or there is nothing for it to do.
         """
         job = self.job(name)
-        for change in job.changes():
-            log.warning("%s since the job began; items done before are kept as they are", change)
-        if job.status == "Succeeded" and not (job.folder / FAILURES_FILE).exists():
+        options = job.options(options or RunOptions())
+        changed, new = job.changed_inputs()
+        if job.status == "Succeeded" and not (changed or new) and not (job.folder / FAILURES_FILE).exists():
             if any(p.name == job.name and p.status != "Succeeded" for p in self.pipeline.processes):
                 # Killed after its last file, before its entry in the graph.
                 self._set_status(job, job.status)
                 return job
             raise ProjectError("the job has ended well; there is nothing to resume", path=job.folder)
+        if job.status == "Running":
+            raise ProjectError("the job is running in another process", path=job.folder)
+        _check_machine(options)
         job.note_resumption()
-        self._run(job, options or RunOptions())
+        version = job.changed_version()
+        self._run(job, options, [*changed, version] if version else changed, new)
         return job
 
-    def _run(self, job: Job, options: RunOptions) -> None:
+    def _run(
+        self, job: Job, options: RunOptions, changes: Sequence[str] = (), new: Sequence[str] = ()
+    ) -> None:
+        job.keep_options(options)
         self._set_status(job, "Running")
         try:
-            job.run(options)
+            job.run(options, changes, new)
         except KeyboardInterrupt:
-            log.warning("interrupted; go on with: halfmap resume %s", os.path.relpath(job.folder))
+            log.warning("interrupted; go on with: %s", job.resume_command)
             raise
         finally:
             self._set_status(job, job.status)
@@ -197,18 +247,40 @@ class Project:
 
         changes = {}
         for parameter in step.parameters():
-            value = getattr(step, parameter.name)
-            if parameter.node is not None and value is not None:
-                changes[parameter.name] = (
-                    tuple(map(localise, value)) if isinstance(value, tuple) else localise(value)
-                )
+            paths = tuple(map(localise, _paths(step, parameter)))
+            if paths:
+                is_tuple = isinstance(getattr(step, parameter.name), tuple)
+                changes[parameter.name] = paths if is_tuple else paths[0]
         return step.model_copy(update=changes)
+
+
+def _check_machine(options: RunOptions) -> None:
+    """Refuse a device that is not there. Workers are prepared meanwhile: to look for a device takes long."""
+    prepare_workers(options)
+    choose_device(options.device)
 
 
 def _enter(pipeline: Pipeline, job: Job) -> None:
     """Add a job to the graph."""
     pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
     pipeline.connect(job.name, [path.as_posix() for path in job.step.inputs()], {})
+
+
+def _paths(step: Step, parameter: Parameter) -> tuple[Path, ...]:
+    value = getattr(step, parameter.name)
+    if parameter.node is None or value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _nearest(path: Path, root: Path) -> str | None:
+    """Hint at a file whose name is nearly the one that is not there."""
+    for folder in {Path.cwd() / path.parent, root / path.parent}:
+        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+        close = get_close_matches(path.name, names, n=1)
+        if close and not glob.has_magic(path.name):
+            return f"did you mean {path.parent / close[0]}?"
+    return None
 
 
 def _root_above(folder: Path) -> Path | None:

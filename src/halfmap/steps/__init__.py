@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_", "motion", "ctf")
+PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "extract")
 
 
 def load_steps() -> None:

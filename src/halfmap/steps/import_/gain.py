@@ -34,27 +34,46 @@ def orient(
     Raises
     ------
     ParameterError
-        If the reference clearly fits the mean frame better in another orientation; names that one.
+        If the reference clearly fits the mean frame better in another orientation, which is named, or is of
+        another size and fits in none.
     ShapeError
         If it fits the frames in no orientation.
     """
     if step.gain is None:
         return None
-    from halfmap.io.gain import is_divided, read_gain
+    from halfmap.io.gain import is_divided, match_gain, read_gain
     from halfmap.io.mrc import write_mrc
 
     source, stored = ctx.resolve(step.gain), ctx.folder / "gain.mrc"
     shape = headers[0]["height"], headers[0]["width"]
-    if step.check_gain:
-        _check(step, source, headers[:MOVIES_IN_CHECK])
-    # What is stored means the same to RELION, which divides EER movies by all but the camera's own format.
     movie = headers[0]["file"]
-    inverted = is_divided(source, movie) != is_divided(stored, movie)
-    reference = read_gain(
-        source, rotation=step.gain_rotation, flip=step.gain_flip, shape=shape, divided=inverted
-    )
+    reference = read_gain(source, rotation=step.gain_rotation, flip=step.gain_flip)
+    # RELION refuses two sizes, but for EER it has the gain of physical pixels serve super-resolution, too.
+    is_eer = movie.lower().endswith(".eer") and step.eer_upsampling == 2
+    sizes = "" if is_eer else _sizes(reference.shape, shape)
+    if step.check_gain:
+        _check(step, source, headers[:MOVIES_IN_CHECK], sizes=sizes)
+    reference = match_gain(reference, shape, path=source)
+    if sizes:
+        log.warning("gain reference: %s; make sure that it was taken with this camera and mode", sizes)
+    # What is stored means the same to RELION, which divides EER movies by all but the camera's own format.
+    if is_divided(source, movie) != is_divided(stored, movie):
+        reference = read_gain(
+            source, rotation=step.gain_rotation, flip=step.gain_flip, shape=shape, divided=True
+        )
     write_mrc(stored, reference, pixel_size=pixel_size)
     return stored
+
+
+def _sizes(gain: tuple[int, ...], movie: tuple[int, int]) -> str:
+    """Say both sizes (y, x) and how a reference of half or double the movies' is used; else nothing."""
+    if (2 * gain[0], 2 * gain[1]) == movie:
+        how = "each of its pixels stands for 2 × 2 of theirs"
+    elif gain == (2 * movie[0], 2 * movie[1]):
+        how = "the mean of 2 × 2 of its pixels stands for one of theirs"
+    else:
+        return ""
+    return f"it is {gain[1]} × {gain[0]} px, the movies are {movie[1]} × {movie[0]}: {how}"
 
 
 def _mean_frame(step: ImportMovies, headers: list[dict[str, Any]]) -> np.ndarray:
@@ -72,7 +91,7 @@ def _mean_frame(step: ImportMovies, headers: list[dict[str, Any]]) -> np.ndarray
     return (total / frames).astype(np.float32)
 
 
-def _check(step: ImportMovies, path: Path, headers: list[dict[str, Any]]) -> None:
+def _check(step: ImportMovies, path: Path, headers: list[dict[str, Any]], *, sizes: str) -> None:
     from halfmap.io.gain import is_divided, rank_orientations
 
     divided = is_divided(path, headers[0]["file"])
@@ -88,6 +107,13 @@ def _check(step: ImportMovies, path: Path, headers: list[dict[str, Any]]) -> Non
             f"is the reciprocal of what it should be (correlation {score:.2f} with the movies' mean frame)",
             path=path,
             hint="frames are multiplied by it: give 1 / reference, or --no-check-gain if you are sure",
+        )
+    if best.correlation < NOTICEABLE and sizes:
+        raise ParameterError(
+            f"the movies show no trace of this gain reference (correlation {best.correlation:.3f} at best); "
+            f"{sizes}",
+            path=path,
+            hint="give the one of this camera and mode, or --no-check-gain if you are sure",
         )
     if best.correlation < NOTICEABLE:
         log.warning(

@@ -29,7 +29,7 @@ def examine(path: Path) -> dict[str, Any]:
     if path.suffix.lower() in (".tif", ".tiff"):
         image.read()  # a TIFF's header does not tell whether the file is whole
     height, width = image.shape
-    return {"file": str(path), "width": width, "height": height, "pixel_size": image.pixel_size}
+    return {"width": width, "height": height, "pixel_size": image.pixel_size}
 
 
 def tabulate(ctx: Context, headers: list[dict[str, Any]], settings: dict[str, Any]) -> MicrographSet:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
 from halfmap.errors import ParameterError
-from halfmap.io.names import find_files
+from halfmap.io.names import find_files, name_in
 from halfmap.log import log
 
 if TYPE_CHECKING:
@@ -33,8 +34,22 @@ def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
     return sorted(files)
 
 
-def keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) -> list[dict[str, Any]]:
-    """Leave out, and name, images whose width and height differ from those of most."""
+def examine_all(
+    ctx: Context, examine: Callable[[Path], dict[str, Any]], files: Sequence[Path], *, unit: str
+) -> list[dict[str, Any]]:
+    """Examine every file; leave out, and name, those that cannot be read or whose size differs from most."""
+    work = functools.partial(_examine, examine=examine, project=ctx.project)
+    headers = ctx.map(work, files, key=ctx.relative, unit=unit)
+    headers = [header | {"file": str(ctx.resolve(header["file"]))} for header in headers]
+    return _keep_common_size(ctx, headers, unit=unit)
+
+
+def _examine(path: Path, *, examine: Callable[[Path], dict[str, Any]], project: Path) -> dict[str, Any]:
+    # What the job remembers must hold when the project has been moved.
+    return examine(path) | {"file": name_in(path, project).as_posix()}
+
+
+def _keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) -> list[dict[str, Any]]:
     sizes = Counter((header["width"], header["height"]) for header in headers)
     (width, height), _ = sizes.most_common(1)[0]
     kept = []

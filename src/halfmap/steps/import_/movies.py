@@ -32,7 +32,6 @@ def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
     movie.read(movie.n_frames - 1)
     height, width = movie.shape
     return {
-        "file": str(path),
         "frames": movie.n_frames,
         "width": width,
         "height": height,

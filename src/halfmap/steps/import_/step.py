@@ -23,16 +23,26 @@ class ImportImages(Step):
         "pixel size of the files; default: read from their headers",
         unit="Å/px",
         section=OPTICS,
+        aliases=("angpix",),
         gt=0.1,
         le=50,
     )
-    voltage: float = Param(300.0, "acceleration voltage", unit="kV", section=OPTICS, ge=30, le=1000)
-    spherical_aberration: float = Param(2.7, "spherical aberration Cs", unit="mm", section=OPTICS, ge=0)
+    voltage: float = Param(
+        300.0, "acceleration voltage", unit="kV", section=OPTICS, aliases=("kV",), ge=30, le=1000
+    )
+    spherical_aberration: float = Param(
+        2.7, "spherical aberration Cs", unit="mm", section=OPTICS, aliases=("Cs",), ge=0
+    )
     amplitude_contrast: float = Param(
-        0.1, "fraction of amplitude contrast", unit="none", section=OPTICS, ge=0, le=1
+        0.1, "fraction of amplitude contrast", unit="none", section=OPTICS, aliases=("Q0",), ge=0, le=1
     )
     optics_group: str = Param(
-        "opticsGroup1", "name of the optics group", unit="none", section=OPTICS, min_length=1
+        "opticsGroup1",
+        "name of the optics group",
+        unit="none",
+        section=OPTICS,
+        aliases=("optics_group_name",),
+        min_length=1,
     )
 
 
@@ -42,7 +52,9 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
     Every movie's header and last frame are read; movies that cannot be opened, are cut short, or whose size
     differs from the others', are left out and named. The gain reference is turned as asked and compared with
     the mean frame in all eight orientations: a reference that fits better in another one stops the import,
-    because a wrong gain ruins motion correction silently.
+    because a wrong gain ruins motion correction silently. One of half or double the movies' pixels is taken
+    with a warning if the movies show its pattern. When more movies have been recorded, `halfmap resume` of
+    this job adds them.
     """
 
     outputs = {
@@ -52,13 +64,24 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
     }
 
     movies: tuple[Path, ...] = Input("movies (TIFF, MRC or EER), as names or quoted patterns", min_length=1)
-    gain: Path | None = Input("gain reference, multiplied with each frame", default=None)
-    defects: Path | None = Input("defects: lines 'x y width height', or a mask image", default=None)
+    gain: Path | None = Input(
+        "gain reference, multiplied with each frame", default=None, aliases=("gainref",)
+    )
+    defects: Path | None = Input(
+        "defects: lines 'x y width height', or a mask image", default=None, aliases=("defect_file",)
+    )
     mtf: Path | None = Input("STAR file with the detector's MTF", default=None)
     dose_per_frame: float = Param(
         ..., "exposure of each stored frame", unit="e/Å²", section=EXPOSURE, gt=0, le=100
     )
-    pre_exposure: float = Param(0.0, "exposure before the first frame", unit="e/Å²", section=EXPOSURE, ge=0)
+    pre_exposure: float = Param(
+        0.0,
+        "exposure before the first frame",
+        unit="e/Å²",
+        section=EXPOSURE,
+        aliases=("preexposure",),
+        ge=0,
+    )
     eer_grouping: int = Param(
         32, "EER: number of hardware frames in a fraction", unit="none", section=EXPOSURE, ge=1
     )
@@ -66,7 +89,11 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
         1, "EER: 1 for physical pixels, 2 for super-resolution", unit="none", section=EXPOSURE
     )
     gain_rotation: Literal[0, 1, 2, 3] = Param(
-        0, "turn the gain reference by this many times 90°, as RELION does", unit="none", section=GAIN
+        0,
+        "turn the gain reference by this many times 90°, as RELION does",
+        unit="none",
+        section=GAIN,
+        aliases=("gain_rot",),
     )
     gain_flip: Literal[0, 1, 2] = Param(
         0, "then flip it: 1 upside down, 2 left to right, as RELION does", unit="none", section=GAIN
@@ -82,8 +109,7 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
 
         files = microscope.expand(self.movies, ctx.project)
         examine = functools.partial(movies.examine, step=self)
-        headers = ctx.map(examine, files, key=ctx.relative, unit="movie")
-        headers = microscope.keep_common_size(ctx, headers, unit="movie")
+        headers = microscope.examine_all(ctx, examine, files, unit="movie")
         movies.check_camera_files(self, ctx, headers)
         settings = microscope.optics_row(self, headers)
         reference = gain.orient(self, ctx, headers, pixel_size=settings["rlnMicrographOriginalPixelSize"])
@@ -114,8 +140,7 @@ class ImportMicrographs(ImportImages, name="import micrographs", label="relion.i
         from halfmap.steps.import_ import micrographs, microscope, pictures
 
         files = microscope.expand(self.micrographs, ctx.project)
-        headers = ctx.map(micrographs.examine, files, key=ctx.relative, unit="micrograph")
-        headers = microscope.keep_common_size(ctx, headers, unit="micrograph")
+        headers = microscope.examine_all(ctx, micrographs.examine, files, unit="micrograph")
         table = micrographs.tabulate(ctx, headers, microscope.optics_row(self, headers))
         write_micrographs(ctx.folder / "micrographs.star", table)
         pictures.draw_micrographs(ctx.folder / "micrographs.png", ctx, table)
@@ -138,7 +163,10 @@ class ImportParticles(Step, name="import particles", label=OTHER):
     particles: Path = Input("table of particles (.star or .cs)")
     passthrough: tuple[Path, ...] = Input("cryoSPARC's passthrough files (.cs)", default=())
     images: Path | None = Input(
-        "folder that names of stacks are relative to; default: found by itself", default=None, section=NAMES
+        "folder that names of stacks are relative to; default: found by itself",
+        default=None,
+        section=NAMES,
+        folder=True,
     )
     pixel_size: float | None = Param(
         None,

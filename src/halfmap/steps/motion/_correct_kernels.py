@@ -59,10 +59,15 @@ def move_and_add(counts, gain, fill, whole, part, taps, first_target, targets, w
                 x0, y0 = left + x + whole[f, by, bx, 0] - before, top + y + whole[f, by, bx, 1] - before
                 high, wide = height + TAPS - 1, width + TAPS - 1
                 if x0 >= 0 and y0 >= 0 and x0 + wide <= w and y0 + high <= h:
-                    for i in range(high):
-                        line, seen, factor = window[i], counts[f, y0 + i], gain[y0 + i]
-                        for j in range(wide):
-                            line[j] = np.float32(seen[x0 + j]) * factor[x0 + j]
+                    # Unsigned, for which Numba leaves out negative indices: four times as fast.
+                    first_row, first_column = np.uint64(y0), np.uint64(x0)
+                    for i in range(np.uint64(high)):
+                        for j in range(np.uint64(wide)):
+                            seen, factor = (
+                                counts[f, first_row + i, first_column + j],
+                                gain[first_row + i, first_column + j],
+                            )
+                            window[i, j] = np.float32(seen) * factor
                 else:
                     for i in range(high):
                         for j in range(wide):
@@ -135,3 +140,13 @@ def add_filtered(spectrum, table, ky, kx, step, total):
             total[i, j] += spectrum[i, j] * (
                 table[low] + np.float32(place - low) * (table[low + 1] - table[low])
             )
+
+
+@njit(nogil=True, cache=True)
+def add_power(spectrum, total):
+    """Add the power of a spectrum (rows, columns) to a sum of others."""
+    rows, columns = spectrum.shape
+    for i in range(rows):
+        for j in range(columns):
+            value = spectrum[i, j]
+            total[i, j] += value.real * value.real + value.imag * value.imag

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 
 
-@njit(nogil=True, cache=True)
-def cut_patch(frames, top, left, offset, edge_y, edge_x, limit, patch):
+@njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})
+def cut_patch(frames, top, left, offset, edges, limit, patch):
     """Cut a patch (n, h, w) that follows `offset` (n, 2) out of frames: no mean, no outliers, soft edges."""
     n, height, width = frames.shape
     h, w = patch.shape[1:]
@@ -21,16 +21,16 @@ def cut_patch(frames, top, left, offset, edge_y, edge_x, limit, patch):
             continue
         total = 0.0
         for i in range(y0, y1):
-            line, row = frames[f, i], np.float32(0)
-            for j in range(x0, x1):
-                row += line[j]
+            row = np.float32(0)
+            for value in frames[f, i, x0:x1]:
+                row += value
             total += row
         mean = np.float32(total / ((y1 - y0) * (x1 - x0)))
         for i in range(y0, y1):
-            line, out, edge = frames[f, i], patch[f, i - y], edge_y[i - y]
-            for j in range(x0, x1):
-                value = min(max(line[j] - mean, -limit), limit)
-                out[j - x] = value * (edge * edge_x[j - x])
+            line, out = frames[f, i, x0:x1], patch[f, i - y, x0 - x : x1 - x]
+            edge, along = edges[0][i - y], edges[1][x0 - x : x1 - x]
+            for j in range(x1 - x0):
+                out[j] = min(max(line[j] - mean, -limit), limit) * (edge * along[j])
 
 
 @njit(nogil=True, cache=True)

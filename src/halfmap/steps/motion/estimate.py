@@ -118,6 +118,29 @@ class _Layout:
     centres: NDArray
 
 
+class _Patches:
+    """Patches (n, h, w) that follow the whole field to the pixel: no mean, no outliers, soft edges.
+
+    Each is cut when it is asked for; all together they would take as much memory as the frames.
+    """
+
+    def __init__(self, frames: NDArray[np.float32], layout: _Layout, offset: NDArray) -> None:
+        self.frames, self.layout, self.offset = frames, layout, offset
+        self.edges = soft_edge(layout.shape[0], _TAPER), soft_edge(layout.shape[1], _TAPER)
+        # Of a few thousand pixels of each frame: the spread needs no more.
+        spread = np.sqrt(np.mean([np.var(frame[::31, ::7]) for frame in frames]))
+        self.limit = np.float32(_OUTLIER * spread)
+
+    def __len__(self) -> int:
+        return len(self.layout.top)
+
+    def __getitem__(self, number: int, /) -> NDArray[np.float32]:
+        patch = np.empty((len(self.frames), *self.layout.shape), np.float32)
+        top, left = self.layout.top[number], self.layout.left[number]
+        cut_patch(self.frames, top, left, self.offset, self.edges, self.limit, patch)
+        return patch
+
+
 def estimate_motion(
     frames: NDArray[np.float32],
     *,
@@ -185,7 +208,7 @@ def estimate_motion(
         )
     relative = np.ones(n) if lengths is None else lengths / np.mean(lengths)
     frames = _without_shadows(frames, pixel_size)
-    if lengths is not None:
+    if np.ptp(relative) > 0:
         frames = frames / np.sqrt(relative)[:, None, None].astype(np.float32)
     factor = max(1, round(_TRACK_PIXEL_A / pixel_size))
     with one_blas_thread():
@@ -202,7 +225,7 @@ def estimate_motion(
         high=min(1 / resolution, 0.48 / pixel_size),
         independent=float(np.prod([_independent(side) for side in layout.shape])),
     )
-    spectra = patch_spectra(_cut(frames, layout, offset), band, device)
+    spectra = patch_spectra(_Patches(frames, layout, offset), band, device)
     damage = damage_of(band.centre, dose, voltage_kV=voltage_kV) * np.sqrt(relative)[:, None]
     size = h * pixel_size, w * pixel_size
     with one_blas_thread():
@@ -446,19 +469,3 @@ def _fast_size(side: int) -> int:
     while side > 16 and next_fast_len(side, real=True) != side:
         side -= 2
     return side
-
-
-def _cut(frames: NDArray[np.float32], layout: _Layout, offset: NDArray) -> NDArray[np.float32]:
-    """Patches (p, n, h, w) that follow the whole field to the pixel: no mean, no outliers, soft edges."""
-    h, w = layout.shape
-    patches = np.empty((len(layout.top), len(frames), h, w), np.float32)
-    # Of a few thousand pixels of each frame: the spread needs no more.
-    spread = np.sqrt(np.mean([np.var(frame[::31, ::7]) for frame in frames]))
-    edges = soft_edge(h, _TAPER), soft_edge(w, _TAPER)
-    limit = np.float32(_OUTLIER * spread)
-
-    def cut(top: int, left: int, patch: NDArray[np.float32]) -> None:
-        cut_patch(frames, top, left, offset, *edges, limit, patch)
-
-    in_threads(cut, layout.top, layout.left, patches)
-    return patches

@@ -19,22 +19,30 @@ from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
 from halfmap.data.motion import EARLY_DOSE_e_per_A2, MotionTracks, accumulated_motion
-from halfmap.io.atomic import atomic_path
+from halfmap.pictures import (
+    DPI,
+    HEIGHT,
+    INK,
+    MARGIN,
+    QUIET,
+    SHADE,
+    STEPS,
+    TOP,
+    add_head,
+    add_panel,
+    add_text,
+    new_figure,
+    save,
+)
 
-_DPI = 100
-_WIDTH, _HEIGHT, _MARGIN = 1500, 560, 18
-_TOP = 470
-"""Upper edge of the panels of a movie's picture, above the lower edge of the picture. All layout is in pixels
-of the picture: matplotlib's own would take longer than all the drawing."""
+_WIDTH = 1500
 
 _FIELD_WIDTH, _FIELD_HEIGHT = 600, 430
 _SPECTRUM = 430
 _NARROWEST = 440
 """Where the first panel ends for the next at the least: its head needs the room."""
 
-_INK, _QUIET = "#222222", "#666666"
 _PALE = "#b8f0ff"
-_SHADE = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
 _DOSE_COLOURS = LinearSegmentedColormap.from_list("dose", ["#ffe84a", "#ff9500", "#ff2d55", "#b312d6"])
 """From bright to deep, all of which stand out of grey and of white."""
 
@@ -43,7 +51,6 @@ _PIECES = 8
 
 _DRAWN_FRAMES = 60
 _MAGNIFICATIONS = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
-_STEPS = 1, 2, 5, 10
 _RINGS_A = (10, 5, 3.5)
 _BARS_A = (1000, 500, 200, 100, 50, 20, 10)
 
@@ -88,13 +95,13 @@ def draw_movie(
     -----
     Motion is drawn as the displacement of the specimen, minus the shifts of the tracks.
     """
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI)
-    _write(figure, _MARGIN, _HEIGHT - 16, _elided(title, 150), size=13, weight="bold", va="top")
+    figure = new_figure(_WIDTH, HEIGHT)
+    add_text(figure, MARGIN, HEIGHT - 16, _elided(title, 150), size=13, weight="bold", va="top")
     right = _draw_field(figure, tracks, micrograph)
-    left = _WIDTH - _MARGIN - _SPECTRUM
+    left = _WIDTH - MARGIN - _SPECTRUM
     _draw_track(figure, tracks, max(right, _NARROWEST) + 78, left - 84)
     _draw_spectrum(figure, spectrum, spectrum_pixel_size, left)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
@@ -133,38 +140,15 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
         ),
     ]
     height = _SUMMARY_HEAD + _ROW_HEIGHT * len(panels) + 20
-    figure = Figure(figsize=(_SUMMARY_WIDTH / _DPI, height / _DPI), dpi=_DPI)
+    figure = new_figure(_SUMMARY_WIDTH, height)
     values = {key: _column(rows, key) for _, _, kinds in panels for key, _, _ in kinds}
-    _write(figure, 24, height - 18, _summary_title(rows, values), size=13, weight="bold", va="top")
+    add_text(figure, 24, height - 18, _summary_title(rows, values), size=13, weight="bold", va="top")
     for number, (title, unit, kinds) in enumerate(panels):
         bottom = height - _SUMMARY_HEAD - _ROW_HEIGHT * (number + 1) + 32
         last = number == len(panels) - 1
         series = [(values[key], label, colour) for key, label, colour in kinds]
         _draw_quantity(figure, bottom, title, unit, series, names, last=last)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, pil_kwargs={"compress_level": 1})
-
-
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels."""
-    w, h = figure.get_size_inches() * _DPI
-    return figure.add_axes((left / w, bottom / h, width / w, height / h))
-
-
-def _write(figure: Figure, x: float, y: float, text: str, *, size: float = 9, **style: Any) -> None:
-    """Text at a place in pixels; dollar signs in the names of files are no formulae."""
-    style = {"color": _INK, "va": "bottom"} | style
-    figure.text(x, y, text, size=size, parse_math=False, transform=IdentityTransform(), **style)
-
-
-def _head(figure: Figure, x: float, title: str, detail: str) -> None:
-    """Two lines above a panel."""
-    _write(figure, x, _TOP + 26, title, size=11)
-    _write(figure, x, _TOP + 7, detail, size=9, color=_QUIET)
+    save(figure, path)
 
 
 def _elided(text: str, longest: int) -> str:
@@ -216,7 +200,7 @@ def _draw_field(figure: Figure, tracks: MotionTracks, micrograph: NDArray) -> fl
     """Draw the micrograph and the local tracks; return where the panel ends."""
     h, w = tracks.shape
     scale = min(_FIELD_WIDTH / w, _FIELD_HEIGHT / h)
-    axes = _panel(figure, _MARGIN, _TOP - h * scale, w * scale, h * scale)
+    axes = add_panel(figure, MARGIN, TOP - h * scale, w * scale, h * scale)
     small = np.nan_to_num(_blurred(_thumbnail(micrograph, h * scale, w * scale)))
     _shown(axes, _grey(small, *np.percentile(small[::2, ::2], (1, 99))))
     # The picture counts from the edge of the first pixel, tracks from its centre.
@@ -237,11 +221,11 @@ def _draw_field(figure: Figure, tracks: MotionTracks, micrograph: NDArray) -> fl
         axes.add_collection(_coloured(paths, linewidths=2.0), autolim=False)
         axes.plot(*start.T, "o", ms=4.2, mfc="white", mec="black", mew=0.8)
         detail = "colour: model; pale: measured in patches; dot: start" if len(measured) else "dot: start"
-        _head(figure, _MARGIN, f"Local motion × {magnification:g}, without the whole field's track", detail)
+        add_head(figure, MARGIN, f"Local motion × {magnification:g}, without the whole field's track", detail)
     else:
-        _head(figure, _MARGIN, "Micrograph", "no local motion estimated")
-    _draw_bar(figure, _TOP - h * scale, scale / tracks.pixel_size, magnification if len(model) else None)
-    return _MARGIN + w * scale
+        add_head(figure, MARGIN, "Micrograph", "no local motion estimated")
+    _draw_bar(figure, TOP - h * scale, scale / tracks.pixel_size, magnification if len(model) else None)
+    return MARGIN + w * scale
 
 
 def _local_tracks(tracks: MotionTracks) -> tuple[NDArray, NDArray, NDArray]:
@@ -295,20 +279,20 @@ def _draw_bar(figure: Figure, top: float, px_per_A: float, magnification: float 
     """Draw a bar of a round length below the micrograph, and say what it means for the tracks."""
     longest = 0.4 * _FIELD_WIDTH / px_per_A
     length = next((length for length in _BARS_A if length <= longest), _BARS_A[-1])
-    end, y = _MARGIN + length * px_per_A, top - 16
+    end, y = MARGIN + length * px_per_A, top - 16
     bar = LineCollection(
-        [[(_MARGIN, y), (end, y)]], colors=_INK, linewidths=4, transform=IdentityTransform(), capstyle="butt"
+        [[(MARGIN, y), (end, y)]], colors=INK, linewidths=4, transform=IdentityTransform(), capstyle="butt"
     )
     figure.add_artist(bar)
-    motion = f" of specimen, {length / magnification:.2g} Å of local motion" if magnification else ""
-    _write(figure, end + 10, y, f"{length / 10:g} nm{motion}", va="center")
+    motion = f" of specimen, {length / magnification:.3g} Å of local motion" if magnification else ""
+    add_text(figure, end + 10, y, f"{length / 10:g} nm{motion}", va="center")
 
 
 def _draw_track(figure: Figure, tracks: MotionTracks, left: float, right: float) -> None:
     """Draw the track of the whole field in Å between two places."""
     bottom = 62
-    width, height = right - left, _TOP - bottom
-    axes = _panel(figure, left, bottom, width, height)
+    width, height = right - left, TOP - bottom
+    axes = add_panel(figure, left, bottom, width, height)
     track = -tracks.global_shift * tracks.pixel_size
     error = tracks.global_error * tracks.pixel_size
     known = np.isfinite(error)
@@ -346,12 +330,12 @@ def _draw_track(figure: Figure, tracks: MotionTracks, left: float, right: float)
         edgecolors="#444444",
         zorder=3,
     )
-    axes.plot(*track[0], "o", ms=11, mfc="none", mec=_INK, mew=1.3, zorder=4)
+    axes.plot(*track[0], "o", ms=11, mfc="none", mec=INK, mew=1.3, zorder=4)
     axes.grid(color="#e6e6e6", lw=0.7)
     axes.set_axisbelow(True)
     for direction in (axes.xaxis, axes.yaxis):
-        direction.set_major_locator(MaxNLocator(6, steps=_STEPS))
-    axes.tick_params(labelsize=9, color=_QUIET)
+        direction.set_major_locator(MaxNLocator(6, steps=STEPS))
+    axes.tick_params(labelsize=9, color=QUIET)
     axes.set_xlabel("displacement of the specimen along x (Å)", size=9, labelpad=2)
     axes.set_ylabel("along y (Å)", size=9, labelpad=2)
     _draw_dose_bar(figure, tracks, right + 14, bottom, height)
@@ -359,7 +343,9 @@ def _draw_track(figure: Figure, tracks: MotionTracks, left: float, right: float)
     detail = "circle: start"
     if known.any():
         detail += f", band: standard error, {np.mean(error[known]):.2g} Å on average"
-    _head(figure, left - 50, f"Whole field: {total:.1f} Å in all, {early:.1f} early, {late:.1f} late", detail)
+    add_head(
+        figure, left - 50, f"Whole field: {total:.1f} Å in all, {early:.1f} early, {late:.1f} late", detail
+    )
 
 
 def _draw_dose_bar(figure: Figure, tracks: MotionTracks, left: float, bottom: float, height: float) -> None:
@@ -368,7 +354,7 @@ def _draw_dose_bar(figure: Figure, tracks: MotionTracks, left: float, bottom: fl
     y = bottom + np.linspace(0, height, 65)
     strip = [[(left + 5, low), (left + 5, high + 1)] for low, high in pairwise(y)]
     colours = _DOSE_COLOURS(np.linspace(0, 1, len(strip)))
-    style = {"linewidths": 10 * 72 / _DPI, "capstyle": "butt", "antialiaseds": False}
+    style = {"linewidths": 10 * 72 / DPI, "capstyle": "butt", "antialiaseds": False}
     figure.add_artist(LineCollection(strip, colors=colours, transform=IdentityTransform(), **style))
     first, last, unit = float(tracks.first_frame), float(tracks.last_frame), "frame"
     if tracks.dose_per_frame > 0:
@@ -376,8 +362,8 @@ def _draw_dose_bar(figure: Figure, tracks: MotionTracks, left: float, bottom: fl
         unit = "e/Å²"
     for part in (0, 0.5, 1):
         value = f"{first + part * (last - first):.3g}"
-        _write(figure, left + 14, bottom + part * height, value, size=8, va="center")
-    _write(figure, left - 2, bottom + height + 8, unit, size=8)
+        add_text(figure, left + 14, bottom + part * height, value, size=8, va="center")
+    add_text(figure, left - 2, bottom + height + 8, unit, size=8)
 
 
 @lru_cache(maxsize=4)
@@ -391,7 +377,7 @@ def _rings(size: int) -> tuple[NDArray, NDArray, NDArray]:
 
 def _draw_spectrum(figure: Figure, spectrum: NDArray, pixel_size: float, left: float) -> None:
     """Draw the power spectrum without its background, a quarter of it averaged over the angle."""
-    axes = _panel(figure, left, _TOP - _SPECTRUM, _SPECTRUM, _SPECTRUM)
+    axes = add_panel(figure, left, TOP - _SPECTRUM, _SPECTRUM, _SPECTRUM)
     spectrum = _thumbnail(spectrum, _SPECTRUM, _SPECTRUM)
     image, average = _whitened(spectrum)
     middle = spectrum.shape[0] // 2
@@ -411,10 +397,10 @@ def _draw_spectrum(figure: Figure, spectrum: NDArray, pixel_size: float, left: f
     axes.add_collection(LineCollection(list(circles), **style), autolim=False)
     for ring, r in zip(rings, radii, strict=True):
         x = y = centre + r * math.sqrt(0.5)
-        axes.text(x, y, f"{ring:g} Å", color="white", size=9, ha="center", va="center", bbox=_SHADE)
+        axes.text(x, y, f"{ring:g} Å", color="white", size=9, ha="center", va="center", bbox=SHADE)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     detail = f"edges at {edge:.3g} Å; lower right: averaged over angles"
-    _head(figure, left, "Power spectrum", detail)
+    add_head(figure, left, "Power spectrum", detail)
 
 
 def _whitened(spectrum: NDArray) -> tuple[NDArray, NDArray[np.float32]]:
@@ -477,15 +463,15 @@ def _draw_quantity(
 ) -> None:
     """Draw quantities of one kind movie by movie, and their histograms beside."""
     height, width = _ROW_HEIGHT - 62, _SUMMARY_WIDTH - 456
-    axes = _panel(figure, 80, bottom, width, height)
-    side = _panel(figure, 80 + width + 24, bottom, 320, height)
-    _write(figure, 80, bottom + height + 6, title, size=11)
+    axes = add_panel(figure, 80, bottom, width, height)
+    side = add_panel(figure, 80 + width + 24, bottom, 320, height)
+    add_text(figure, 80, bottom + height + 6, title, size=11)
     known = np.concatenate([values[np.isfinite(values)] for values, _, _ in series])
     low, high = _range(series[0][0] if np.isfinite(series[0][0]).any() else known)
     axes.set(xlim=(0.5 - 0.01 * len(names), len(names) + 0.5 + 0.01 * len(names)), ylim=(low, high))
     side.set_ylim(low, high)
     if not len(known):
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_QUIET)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=QUIET)
         for panel in (axes, side):
             panel.set(xticks=[], yticks=[])
         return
@@ -516,10 +502,10 @@ def _draw_quantity(
         )
     _name_outliers(axes, series[0][0], names, unit, width, height)
     axes.set_ylabel(unit, size=10)
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=_STEPS, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-    side.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=_STEPS, min_n_ticks=1))
-    side.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=STEPS, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    side.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=STEPS, min_n_ticks=1))
+    side.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     for panel in (axes, side):
         panel.grid(color="#e6e6e6", lw=0.7)
         panel.set_axisbelow(True)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.ops.fourier import resample, rfft2
+from halfmap.steps.motion import _correct_kernels as kernels
 from halfmap.steps.motion.pairs import soft_edge
 
 BOX = 512
@@ -14,7 +15,6 @@ PIXEL_SIZE_A = 1.4
 """Finer detail than twice this shows no Thon rings before particles are averaged."""
 
 _TAPER = 0.1
-_TILES_AT_A_TIME = 8
 
 
 def tile_side(pixel_size: float, shape: tuple[int, int]) -> int:
@@ -36,12 +36,15 @@ def add_spectra(total: NDArray, images: NDArray[np.float32]) -> None:
     side = len(total)
     y, x = ((length - side) // 2 for length in images.shape[1:])
     edge = soft_edge(side, _TAPER)
-    window = edge[:, None] * edge
-    for start in range(0, len(images), _TILES_AT_A_TIME):
-        tiles = images[start : start + _TILES_AT_A_TIME, y : y + side, x : x + side]
-        tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
-        spectra = torch.view_as_real(rfft2(torch.from_numpy(tiles)))
-        total += spectra.square().sum(dim=(0, -1)).numpy()
+
+    def spectrum(image: NDArray[np.float32]) -> NDArray:
+        tile = image[y : y + side, x : x + side]
+        tile = (tile - tile.mean()) * edge
+        tile *= edge[:, None]
+        return rfft2(torch.from_numpy(tile)).numpy()
+
+    for image in images:
+        kernels.add_power(spectrum(image), total)
 
 
 def amplitude_spectrum(total: NDArray, pixel_size: float) -> tuple[NDArray[np.float32], float]:

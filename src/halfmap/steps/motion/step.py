@@ -36,7 +36,9 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
     }
 
     movies: Path = Input("table of movies", node="MicrographMovieGroupMetadata.star.relion")
-    first_frame: int = Param(1, "first frame to use", unit="none", section=FRAMES, ge=1)
+    first_frame: int = Param(
+        1, "first frame to use", unit="none", section=FRAMES, ge=1, aliases=("first_frame_sum",)
+    )
     last_frame: int | None = Param(
         None, "last frame to use; default: the last there is", unit="none", section=FRAMES, ge=1
     )
@@ -46,6 +48,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         unit="none",
         section=FRAMES,
         ge=1,
+        aliases=("group_frames",),
     )
     detect_bad_pixels: bool = Param(
         True,
@@ -91,6 +94,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         section=OUTPUT,
         ge=1,
         le=16,
+        aliases=("bin_factor",),
     )
     unweighted: bool = Param(
         True, "write the sum without dose weighting as well", unit="none", section=OUTPUT
@@ -98,7 +102,8 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
     even_odd: bool = Param(True, "write the sums of even and odd frames", unit="none", section=OUTPUT)
     float16: bool = Param(
         False,
-        "write micrographs in half precision; even and odd sums then add up to the plain one within rounding",
+        "write micrographs in half precision, which RELION 4 or newer reads; even and odd sums then add up "
+        "to the plain one within rounding",
         unit="none",
         section=OUTPUT,
     )

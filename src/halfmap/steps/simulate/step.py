@@ -337,7 +337,9 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
     exposure: float = Param(
         40.0, "exposure, during which the ice that makes noise has flowed", unit="e/Å²", section=ICE, ge=0
     )
-    float16: bool = Param(False, "store images in half precision", unit="none", section=OUTPUT)
+    float16: bool = Param(
+        False, "store images in half precision, which RELION 4 or newer reads", unit="none", section=OUTPUT
+    )
 
     def run(self, ctx: Context) -> None:
         """Prepare the molecules, image stack after stack, tabulate poses and CTFs, draw a few."""

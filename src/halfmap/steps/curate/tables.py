@@ -1,0 +1,115 @@
+"""From the table of micrographs to those accepted and those rejected."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from halfmap.data import MicrographSet
+from halfmap.errors import ItemsFailedError, TableError
+from halfmap.io.tables import write_micrographs
+from halfmap.log import log
+from halfmap.steps.curate import criteria
+from halfmap.steps.curate.micrograph import MicrographItem
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+
+_MANY = 0.1
+_SHARE = 0.5
+
+
+def list_micrographs(ctx: Context, micrographs: MicrographSet) -> list[MicrographItem]:
+    """Every micrograph with its pixel size; sums without dose weighting where the table names them.
+
+    Raises
+    ------
+    TableError
+        If a pixel size is missing, or a micrograph comes twice.
+    """
+    rows = micrographs.rows.to_dicts()
+    sizes = micrographs.column("rlnMicrographPixelSize").to_list()
+    names = [row["rlnMicrographName"] for row in rows]
+    stems = Counter(Path(name).stem for name in names)
+    items, seen = [], set()
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True), start=1):
+        name = row["rlnMicrographName"]
+        if name in seen:
+            raise TableError(
+                f"{name} comes twice", path=micrographs.path, row=number, hint="remove one of the rows"
+            )
+        seen.add(name)
+        if size is None or not math.isfinite(size):
+            message, hint = "has no rlnMicrographPixelSize", "import the micrographs with their pixel size"
+            raise TableError(message, path=micrographs.path, row=number, hint=hint)
+        path = Path(name).with_suffix("")
+        parts = [part for part in path.parts if part not in ("/", "..")]
+        items.append(
+            MicrographItem(
+                name=name,
+                key=path.name if stems[path.name] == 1 else "_".join(parts),
+                path=ctx.resolve(row.get("rlnMicrographNameNoDW") or name),
+                pixel_size=float(size),
+            )
+        )
+    return items
+
+
+def tabulate(ctx: Context, micrographs: MicrographSet, done: list[dict[str, Any]]) -> MicrographSet:
+    """Add mask and measures to the rows of the micrographs that could be segmented."""
+    by_name = {row["name"]: row for row in done}
+    kept = micrographs.rows.filter(pl.col("rlnMicrographName").is_in(list(by_name)))
+    rows = [by_name[name] for name in kept["rlnMicrographName"]]
+    columns: dict[str, list[Any]] = {"hmMicrographMask": [ctx.relative(row["mask"]) for row in rows]}
+    for label in rows[0]:
+        if label.startswith("hm"):
+            columns[label] = [row[label] for row in rows]
+    carried = kept.drop([label for label in columns if label in kept.columns])
+    return MicrographSet(micrographs.optics, pl.concat([carried, pl.DataFrame(columns)], how="horizontal"))
+
+
+def write_tables(
+    folder: Path,
+    table: MicrographSet,
+    judgements: list[criteria.Judgement],
+    words: list[list[str]],
+) -> None:
+    """Write those accepted and those rejected, and say how many are why.
+
+    Raises
+    ------
+    ItemsFailedError
+        If all are rejected; the table that says why is written before.
+    """
+    keep = pl.Series([not own for own in words])
+    total, kept = len(words), int(keep.sum())
+    if kept < total:
+        because = pl.Series("hmReason", ["; ".join(own) for own in words])
+        rejected = table.with_columns(because).select(~keep)
+        write_micrographs(folder / "micrographs_rejected.star", rejected)
+    found = ", ".join(f"{title}: {count}" for title, count in criteria.tally(judgements, words))
+    log.info("%d of %d micrographs kept%s", kept, total, f"; rejected by {found}" if found else "")
+    if not kept:
+        raise ItemsFailedError(
+            f"all {total} micrographs are rejected ({found})",
+            hint="micrographs_rejected.star says why; widen the limits, or judge with --no-automatic",
+        )
+    write_micrographs(folder / "micrographs.star", table.select(keep))
+
+
+def warn(table: MicrographSet, *, has_diameter: bool) -> None:
+    """Log what the table says nothing about, and masks that may be particles."""
+    unknown = criteria.missing(table)
+    if unknown:
+        log.info("not judged, as the table lacks their columns: %s", ", ".join(unknown))
+    rows = table.rows
+    other = (pl.col("hmMicrographMaskedFraction") > _MANY) & ~pl.col("hmMaskedBy").str.contains("carbon")
+    if not has_diameter and rows.filter(other).height > _SHARE * rows.height:
+        log.warning(
+            "most micrographs are masked by more than %d %%: give --diameter if particles are above 300 Å",
+            round(100 * _MANY),
+        )

@@ -1,0 +1,1 @@
+"""Extraction: particle images cut out of micrographs, normalised, with their CTFs."""

@@ -1,0 +1,143 @@
+"""Compiled loops over the pixels of particle images; they hold no lock of the interpreter."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+N_STATISTICS = 5
+"""Level and spread of the background as it was; mean, spread and skewness of the particle as it is."""
+
+
+_ANY_ORDER = {"reassoc", "contract"}
+"""Sums may be taken in any order, the same one every time: several pixels at once."""
+
+
+@njit(nogil=True, cache=True)
+def fold(place, length, mirror):
+    """Pixel that stands for one beyond the edges: that mirrored at the edge's pixel, or that pixel itself."""
+    if place < 0:
+        return -place if mirror else 0
+    if place >= length:
+        return 2 * (length - 1) - place if mirror else length - 1
+    return place
+
+
+@njit(nogil=True, cache=True)
+def cut(image, left, top, mirror, boxes):
+    """Cut boxes out of a micrograph, no larger than it.
+
+    Parameters
+    ----------
+    image : array (h, w)
+        Micrograph.
+    left, top : array (b,)
+        Column and row of each box's first pixel.
+    mirror : bool
+        Whether the image is mirrored at its edges, or their pixels repeated.
+    boxes : array (b, n, n)
+        Written to.
+    """
+    height, width = image.shape
+    n = boxes.shape[1]
+    for i in range(len(boxes)):
+        first = min(max(-left[i], 0), n)
+        last = max(min(width - left[i], n), 0)
+        for y in range(n):
+            row = image[fold(top[i] + y, height, mirror)]
+            out = boxes[i, y]
+            for x in range(first):
+                out[x] = row[fold(left[i] + x, width, mirror)]
+            for x in range(first, last):
+                out[x] = row[left[i] + x]
+            for x in range(last, n):
+                out[x] = row[fold(left[i] + x, width, mirror)]
+
+
+@njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
+def normalise(images, starts, stops, solve, subtract, divide, sign, statistics):
+    """Subtract the background's plane or mean, divide by its standard deviation, turn the contrast; in place.
+
+    Parameters
+    ----------
+    images : array (b, m, m)
+        Particles.
+    starts, stops : array (m,)
+        First column of the circle around the particle in each row, and the first behind it; all else is
+        background.
+    solve : array (3, 3)
+        Takes the background's sums of v, x v and y v, with x and y counted from the middle, to its plane.
+    subtract : int
+        0 nothing, 1 the mean, 2 the plane.
+    divide : bool
+        Whether to divide by the standard deviation; images without any stay as they are.
+    sign : float
+        -1 turns the contrast.
+    statistics : array (b, N_STATISTICS)
+        Written to.
+    """
+    m = images.shape[1]
+    middle = m // 2
+    n_inside = (stops - starts).sum()
+    n_outside = m * m - n_inside
+    sums = np.empty(3)
+    for i in range(len(images)):
+        image = images[i]
+        # Against a value of the image: the sums of squares below must not drown in its level.
+        level = image[0, 0]
+        sums[:] = 0.0
+        for y in range(m):
+            of_row = 0.0
+            for first, last in ((0, starts[y]), (stops[y], m)):
+                moment = 0.0
+                for x in range(first, last):
+                    value = np.float64(image[y, x] - level)
+                    of_row += value
+                    moment += x * value
+                sums[1] += moment
+            sums[0] += of_row
+            sums[2] += (y - middle) * of_row
+        sums[1] -= middle * sums[0]
+        mean = sums[0] / n_outside
+        plane = solve @ sums
+        if subtract < 2:
+            plane[0], plane[1:] = mean, 0.0
+        squares, moments = 0.0, np.zeros(3)
+        for y in range(m):
+            row = image[y]
+            # Of the pixel 0 of this row, which the loops below count from.
+            base = np.float32(level + plane[0] + plane[2] * (y - middle) - plane[1] * middle)
+            slope = np.float32(plane[1])
+            if subtract > 0:
+                for x in range(m):
+                    row[x] -= base + slope * np.float32(x)
+                base, slope = np.float32(0), np.float32(0)
+            for first, last in ((0, starts[y]), (stops[y], m)):
+                for x in range(first, last):
+                    value = np.float64(row[x] - base)
+                    squares += value * value
+            first, second, third = 0.0, 0.0, 0.0
+            for x in range(starts[y], stops[y]):
+                value = np.float64(row[x] - base)
+                first += value
+                second += value * value
+                third += value * value * value
+            moments[0] += first
+            moments[1] += second
+            moments[2] += third
+        spread = math.sqrt(squares / n_outside)
+        gain = sign / spread if divide and spread > 0 else sign
+        for y in range(m):
+            row = image[y]
+            for x in range(m):
+                row[x] *= np.float32(gain)
+        first, second, third = moments / n_inside
+        variance = max(second - first * first, 0.0)
+        statistics[i, 0] = level + mean
+        statistics[i, 1] = spread
+        statistics[i, 2] = gain * (first if subtract > 0 else first + level + mean)
+        statistics[i, 3] = abs(gain) * math.sqrt(variance)
+        skewness = third - 3 * first * second + 2 * first**3
+        statistics[i, 4] = sign * skewness / variance**1.5 if variance > 0 else 0.0

@@ -1,0 +1,217 @@
+"""Cut the particles of one micrograph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from halfmap.data import ParticleSet
+from halfmap.errors import FileFormatError, ShapeError
+from halfmap.io.images import read_image
+from halfmap.io.mrc import MrcStackWriter
+from halfmap.ops.ctf import ctf
+from halfmap.steps.extract._kernels import N_STATISTICS
+from halfmap.steps.extract.images import PhaseFlip, Recipe, cut_particles
+
+if TYPE_CHECKING:
+    from halfmap.steps.extract.step import ExtractStep
+
+FOLDER = "Particles"
+
+REASONS = ("outside", "edge", "masked", "duplicate", "blank")
+"""Why particles are left out, in the order in which they are looked at."""
+
+_USABLE = 0.5
+_FLIP_ROOM = 2
+_DIGITS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class MicrographItem:
+    """A micrograph with its particles; plain data for a worker.
+
+    Attributes
+    ----------
+    name, key : str
+        Its name in the table, and that of its stack.
+    number : int
+        Seed of what is random.
+    path, mask : path
+        Files; the mask is 1 where the specimen is good.
+    cut : array (n, 2)
+        Pixels (x, y) that become the middles of boxes.
+    place : array (n, 2)
+        Where the particles are, px.
+    score : array (n,), optional
+        The larger the better.
+    pixel_size : float
+        Of the images, Å.
+    recipe : Recipe
+        What is done to the images.
+    margin_px : float
+        What must be inside of the micrograph to all sides of a particle.
+    min_distance_px : float
+        Of particles that are closer the best is kept.
+    ctf : ParticleSet, optional
+        CTFs to flip phases by, with the micrograph's pixel size.
+    """
+
+    name: str
+    key: str
+    number: int
+    path: Path
+    mask: Path | None
+    cut: NDArray[np.int64]
+    place: NDArray[np.float64]
+    score: NDArray[np.float64] | None
+    pixel_size: float
+    recipe: Recipe
+    margin_px: float
+    min_distance_px: float
+    ctf: ParticleSet | None
+
+
+def extract_micrograph(item: MicrographItem, *, step: ExtractStep, folder: Path) -> dict[str, Any]:
+    """Cut a micrograph's particles, write their stack and say which they are.
+
+    Raises
+    ------
+    FileFormatError
+        If the micrograph cannot be read or is not finite everywhere.
+    ShapeError
+        If it is smaller than the box.
+    """
+    image = _read(item)
+    kept, left_out = choose(item, image.shape)
+    statistics = np.empty((0, N_STATISTICS))
+    if len(kept):
+        good, statistics = _write(item, image, kept, folder, np.float16 if step.float16 else np.float32)
+        left_out["blank"] = len(kept) - len(statistics)
+        kept = kept[good]
+    return {
+        "name": item.name,
+        "kept": kept.tolist(),
+        "statistics": [[float(f"{value:.{_DIGITS}g}") for value in row] for row in statistics.tolist()],
+        "left_out": {reason: int(count) for reason, count in left_out.items() if count},
+    }
+
+
+def _read(item: MicrographItem) -> NDArray[np.float32]:
+    image = np.ascontiguousarray(read_image(item.path), np.float32)
+    # A sum is quicker than a look at every pixel, and not finite if one of them is not.
+    if not np.isfinite(image.sum()) and (count := int((~np.isfinite(image)).sum())):
+        message = f"{count} of its pixels are not numbers"
+        raise FileFormatError(message, path=item.name, hint="make the micrograph again, or leave it out")
+    if item.recipe.box > min(image.shape):
+        message = f"a box of {item.recipe.box} px does not fit into {image.shape[1]} × {image.shape[0]} px"
+        raise ShapeError(message, path=item.name, hint="give a smaller --box")
+    return image
+
+
+def choose(item: MicrographItem, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Choose particles that can be cut and are to be.
+
+    Parameters
+    ----------
+    item : MicrographItem
+        Particles of a micrograph.
+    shape : tuple of 2 int
+        (y, x) of it.
+
+    Returns
+    -------
+    array (k,)
+        Those that stay, in order.
+    dict
+        How many do not, by the first of `REASONS`.
+    """
+    size = np.array(shape[::-1])
+    margin = item.margin_px
+    reasons = {"outside": ((item.cut < 0) | (item.cut >= size)).any(axis=1)}
+    reasons["edge"] = ((item.cut < margin) | (item.cut + margin > size)).any(axis=1)
+    stays = ~np.logical_or.reduce(list(reasons.values()))
+    if item.mask is not None:
+        mask = read_image(item.mask)
+        # A mask may be coarser than its micrograph.
+        x, y = (
+            ((item.cut + 0.5) * mask.shape[::-1] / size).astype(int).clip(0, np.array(mask.shape[::-1]) - 1).T
+        )
+        reasons["masked"] = mask[y, x] < _USABLE
+        stays &= ~reasons["masked"]
+    if item.min_distance_px > 0:
+        reasons["duplicate"] = duplicates(item.place, item.score, stays, item.min_distance_px)
+        stays &= ~reasons["duplicate"]
+    counts, before = {}, np.zeros(len(item.cut), bool)
+    for reason, applies in reasons.items():
+        counts[reason] = int((applies & ~before).sum())
+        before |= applies
+    return np.flatnonzero(stays), counts
+
+
+def duplicates(
+    place: NDArray[np.float64], score: NDArray[np.float64] | None, among: NDArray[np.bool_], distance: float
+) -> NDArray[np.bool_]:
+    """Particles that are closer than `distance` to a better one that stays; to an earlier one without scores.
+
+    Parameters
+    ----------
+    place : array (n, 2)
+        Places.
+    score : array (n,), optional
+        The larger the better; NaN is worst.
+    among : array (n,)
+        Which of them are looked at.
+    distance : float
+        In the units of `place`.
+    """
+    found = np.zeros(len(place), bool)
+    rows = np.flatnonzero(among)
+    if score is not None:
+        rows = rows[np.argsort(-np.nan_to_num(score[rows], nan=-np.inf), kind="stable")]
+    pairs = (
+        KDTree(place[rows]).query_pairs(distance, output_type="ndarray") if len(rows) else np.empty((0, 2))
+    )
+    # In the order of the better one: whether that one stays is known by then.
+    for better, worse in pairs[np.lexsort(pairs.T[::-1])]:
+        if not found[rows[better]]:
+            found[rows[worse]] = True
+    return found
+
+
+def _write(
+    item: MicrographItem, image: NDArray[np.float32], kept: NDArray[np.int64], folder: Path, dtype: DTypeLike
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Write the stack; which of the particles are in it, and their statistics."""
+    rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(item.number,)))
+    flip = None
+    if item.ctf is not None:
+        box = min(_FLIP_ROOM * item.recipe.box, *(length // 2 * 2 for length in image.shape))
+        flip = PhaseFlip(box, partial(_signs, item.ctf.with_rows(item.ctf.rows[kept]), box))
+    side = item.recipe.scaled_box
+    x, y = item.cut[kept].T
+    path = folder / FOLDER / f"{item.key}.mrcs"
+    found = []
+    with MrcStackWriter(path, shape=(side, side), pixel_size=item.pixel_size, dtype=dtype) as stack:
+        for images, statistics in cut_particles(image, x, y, item.recipe, flip=flip, rng=rng):
+            stack.append(images[statistics[:, 1] > 0])
+            found.append(statistics)
+        if not len(stack):
+            message = f"all {len(kept)} particles lie where it is blank"
+            raise FileFormatError(message, path=item.name, hint="leave it out")
+    every = np.concatenate(found)
+    return every[:, 1] > 0, every[every[:, 1] > 0]
+
+
+def _signs(particles: ParticleSet, box: int, chosen: slice) -> Tensor:
+    """Signs (k, box, box // 2 + 1) of the CTFs of some of the particles."""
+    some = particles.with_rows(particles.rows[chosen])
+    values = ctf((box, box), **some.ctf.for_ctf())
+    return torch.where(values < 0, -1.0, 1.0)
