@@ -50,8 +50,7 @@ def cut(image, left, top, mirror, boxes):
             out = boxes[i, y]
             for x in range(first):
                 out[x] = row[fold(left[i] + x, width, mirror)]
-            for x in range(first, last):
-                out[x] = row[left[i] + x]
+            out[first:last] = row[left[i] + first : left[i] + last]
             for x in range(last, n):
                 out[x] = row[fold(left[i] + x, width, mirror)]
 
@@ -90,13 +89,15 @@ def normalise(images, starts, stops, solve, subtract, divide, sign, statistics):
         sums[:] = 0.0
         for y in range(m):
             of_row = 0.0
+            # Parts of rows: what is counted from zero needs no look at the sign of its index.
             for first, last in ((0, starts[y]), (stops[y], m)):
-                moment = 0.0
-                for x in range(first, last):
-                    value = np.float64(image[y, x] - level)
-                    of_row += value
+                part, moment, total = image[y, first:last], 0.0, 0.0
+                for x in range(len(part)):
+                    value = np.float64(part[x] - level)
+                    total += value
                     moment += x * value
-                sums[1] += moment
+                of_row += total
+                sums[1] += moment + first * total
             sums[0] += of_row
             sums[2] += (y - middle) * of_row
         sums[1] -= middle * sums[0]
@@ -115,12 +116,12 @@ def normalise(images, starts, stops, solve, subtract, divide, sign, statistics):
                     row[x] -= base + slope * np.float32(x)
                 base, slope = np.float32(0), np.float32(0)
             for first, last in ((0, starts[y]), (stops[y], m)):
-                for x in range(first, last):
-                    value = np.float64(row[x] - base)
+                for pixel in row[first:last]:
+                    value = np.float64(pixel - base)
                     squares += value * value
             first, second, third = 0.0, 0.0, 0.0
-            for x in range(starts[y], stops[y]):
-                value = np.float64(row[x] - base)
+            for pixel in row[starts[y] : stops[y]]:
+                value = np.float64(pixel - base)
                 first += value
                 second += value * value
                 third += value * value * value
