@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ from halfmap.io.tables import read_micrographs, read_particles, write_micrograph
 from halfmap.ops.ctf import ctf
 from halfmap.ops.fourier import rfft2
 from halfmap.ops.grids import frequency_radius
+from halfmap.steps.ctf.average import Optics
+from halfmap.steps.ctf.estimate import estimate_ctf
+from halfmap.steps.ctf.fit import maximise
+from halfmap.steps.ctf.micrograph import MicrographItem, fit_spectra
+from halfmap.steps.ctf.step import CtfStep
+from halfmap.steps.ctf.tiles import checked_image
 from simulate import tree_memory_GB
 
 SIMULATED = "Simulate/job001"
@@ -58,7 +65,7 @@ SETS = {
 }
 """Micrographs and options of each set; its number is the seed. The simulator leaves carbon films untilted."""
 
-OURS = {"phase plate": ["--fit-phase-shift"]}
+OURS = {"phase plate": ["--fit-phase-shift"], "thick ice": ["--fit-thickness"]}
 """Options of our step beyond its defaults."""
 LABELS = {
     "name": "rlnMicrographName",
@@ -71,6 +78,10 @@ LABELS = {
     "sigma phase": "hmPhaseShiftUncertainty",
     "sigma tilt": "hmTiltUncertainty",
     "sigma axis": "hmTiltAxisUncertainty",
+    "sigma cs": "hmCtfCsUncertainty",
+    "thickness": "hmCtfIceThickness",
+    "sigma thickness": "hmCtfIceThicknessUncertainty",
+    "problem": "hmCtfProblem",
     "surface": "hmDefocusSurface",
 }
 SEARCHES = {
@@ -87,10 +98,12 @@ REAL = {
 }
 """Micrographs, pixel size in Å, values of CTFFIND 4.1.14; all at 300 kV, 2.7 mm, amplitude contrast 0.07."""
 
-QUANTITIES = ("defocus", "particles", "astigmatism", "angle", "phase", "tilt", "axis")
-"""The first three in Å, the others in degrees."""
+QUANTITIES = ("defocus", "particles", "astigmatism", "angle", "phase", "tilt", "axis", "cs", "thickness")
+"""In Å or degrees, Cs in mm."""
+CS_MM = 2.7
 PARTICLE = ("rlnCoordinateX", "rlnCoordinateY", "rlnDefocusU", "rlnDefocusV")
 PERIODS = {"angle": 180.0, "axis": 360.0}
+DRAWS = 30
 VISIBLE, THICKEST_A, BAND_A, BOX = 10.0, 500.0, (12.0, 7.0), 512
 MEDIANS = {"defocus": 30.0, "angle": 5.0, "tilt": 2.0, "axis": 5.0, "phase": 5.0}
 P95_A, WITHIN_1, WITHIN_2, SECONDS_4K, MEMORY_GB = 100.0, (0.60, 0.76), 0.90, 1.5, 2.0
@@ -144,7 +157,10 @@ def values_of(row: dict[str, Any]) -> dict[str, Any]:
         # Whatever their covariance, var U + var V = 2 var mean + var (U - V) / 2.
         of_u, of_v, of_mean = (row[f"hmDefocus{part}Uncertainty"] for part in ("U", "V", ""))
         found["sigma astigmatism"] = max(2 * (of_u**2 + of_v**2) - 4 * of_mean**2, 0.0) ** 0.5
-    return found | {key: row.get(label) for key, label in LABELS.items()}
+    found |= {key: row.get(label) for key, label in LABELS.items()}
+    if (truth := row.get("rlnMicrographIceThickness")) is not None:
+        found["thickness"] = truth / np.cos(np.radians(row["rlnMicrographTiltAngle"]))
+    return found | {"cs": row.get("hmCtfCs", CS_MM)}
 
 
 def ring_strength(image: NDArray, pixel_size: float, expected: torch.Tensor) -> float:
@@ -228,7 +244,10 @@ def errors_of(found: pl.DataFrame, truth: pl.DataFrame, scratch: Path) -> pl.Dat
     sense = {"angle": both["astigmatism"] > 200, "phase": both["phase"] > 0}
     sense |= dict.fromkeys(("tilt", "axis"), both["tilt"] >= 10)
     errors: dict[str, NDArray] = {}
-    for key in ("defocus", "astigmatism", *sense):
+    for key in ("defocus", "astigmatism", "cs", "thickness", *sense):
+        if f"{key} found" not in both.columns or not both[f"{key} found"].count():
+            errors[key] = np.full(len(both), np.nan)
+            continue
         error = both[f"{key} found"].cast(pl.Float64).to_numpy() - both[key].to_numpy()
         if key in PERIODS:
             error = (error + PERIODS[key] / 2) % PERIODS[key] - PERIODS[key] / 2
@@ -319,6 +338,68 @@ def tabulate_costs(costs: pl.DataFrame) -> dict[str, Any]:
     return record
 
 
+def bootstrap(scratch: Path, truth: pl.DataFrame) -> dict[str, list[float]]:
+    """Print stated errors over those of a bootstrap over tiles, for a usable micrograph of each set of 2k.
+
+    What all tiles share, like the roughness of the spectrum, is in the stated errors alone.
+    """
+    found: dict[str, list[float]] = {"defocus": [], "astigmatism, cos": [], "astigmatism, sin": []}
+    step = CtfStep(micrographs=Path("micrographs.star"))
+    rows = truth.filter(pl.col("usable") & (pl.col("size") == 2048) & (pl.col("phase") == 0))
+    for row in rows.unique("set", keep="first", maintain_order=True).to_dicts():
+        optics = Optics(voltage_kV=300.0, cs_mm=CS_MM, amplitude_contrast=0.1)
+        path = place(scratch, row["set"]) / row["name"]
+        item = MicrographItem(row["name"], path.stem, path, row["pixel"], optics, 1, None)
+        image = checked_image(read_mrc(path)[0], row["name"])
+        spectra, average, problem = fit_spectra(image, item, step)
+        whole = estimate_ctf(spectra, average, problem)
+        state, t, m = whole.fit.state, len(spectra.power), len(whole.fit.state.surface)
+        rng, values = np.random.default_rng(len(found["defocus"])), []
+        for _ in range(DRAWS):
+            some = rng.integers(0, t, t)
+            drawn = replace(whole.problem, power=spectra.power[some], terms=whole.problem.terms[some])
+            start = replace(state, profile=state.profile[some], relative=state.relative[some])
+            best = maximise(drawn, start, iterations=5).state
+            values.append([best.surface[0], *best.astigmatism])
+        # Tiles overlap, and are correlated where they do.
+        scatter = np.std(values, axis=0, ddof=1) * np.sqrt(spectra.overlap)
+        stated = np.sqrt(np.diag(whole.covariance))[[0, m, m + 1]]
+        for ratios, ratio in zip(found.values(), stated / scatter, strict=True):
+            ratios.append(float(ratio))
+    print(f"\nStated errors over those of {DRAWS} draws of the tiles, {len(found['defocus'])} micrographs")
+    for key, ratios in found.items():
+        print(f"{key:26s}median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    return found
+
+
+def summarise(record: dict[str, Any]) -> dict[str, Any]:
+    """Print ours beside CTFFIND's at usable contrast: errors, calibration, costs."""
+    peer = "CTFFIND 30-5"
+    ours, theirs = record["usable"]["Halfmap"], record["usable"].get(peer, {})
+    tilted = record["usable"].get("CTFFIND tilt", {})
+    rows: list[tuple[str, float, float | None]] = []
+    for key, found in ours.items():
+        other = (tilted if key in ("tilt", "axis") else theirs).get(key, {})
+        rows += [(f"{key}, {part}", found[part], other.get(part)) for part in ("median", "p95")]
+    costs = record["costs"]
+    for part in ("inside", "peak_GB"):
+        rows += [
+            (f"{part} {size}", costs[f"Halfmap {size}"][part], costs.get(f"{peer} {size}", {}).get(part))
+            for size in (2048, 4096)
+        ]
+    print(f"\n{'usable contrast':26s}{'Halfmap':>10s}{peer:>16s}{'ratio':>8s}")
+    table = {}
+    for name, mine, other in rows:
+        ratio = mine / other if other else None
+        texts = [f"{mine:10.3g}", f"{other:16.3g}" if other else "", f"{ratio:8.2f}" if ratio else ""]
+        print(f"{name:26s}" + "".join(texts))
+        table[name] = {"halfmap": mine, "ctffind": other, "ratio": ratio}
+    for key, found in ours.items():
+        if "within 1" in found:
+            print(f"{key:26s}within 1, 2 errors: {found['within 1']:.0%}, {found['within 2']:.0%}")
+    return table
+
+
 def compare_real(real: Path, scratch: Path, program: Path | None) -> list[dict[str, Any]]:
     """Print mean defocus, astigmatism and angle of real micrographs, and ours minus theirs."""
     rows = []
@@ -360,8 +441,8 @@ def judge(record: dict[str, Any]) -> list[dict[str, Any]]:
         ("defocus, 95th percentile", ours["defocus"]["p95"], -inf, P95_A),
     ]
     for key, found in ours.items():
-        # Fewer errors than these cannot tell a share.
-        if "within 1" in found and found["n"] >= 30:
+        # Fewer errors than these cannot tell a share; of Cs none is asked for.
+        if key != "cs" and "within 1" in found and found["n"] >= 30:
             rows += [(f"{key} within one stated error", found["within 1"], *WITHIN_1)]
             rows += [(f"{key} within two", found["within 2"], WITHIN_2, inf)]
     rows += [("seconds, 4096 x 4096", costs["Halfmap 4096"]["inside"], -inf, SECONDS_4K)]
@@ -400,11 +481,15 @@ def main() -> int:
         for program, table in list(found.items())[1:]:
             rows = table.with_columns(program=pl.lit(program), inside=pl.col("seconds"))
             costs += rows.select("program", "size", "seconds", "inside", "peak_GB").to_dicts()
+        resampled = bootstrap(scratch, truth)
         errors = {program: errors_of(table, truth, scratch) for program, table in found.items()}
         missing = len(truth) - len(found["Halfmap"])
         record = {"missing": missing} | tabulate(errors) | {"costs": tabulate_costs(pl.DataFrame(costs))}
         if arguments.real:
             record["real"] = compare_real(arguments.real.resolve(), scratch, arguments.ctffind)
+    record |= {"bootstrap": resampled, "summary": summarise(record)}
+    record["problems"] = [row for row in ours if row["problem"] != "none"]
+    print(f"\nSimulated micrographs with a stated problem: {len(record['problems'])}")
     record["verdicts"] = judge(record)
     passed = all(entry["met"] for entry in record["verdicts"])
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}

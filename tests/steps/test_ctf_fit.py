@@ -15,8 +15,11 @@ from halfmap.ops.ctf import ctf
 from halfmap.steps.ctf import fit as fits
 from halfmap.steps.ctf import quality, tiles
 from halfmap.steps.ctf._kernels import N_SUMS, normal_sums, ring_sums
-from halfmap.steps.ctf.estimate import Optics, estimate_ctf
+from halfmap.steps.ctf.average import Optics, fit_average
+from halfmap.steps.ctf.estimate import estimate_ctf
 from halfmap.steps.ctf.fit import Problem
+from halfmap.steps.ctf.search import Search
+from halfmap.units import electron_wavelength
 
 OPTICS = Optics(voltage_kV=300.0, cs_mm=2.7, amplitude_contrast=0.1)
 
@@ -97,6 +100,7 @@ def _problem(rng: np.random.Generator, *, t: int = 3, free_phase: bool = True) -
         phase=phase,
         terms=surface_terms(centres[:, 0], centres[:, 1], 3),
         free_phase=free_phase,
+        free_cs=free_phase,
         roughness=np.full(r, 0.01),
         gain=np.ones(r),
         trust=np.ones(r),
@@ -111,6 +115,7 @@ def _problem(rng: np.random.Generator, *, t: int = 3, free_phase: bool = True) -
         profile=profile - profile.mean(axis=0),
         relative=np.linspace(0.8, 1.2, t),
         surface=np.array([9_000.0, 60.0, -40.0]),
+        cs_change=0.2,
     )
 
 
@@ -125,8 +130,15 @@ def test_ring_sums_are_a_slow_sum():
         n = problem.weight[r, s]
         if n == 0:
             continue
-        a, b, c, d = problem.phase[:, r, s]
-        chi = a * defocus[t] + b * state.astigmatism[0] + c * state.astigmatism[1] + d + state.phase_shift
+        a, b, c, d, e = problem.phase[:, r, s]
+        chi = (
+            a * defocus[t]
+            + b * state.astigmatism[0]
+            + c * state.astigmatism[1]
+            + d
+            + e * state.cs_change
+            + state.phase_shift
+        )
         model = 1 - contrast[t, r] * math.cos(2 * chi)
         ratio = min(
             float(problem.power[t, r, s]) / math.exp(log_s[t, r]) / model, 1 + 4 / math.sqrt(n) + 4 / n
@@ -173,10 +185,13 @@ def test_score_is_the_gradient_of_the_loss():
         ("surface", 2, 0.1, n + 9),
         ("astigmatism", 1, 0.1, n + 11),
         ("phase_shift", None, 1e-5, n + 12),
+        ("cs_change", None, 1e-4, n + 13),
     ]
     for name, index, step, place in checks:
         # Clipped bins would have no slope here, but in the score; there is none.
-        assert -slope(name, index, step) == pytest.approx(system.score[place], rel=1e-4, abs=1e-4)
+        # Of Cs every ring has one factor: over the width of a ring, a pixel, k⁴ varies.
+        rel = 2e-3 if name == "cs_change" else 1e-4
+        assert -slope(name, index, step) == pytest.approx(system.score[place], rel=rel, abs=1e-4)
 
 
 def test_normal_equations_are_those_of_dense_matrices():
@@ -187,8 +202,9 @@ def test_normal_equations_are_those_of_dense_matrices():
     m = 3
     smooth, contrast, slow = fits.spline_basis(r, 12), fits.spline_basis(r, 7), fits._slow(r)
     own = contrast @ state.contrast
-    rings, ring_score = np.zeros((r, 8, 8)), np.zeros((r, 8))
-    blocks, block_score, cross = np.zeros((t, 4, 4)), np.zeros((t, 4)), np.zeros((t, 4, 25))
+    aberration = problem.phase[4].mean(axis=1)
+    rings, ring_score = np.zeros((r, 9, 9)), np.zeros((r, 9))
+    blocks, block_score, cross = np.zeros((t, 4, 4)), np.zeros((t, 4)), np.zeros((t, 4, 26))
     normal_sums(
         sums,
         problem.terms,
@@ -198,6 +214,7 @@ def test_normal_equations_are_those_of_dense_matrices():
         contrast,
         slow,
         1.0,
+        aberration,
         rings,
         ring_score,
         blocks,
@@ -207,14 +224,15 @@ def test_normal_equations_are_those_of_dense_matrices():
     local = np.zeros((t, r, 6, 6))
     a, b = np.triu_indices(6)
     local[..., a, b] = local[..., b, a] = sums[..., :21]
-    design = np.zeros((t, r, 6, 12 + 7 + m + 3))
+    design = np.zeros((t, r, 6, 12 + 7 + m + 4))
     design[:, :, 0, :12] = smooth
     design[:, :, 1, 12:19] = state.relative[:, None, None] * contrast
     design[:, :, 2, 19:22] = problem.terms[:, None]
     design[:, :, [3, 4, 5], [22, 23, 24]] = 1
+    design[:, :, 5, 25] = aberration
     mine = np.zeros((r, 6, 4))
     mine[:, 0, :3], mine[:, 1, 3] = slow, own
-    columns = fits._columns(r, m)
+    columns = fits._columns(problem)
     np.testing.assert_allclose(
         np.einsum("rva,rvw,rwb->ab", columns, rings, columns),
         np.einsum("tria,trij,trjb->ab", design, local, design),
@@ -249,6 +267,7 @@ def test_threads_change_nothing():
             defocus,
             state.astigmatism,
             state.phase_shift,
+            state.cs_change,
             fits._CLIP,
             parts,
         )
@@ -264,8 +283,10 @@ def synthetic(
     phase_shift: float = 0.0,
     size: int = 1024,
     contrast: float = 0.5,
+    thickness: float = 0.0,
+    falloff: float = 6.0,
 ) -> np.ndarray:
-    """Noise whose power is (1 - contrast) + contrast * 2 CTF², falling off, 1.4 Å/px."""
+    """Noise whose power is (1 - contrast) + contrast * 2 CTF², falling off, 1.4 Å/px; CTF² is a slab's."""
     values = ctf(
         (size, size),
         pixel_size=1.4,
@@ -278,15 +299,19 @@ def synthetic(
         phase_shift=phase_shift,
     ).numpy()
     k = np.hypot(np.fft.fftfreq(size, 1.4)[:, None], np.fft.rfftfreq(size, 1.4))
-    seen = contrast * np.exp(-((k * 6) ** 2))
-    power = (1 + 2 * np.exp(-30 * k)) * (1 - seen + 2 * seen * values**2)
+    seen = contrast * np.exp(-((k * falloff) ** 2))
+    slab = np.sinc(electron_wavelength(300.0) * thickness * k**2)
+    power = (1 + 2 * np.exp(-30 * k)) * (1 - seen * slab * (1 - 2 * values**2))
     noise = np.fft.rfft2(rng.normal(size=(size, size)))
     return np.fft.irfft2(noise * np.sqrt(power), s=(size, size)).astype(np.float32)
 
 
-def _fit(image: np.ndarray, **options: object):
-    spectra = tiles.tile_spectra(image, pixel_size=1.4, lowest=1 / 30, highest=1 / 3.5)
-    return spectra, estimate_ctf(spectra, OPTICS, lowest_defocus=3_000, highest_defocus=50_000, **options)
+def _fit(image: np.ndarray, optics: Optics = OPTICS, finest: float = 3.5, **options: object):
+    spectra = tiles.tile_spectra(image, pixel_size=1.4, lowest=1 / 30, highest=1 / finest)
+    free_phase = bool(options.pop("free_phase", False))
+    search = Search(lowest=3_000, highest=50_000, free_phase=free_phase)
+    average, problem = fit_average(spectra, optics, search)
+    return spectra, estimate_ctf(spectra, average, problem, **options)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +330,70 @@ def test_defocus_and_astigmatism_are_found_within_their_errors(defocus, astigmat
 
 
 def test_phase_shift_is_found_within_its_error():
-    _, found = _fit(synthetic(np.random.default_rng(8), defocus=9_000, phase_shift=70), fit_phase_shift=True)
-    error = math.degrees(math.sqrt(found.covariance[-1, -1]))
+    _, found = _fit(synthetic(np.random.default_rng(8), defocus=9_000, phase_shift=70), free_phase=True)
+    error = math.degrees(math.sqrt(found.covariance[-2, -2]))
     assert 0.1 < error < 5
     assert abs(math.degrees(found.fit.state.phase_shift) % 180 - 70) < 4 * error
+
+
+def test_a_wrong_cs_is_measured_and_ends_the_range():
+    image = synthetic(np.random.default_rng(12), defocus=12_000, astigmatism=300, size=2048, falloff=3.0)
+    _, right = _fit(image, finest=3.0)
+    assert right.finest < 3.02
+    assert abs(right.cs_change) < 3 * right.cs_error
+    _, wrong = _fit(image, Optics(voltage_kV=300.0, cs_mm=1.0, amplitude_contrast=0.1), finest=3.0)
+    assert wrong.finest > 3.2
+    assert wrong.cs_change == pytest.approx(1.7, abs=4 * wrong.cs_error)
+    assert wrong.cs_change > 5 * wrong.cs_error
+
+
+def test_thickness_of_ice_is_found_from_its_nodes_or_not_at_all():
+    rng = np.random.default_rng(13)
+    for thickness in (1_000.0, 200.0):
+        image = synthetic(rng, defocus=12_000, astigmatism=300, size=1536, thickness=thickness, falloff=2.0)
+        _, found = _fit(image, finest=3.0, fit_thickness=True)
+        assert found.thickness is not None
+        if thickness == 200.0:
+            # The node lies at 2 Å, where nothing is seen.
+            assert math.isnan(found.thickness.value)
+        else:
+            assert 1 < found.thickness.error < 60
+            assert abs(found.thickness.value - thickness) < 4 * found.thickness.error
+            error = math.sqrt(found.covariance[0, 0])
+            assert abs(found.surface[0] - 12_000) < 4 * error
+
+
+def test_stated_errors_are_those_of_a_bootstrap_over_tiles():
+    image = synthetic(np.random.default_rng(14), defocus=11_000, astigmatism=400, angle=10, size=1536)
+    spectra, found = _fit(image, fit_tilt=False)
+    rng, values = np.random.default_rng(15), []
+    state, t = found.fit.state, len(spectra.power)
+    for _ in range(60):
+        some = rng.integers(0, t, t)
+        problem = replace(found.problem, power=found.problem.power[some], terms=found.problem.terms[some])
+        start = replace(state, profile=state.profile[some], relative=state.relative[some])
+        best = fits.maximise(problem, start, iterations=6).state
+        values.append([best.surface[0], *best.astigmatism])
+    drawn = np.std(values, axis=0, ddof=1) * math.sqrt(spectra.overlap)
+    stated = np.sqrt(np.diag(found.covariance))[:3]
+    # A standard deviation of n values is known to 1 / sqrt(2 n): of 60 draws, and of the tiles themselves.
+    spread = math.sqrt((1 / 120 + 1 / (2 * t)) / 3)
+    assert abs(np.log(stated / drawn).mean()) < 4 * spread
+
+
+def test_rings_that_fade_in_one_direction_are_seen():
+    rng = np.random.default_rng(16)
+    image = synthetic(rng, defocus=12_000, size=1024, contrast=0.9)
+    k = np.fft.fftfreq(1024, 1.4)[:, None], np.fft.rfftfreq(1024, 1.4)[None]
+    along = k[1] * math.cos(math.radians(30)) + k[0] * math.sin(math.radians(30))
+    drifted = np.fft.irfft2(np.fft.rfft2(image) * np.sinc(8 * along)) + 0.3 * rng.normal(size=image.shape)
+    for picture, lost in ((image, False), (drifted.astype(np.float32), True)):
+        spectra, found = _fit(picture)
+        profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, 1.0)
+        ratio, error, direction = quality.anisotropy(profile)
+        assert (ratio > 0.3 and ratio > 5 * error) == lost
+        if lost:
+            assert direction == pytest.approx(30, abs=10)
 
 
 def test_noise_has_no_rings_and_rings_are_significant():
@@ -331,7 +416,15 @@ def test_resolution_ends_where_the_rings_do():
     turns = np.gradient(2400 * np.pi * k**2) / (2 * np.pi)
     error = np.full(200, 0.05)
     profile = quality.Profile(
-        k, data, error, rings, np.zeros(200), rings, quality._sliding_correlation(data, rings, turns)
+        k,
+        data,
+        error,
+        rings,
+        np.zeros(200),
+        rings,
+        quality._sliding_correlation(data, rings, turns),
+        np.ones(18),
+        np.ones(18),
     )
     assert quality.resolution_limit(profile) == pytest.approx(5.0, rel=0.05)
 

@@ -31,7 +31,20 @@ def add_to_bins(spectrum, index, total):
 
 @njit(nogil=True, cache=True)
 def ring_sums(
-    first, last, power, weight, effective, phase, log_s, contrast, defocus, astigmatism, shift, clip, sums
+    first,
+    last,
+    power,
+    weight,
+    effective,
+    phase,
+    log_s,
+    contrast,
+    defocus,
+    astigmatism,
+    shift,
+    cs_change,
+    clip,
+    sums,
 ):
     """Add up what each ring of the tiles from `first` to `last` says about the parameters.
 
@@ -45,9 +58,9 @@ def ring_sums(
         Independent coefficients that a bin of one tile is worth; 0 leaves it out.
     effective : float
         Factor on `weight`.
-    phase : array (4, r, s)
-        Means over a bin of what defocus, the two astigmatisms and 1 are multiplied with in chi; the fourth
-        is the constant part (spherical aberration, amplitude contrast).
+    phase : array (5, r, s)
+        Means over a bin of what defocus, the two astigmatisms, 1 and a change of Cs are multiplied with in
+        chi; see `tiles.phase_terms`.
     log_s, contrast : array (t, r)
         Logarithm of the smooth spectrum, and contrast of its rings.
     defocus : array (t,)
@@ -56,6 +69,8 @@ def ring_sums(
         Its two components in Å.
     shift : float
         Phase shift in radian.
+    cs_change : float
+        Change of Cs in mm.
     clip : float
         Residuals beyond so many standard errors count as if they were there.
     sums : array (t, r, N_SUMS)
@@ -78,6 +93,7 @@ def ring_sums(
                     + phase[1, r, s] * astigmatism[0]
                     + phase[2, r, s] * astigmatism[1]
                     + phase[3, r, s]
+                    + phase[4, r, s] * cs_change
                     + shift
                 )
                 cosine, sine = math.cos(2 * chi), math.sin(2 * chi)
@@ -112,6 +128,7 @@ def normal_sums(
     contrast,
     slow,
     free,
+    aberration,
     rings,
     ring_score,
     tiles,
@@ -136,16 +153,18 @@ def normal_sums(
         Terms of a tile's own change of ln S.
     free : float
         1 if the phase shift is fitted, else 0.
-    rings, ring_score : array (r, 5 + m, 5 + m), (r, 5 + m)
-        Added to: information and score on ln S, contrast, surface, astigmatism, phase shift.
+    aberration : array (r,)
+        Change of a ring's phase per mm of Cs; 0 if it is not fitted.
+    rings, ring_score : array (r, 6 + m, 6 + m), (r, 6 + m)
+        Added to: information and score on ln S, contrast, surface, astigmatism, phase shift, Cs.
     tiles, tile_score : array (t, 4, 4), (t, 4)
         Added to: those on a tile's own change of ln S and relative contrast.
-    cross : array (t, 4, n + n + m + 3)
+    cross : array (t, 4, n + n + m + 4)
         Added to: information shared with the splines' coefficients and the geometry.
     """
     n_tiles, n_rings = sums.shape[:2]
     m = terms.shape[1]
-    size = 5 + m
+    size = 6 + m
     n_smooth, n_contrast = smooth.shape[1], contrast.shape[1]
     # Which local quantity a column is made of, and its factor.
     source = np.empty(size, np.int64)
@@ -166,7 +185,9 @@ def normal_sums(
         source[2 + m], factor[2 + m] = 3, 1.0
         source[3 + m], factor[3 + m] = 4, 1.0
         source[4 + m], factor[4 + m] = 5, free
+        source[5 + m] = 5
         for r in range(n_rings):
+            factor[5 + m] = aberration[r]
             s = sums[t, r]
             for v in range(size):
                 ring_score[r, v] += factor[v] * s[21 + source[v]]
@@ -194,7 +215,7 @@ def normal_sums(
                     cross[t, a, i] += shared[a, 0] * smooth[r, i]
                 for i in range(n_contrast):
                     cross[t, a, n_smooth + i] += shared[a, 1] * contrast[r, i]
-                for i in range(m + 3):
+                for i in range(m + 4):
                     cross[t, a, n_smooth + n_contrast + i] += shared[a, 2 + i]
         for a in range(4):
             for b in range(a):

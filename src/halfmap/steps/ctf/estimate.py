@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from halfmap.data.defocus import N_TERMS, surface_terms
 from halfmap.steps.ctf import fit as fits
 from halfmap.steps.ctf.fit import Fit, Problem, State
-from halfmap.steps.ctf.search import ring_strength, search_defocus, search_tilt
-from halfmap.steps.ctf.tiles import TileSpectra, independence, phase_terms
-
-_SPIKE = 6.0
-"""Standard errors by which a bin of the averaged spectrum sticks out when it is left out, a lattice spot."""
+from halfmap.steps.ctf.search import search_tilt
+from halfmap.steps.ctf.thickness import Thickness
+from halfmap.steps.ctf.thickness import fit_thickness as find_thickness
+from halfmap.steps.ctf.tiles import TileSpectra
 
 _ONLY_SEEN = 0.02
 """Weight of rings beyond those that are fitted."""
@@ -22,23 +21,15 @@ _ONLY_SEEN = 0.02
 _STEEPEST = 2.0
 """Change of the defocus over a distance at the most, tan 63°."""
 
+_COARSEST_A, _EXTENSION = 6.0, 0.9
+"""Rings up to here are always fitted, finer ones by steps of this factor while they agree with them."""
 
-@dataclass(frozen=True, kw_only=True)
-class Optics:
-    """What is known of the microscope, and what is looked for.
+_DISAGREE = 3.0
+"""Standard errors from the stated Cs to that at which rings fit best, beyond which they are not fitted
+together: a step too few costs little, one too many shifts the defocus."""
 
-    Attributes
-    ----------
-    voltage_kV, cs_mm, amplitude_contrast : float
-        As in the optics table.
-    phase_shift : float
-        Known phase shift in degrees, unless it is fitted.
-    """
-
-    voltage_kV: float
-    cs_mm: float
-    amplitude_contrast: float
-    phase_shift: float = 0.0
+_OTHER_CS_MM = -1.2, 1.2
+"""Changes of Cs from which a better one is looked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +44,18 @@ class CtfEstimate:
         Of all tiles, with a plane.
     problem : Problem
         What `fit` is the maximum of.
-    covariance : array (m + 3, m + 3)
-        Of surface, astigmatism, phase shift, the misfit of the tiles in it.
-    plane_covariance : array (6, 6)
+    covariance : array (m + 4, m + 4)
+        Of surface, astigmatism, phase shift, Cs, the misfit of the tiles in it.
+    plane_covariance : array (7, 7)
         The same of `plane`.
     surface : array (6,)
         Coefficients of `fit.surface_terms`, zero where they are not supported.
+    finest : float
+        Resolution in Å to which rings were fitted.
+    cs_change, cs_error : float
+        Cs at which all rings fit best against the stated one, and its standard error, mm.
+    thickness : Thickness
+        Of the ice; None if it was not looked for.
     """
 
     fit: Fit
@@ -67,65 +64,61 @@ class CtfEstimate:
     covariance: NDArray
     plane_covariance: NDArray
     surface: NDArray
+    finest: float
+    cs_change: float
+    cs_error: float
+    thickness: Thickness | None = None
 
 
 def estimate_ctf(
     spectra: TileSpectra,
-    optics: Optics,
+    average: Fit,
+    problem: Problem,
     *,
-    lowest_defocus: float,
-    highest_defocus: float,
-    finest: float = 0.0,
-    fit_phase_shift: bool = False,
     fit_tilt: bool = True,
+    fit_thickness: bool = False,
 ) -> CtfEstimate:
-    """Estimate the CTF of a micrograph.
+    """Estimate the CTF of a micrograph from all its tiles.
 
     Parameters
     ----------
     spectra : TileSpectra
         Power of tiles in polar bins.
-    optics : Optics
-        Microscope.
-    lowest_defocus, highest_defocus : float
-        Range searched, Å.
-    finest : float
-        Resolution in Å to which rings are fitted; finer ones only tell about their own background.
-    fit_phase_shift : bool
-        Whether the phase shift is looked for.
+    average, problem : Fit, Problem
+        What `average.fit_average` found.
     fit_tilt : bool
         Whether the defocus may change over the field.
+    fit_thickness : bool
+        Whether nodes of the rings are looked for.
+
+    Notes
+    -----
+    Rings are fitted as far as they agree with the coarser ones. What a wrong pixel size or Cs do to them
+    grows with the fourth power of the frequency, so that agreement is that of the Cs at which the rings fit
+    best with the stated one. Beyond, they only tell about their own background.
     """
-    phase = phase_terms(
-        spectra.bins,
-        voltage_kV=optics.voltage_kV,
-        cs_mm=optics.cs_mm,
-        amplitude_contrast=optics.amplitude_contrast,
-        fixed_phase=0.0 if fit_phase_shift else optics.phase_shift,
-    )
-    trust = np.where(spectra.bins.frequency * finest <= 1, 1.0, _ONLY_SEEN)
-    limits = lowest_defocus, highest_defocus
-    whole, problem = _fit_average(spectra, phase, limits, trust, free_phase=fit_phase_shift)
-    problem = replace(
-        problem,
-        power=spectra.power,
-        effective=1.0,
-        overlap=spectra.overlap,
-        roughness=fits.roughness_of(whole),
-    )
-    start = _start_tiles(spectra, whole.state, problem)
-    n_terms = 3 if fit_tilt and len(spectra.power) >= 4 else 1
-    plane = _with_terms(problem, spectra, n_terms)
-    if n_terms == 3:
-        gradient = _find_tilt(spectra, plane, start)
-        starts = [_with_surface(start, surface) for surface in ([start.surface[0], 0, 0], gradient)]
-        start = min(starts, key=lambda state: fits.loss_of(plane, state, fits.evaluate(plane, state)))
-    best = fits.maximise(plane, start, tolerance=0.1)
-    # The tilt no longer blurs the rings of the average: what is rough about them is better known.
-    plane = replace(plane, roughness=fits.roughness_of(best))
-    best = fits.maximise(plane, best.state)
+    single, problem = problem, _of_tiles(spectra, average, problem)
+    plane, best = _fit_plane(spectra, problem, average.state, fit_tilt=fit_tilt)
+    thickness = None
+    if fit_thickness:
+        thickness = find_thickness(plane, best)
+        if thickness.value > 0:
+            plane = replace(plane, thickness=thickness.value)
+            best = fits.maximise(plane, best.state)
+            plane = replace(plane, roughness=fits.roughness_of(best))
+            best = fits.maximise(plane, best.state)
+    near = _with_likely_cs(average, single, plane, best)
+    cs_change, cs_error = fits.apparent_cs(plane, near.state)
+    cs_error *= max(1.0, near.misfit)
+    frequency = spectra.bins.frequency
+    finest = float(frequency[-1])
+    if abs(cs_change) > _DISAGREE * cs_error:
+        finest = _consistent_range(plane, near, frequency)
+        trust = np.where(frequency <= finest, 1.0, _ONLY_SEEN)
+        plane = replace(plane, trust=trust, weight=plane.weight * trust[:, None])
+        best = fits.maximise(plane, best.state)
     chosen, used = best, plane
-    if n_terms == 3:
+    if plane.terms.shape[1] == 3:
         chosen, used = _choose_surface(spectra, plane, best)
     surface = np.zeros(N_TERMS)
     surface[: len(chosen.state.surface)] = chosen.state.surface
@@ -136,71 +129,89 @@ def estimate_ctf(
         covariance=chosen.covariance * max(1.0, chosen.misfit) ** 2,
         plane_covariance=best.covariance * max(1.0, best.misfit) ** 2,
         surface=surface,
+        finest=1 / finest,
+        cs_change=cs_change,
+        cs_error=cs_error,
+        thickness=thickness,
     )
 
 
-def _fit_average(
-    spectra: TileSpectra, phase: NDArray, limits: tuple[float, float], trust: NDArray, *, free_phase: bool
-) -> tuple[Fit, Problem]:
-    """Fit the mean of all tiles from the best starts of the whole range."""
-    power = spectra.power.astype(np.float64)
-    # Tiles of carbon or contaminants are brighter; none shall drown the others.
-    level = np.median(power, axis=(1, 2), keepdims=True)
-    mean = (power / np.maximum(level, 1e-30)).mean(axis=0, keepdims=True)
-    problem = Problem(
-        power=mean,
-        weight=spectra.bins.count * independence(spectra, phase, 0.0) * trust[:, None],
-        trust=trust,
-        effective=float(len(power)),
-        phase=phase,
-        terms=np.ones((1, 1)),
-        free_phase=free_phase,
-        roughness=fits.expected_roughness(spectra.bins.frequency),
-        gain=np.ones(len(spectra.bins.frequency)),
-    )
-    problem, excess = _without_spikes(problem)
-    weight = problem.weight * problem.effective
-    strength = ring_strength(excess, weight)
-    starts = search_defocus(
-        excess,
-        weight,
-        phase,
-        fits.spline_basis(len(excess), 12),
-        lowest=limits[0],
-        highest=limits[1],
-        free_phase=free_phase,
-    )
+def fit_spherical_aberration(spectra: TileSpectra, average: Fit, problem: Problem) -> tuple[float, float]:
+    """Change of Cs in mm, and its standard error, at which the rings of all tiles fit best."""
+    single, problem = problem, _of_tiles(spectra, average, problem)
+    plane, best = _fit_plane(spectra, problem, average.state, fit_tilt=True)
+    near = _with_likely_cs(average, single, plane, best)
+    free = fits.maximise(replace(plane, free_cs=True), near.state)
+    return free.state.cs_change, float(np.sqrt(free.covariance[-1, -1])) * max(1.0, free.misfit)
+
+
+def _with_likely_cs(average: Fit, single: Problem, plane: Problem, best: Fit) -> Fit:
+    """Fit all tiles with another Cs if the average's rings fit it far better, or return the fit as it is.
+
+    From a Cs that is far off no step leads to the right one: fine rings in antiphase just seem to be none.
+    """
+    free = replace(single, free_cs=True)
+    wave = free.phase[4].mean(axis=1) / free.phase[0].mean(axis=1)
     tried = []
-    for start in starts:
-        first = fits.maximise(problem, fits.start_state(problem, start, strength), iterations=8)
-        known = replace(problem, roughness=fits.roughness_of(first))
-        tried.append(fits.maximise(known, first.state, iterations=6))
-    # A fit that ran out of the range is not what was asked for, unless none stayed.
-    inside = [fit for fit in tried if limits[0] - 300 <= fit.state.surface[0] <= limits[1] + 300]
-    best = min(inside or tried, key=lambda fit: fit.surprise)
-    fine = independence(spectra, phase, float(best.state.surface[0]))
-    plain = independence(spectra, phase, 0.0)
-    problem = replace(problem, weight=problem.weight * fine / plain, gain=(fine / plain).mean(axis=1))
-    for _ in range(2):
-        problem = replace(problem, roughness=fits.roughness_of(best))
-        best = fits.maximise(problem, best.state)
-    return best, problem
+    for change in _OTHER_CS_MM:
+        # At the middle of the range the defocus makes up for it.
+        surface = average.state.surface - change * wave[len(wave) // 2]
+        start = replace(average.state, surface=surface, cs_change=change)
+        tried.append(fits.maximise(free, start, iterations=10, tolerance=0.1))
+    other = min(tried, key=lambda fit: fit.loss)
+    if average.loss - other.loss < _DISAGREE**2 / 2:
+        return best
+    state = best.state
+    surface = np.concatenate(
+        [state.surface[:1] + other.state.surface - average.state.surface, state.surface[1:]]
+    )
+    start = replace(
+        state,
+        surface=surface,
+        contrast=other.state.contrast,
+        rough=other.state.rough,
+        cs_change=other.state.cs_change,
+    )
+    return fits.maximise(replace(plane, free_cs=True), start)
 
 
-def _without_spikes(problem: Problem) -> tuple[Problem, NDArray]:
-    """Weigh bins that stick out by 0; and the spectrum over its smooth background, less 1."""
-    r = problem.power.shape[1]
-    state = fits.start_state(problem, np.zeros(4), np.zeros(r))
-    log_s, _, _ = fits.spectra_of(problem, state)
-    excess = problem.power[0] / np.exp(log_s[0])[:, None] - 1
-    # Against the ring's own middle, which Thon rings move.
-    used = problem.weight > 0
-    middle = np.nanmedian(np.where(used, excess, np.nan), axis=1, keepdims=True)
-    n = np.maximum(problem.weight * problem.effective / problem.trust[:, None], 1e-9)
-    spread = np.nanmedian(np.where(used, np.abs(excess - middle), np.nan), axis=1, keepdims=True) * 1.48
-    limit = _SPIKE * np.maximum(1 / np.sqrt(n), spread)
-    weight = np.where(excess - middle > limit, 0.0, problem.weight)
-    return replace(problem, weight=weight), excess
+def _of_tiles(spectra: TileSpectra, average: Fit, problem: Problem) -> Problem:
+    return replace(
+        problem,
+        power=spectra.power,
+        effective=1.0,
+        overlap=spectra.overlap,
+        roughness=fits.roughness_of(average),
+    )
+
+
+def _fit_plane(
+    spectra: TileSpectra, problem: Problem, average: State, *, fit_tilt: bool
+) -> tuple[Problem, Fit]:
+    """Fit all tiles with a plane of defocus, or one defocus where there are few or it is wanted."""
+    start = _start_tiles(spectra, average, problem)
+    n_terms = 3 if fit_tilt and len(spectra.power) >= 4 else 1
+    plane = _with_terms(problem, spectra, n_terms)
+    if n_terms == 3:
+        gradient = _find_tilt(spectra, plane, start)
+        starts = [_with_surface(start, surface) for surface in ([start.surface[0], 0, 0], gradient)]
+        start = min(starts, key=lambda state: fits.loss_of(plane, state, fits.evaluate(plane, state)))
+    best = fits.maximise(plane, start, tolerance=0.1)
+    # The tilt no longer blurs the rings of the average: what is rough about them is better known.
+    plane = replace(plane, roughness=fits.roughness_of(best))
+    return plane, fits.maximise(plane, best.state)
+
+
+def _consistent_range(problem: Problem, best: Fit, frequency: NDArray) -> float:
+    """Frequency in 1/Å up to which the rings agree with the stated Cs."""
+    limit = 1 / _COARSEST_A
+    while limit < frequency[-1]:
+        further = limit / _EXTENSION
+        change, error = fits.apparent_cs(problem, best.state, rings=frequency <= further)
+        if abs(change) > _DISAGREE * error * max(1.0, best.misfit):
+            break
+        limit = further
+    return float(min(limit, frequency[-1]))
 
 
 def _start_tiles(spectra: TileSpectra, whole: State, problem: Problem) -> State:
@@ -235,13 +246,7 @@ def _find_tilt(spectra: TileSpectra, problem: Problem, state: State) -> NDArray:
     flat = replace(problem, terms=np.ones((len(spectra.power), 1)))
     log_s, contrast, _ = fits.spectra_of(flat, state)
     excess = spectra.power * np.exp(-log_s)[:, :, None] - 1
-    chi = (
-        problem.phase[0] * state.surface[0]
-        + problem.phase[1] * state.astigmatism[0]
-        + problem.phase[2] * state.astigmatism[1]
-        + problem.phase[3]
-        + state.phase_shift
-    )
+    chi = fits.phase_of(problem, state)
     strength = np.sqrt(np.maximum(contrast.mean(axis=0), 1e-3))
     side = max(spectra.shape) * spectra.pixel_size / 2
     plane = search_tilt(

@@ -31,6 +31,9 @@ _PROFILE_SPREAD = 1.0
 _WINDOW = 15
 """Rings over which the roughness of the spectrum is averaged."""
 
+UNKNOWN_CS_MM = 100.0
+"""Standard error of a Cs of which the rings tell nothing."""
+
 _DD = 11
 """Place of the information on defocus among the sums."""
 
@@ -46,11 +49,13 @@ class Problem:
     power : array (t, r, s)
     weight : array (r, s)
     effective : float
-    phase : array (4, r, s)
+    phase : array (5, r, s)
     terms : array (t, m)
         Terms of the surface of defocus at each tile.
-    free_phase : bool
-        Whether the phase shift is fitted.
+    free_phase, free_cs : bool
+        Whether the phase shift and Cs are fitted.
+    thickness : float
+        Of the ice in Å: it damps the rings, and turns them over beyond its nodes.
     roughness : array (r,)
         Variance of what a ring's mean deviates from the smooth model beyond noise: form factors of the
         particles, ice.
@@ -72,6 +77,8 @@ class Problem:
     gain: NDArray[np.float64]
     trust: NDArray[np.float64]
     overlap: float = 1.0
+    free_cs: bool = False
+    thickness: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +103,8 @@ class State:
         cos and sin component of half the difference of the defoci, Å.
     phase_shift : float
         Radian.
+    cs_change : float
+        Cs against the stated one, mm.
     """
 
     smooth: NDArray
@@ -106,6 +115,7 @@ class State:
     surface: NDArray
     astigmatism: NDArray
     phase_shift: float
+    cs_change: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +130,8 @@ class Fit:
         -ln L, with the priors.
     surprise : float
         -ln of the likelihood with rough rings integrated out: fits that differ in roughness compare by it.
-    covariance : array (m + 3, m + 3)
-        Of surface, astigmatism and phase shift (zero if that is not fitted), by the noise alone.
+    covariance : array (m + 4, m + 4)
+        Of surface, astigmatism, phase shift and Cs (zero where not fitted), by the noise alone.
     misfit : float
         Scatter of the tiles' own defoci over what noise explains.
     tile_offset, tile_error : array (t,)
@@ -174,11 +184,38 @@ def start_state(problem: Problem, start: NDArray, strength: NDArray) -> State:
     )
 
 
+def contrast_basis(problem: Problem) -> NDArray[np.float64]:
+    """Functions (r, 7) of the ring that the contrast is made of, all zero at the nodes of thick ice.
+
+    What lies at a height z in the ice adds pi lambda k² z to the phase chi. The mean of cos 2 chi over a slab
+    of thickness d is that of its middle times sin(x) / x with x = pi lambda k² d.
+
+    References
+    ----------
+    .. [1] Tichelaar et al. 2020, Ultramicroscopy 216, 113023, DOI 10.1016/j.ultramic.2020.113023
+    """
+    basis = spline_basis(problem.power.shape[1], _C_KNOTS)
+    turns = problem.phase[0].mean(axis=1) / np.pi
+    return basis * np.sinc(turns * problem.thickness)[:, None]
+
+
+def phase_of(problem: Problem, state: State) -> NDArray[np.float64]:
+    """Phase chi (r, s) at the field's mean defocus."""
+    return (
+        problem.phase[0] * state.surface[0]
+        + problem.phase[1] * state.astigmatism[0]
+        + problem.phase[2] * state.astigmatism[1]
+        + problem.phase[3]
+        + problem.phase[4] * state.cs_change
+        + state.phase_shift
+    )
+
+
 def spectra_of(problem: Problem, state: State) -> tuple[NDArray, NDArray, NDArray]:
     """Logarithm of S (t, r), contrast (t, r) and defocus (t,) of each tile."""
     r = problem.power.shape[1]
     log_s = spline_basis(r, _S_KNOTS) @ state.smooth + state.rough + state.profile @ _slow(r).T
-    contrast = np.outer(state.relative, spline_basis(r, _C_KNOTS) @ state.contrast)
+    contrast = np.outer(state.relative, contrast_basis(problem) @ state.contrast)
     return log_s, np.clip(contrast, -_MOST_CONTRAST, _MOST_CONTRAST), problem.terms @ state.surface
 
 
@@ -207,6 +244,7 @@ def evaluate(problem: Problem, state: State) -> NDArray[np.float64]:
             defocus,
             state.astigmatism,
             state.phase_shift,
+            state.cs_change,
             _CLIP,
             sums,
         )
@@ -293,6 +331,23 @@ def gain_of(problem: Problem, state: State) -> float:
     return 0.5 * float(slope @ np.linalg.solve(matrix, slope))
 
 
+def apparent_cs(problem: Problem, state: State, *, rings: NDArray | None = None) -> tuple[float, float]:
+    """Change of Cs in mm, and its standard error, at which some of the rings (r,) fit best.
+
+    All else may change along with it. It is one step from a state that fits well with the stated Cs.
+    """
+    sums = evaluate(problem, state)
+    if rings is not None:
+        sums[:, ~rings] = 0
+    system = _system(replace(problem, free_cs=True), state, sums)
+    if system.information[-1, -1] < UNKNOWN_CS_MM**-2:
+        return state.cs_change, UNKNOWN_CS_MM
+    scale = np.sqrt(np.maximum(np.diag(system.information), 1e-30))
+    inverse = np.linalg.pinv(system.information / scale[:, None] / scale, hermitian=True)
+    change = float(inverse[-1] @ (system.score / scale)) / float(scale[-1])
+    return state.cs_change + change, float(np.sqrt(inverse[-1, -1])) / float(scale[-1])
+
+
 @dataclass(frozen=True, eq=False)
 class _System:
     """Normal equations of [smooth, contrast, geometry]; rough rings and each tile's own are marginalised.
@@ -302,9 +357,9 @@ class _System:
     information : array (n, n)
         What is left of it.
     score : array (n,)
-    rings : array (r, 5 + m, 5 + m)
-        Information of each ring on ln S, c, surface, astigmatism, phase shift.
-    ring_score : array (r, 5 + m)
+    rings : array (r, 6 + m, 6 + m)
+        Information of each ring on ln S, c, surface, astigmatism, phase shift, Cs.
+    ring_score : array (r, 6 + m)
     tiles : array (t, 4, 4)
         Information on a tile's profile and relative contrast, the prior in it.
     tile_score : array (t, 4)
@@ -324,10 +379,10 @@ class _System:
 def _system(problem: Problem, state: State, sums: NDArray) -> _System:
     t, r = sums.shape[:2]
     m = problem.terms.shape[1]
-    n = _S_KNOTS + _C_KNOTS + m + 3
-    rings, ring_score = np.zeros((r, 5 + m, 5 + m)), np.zeros((r, 5 + m))
+    n = _S_KNOTS + _C_KNOTS + m + 4
+    rings, ring_score = np.zeros((r, 6 + m, 6 + m)), np.zeros((r, 6 + m))
     tiles, tile_score, cross = np.zeros((t, 4, 4)), np.zeros((t, 4)), np.zeros((t, 4, n))
-    contrast = spline_basis(r, _C_KNOTS)
+    contrast = contrast_basis(problem)
     normal_sums(
         sums,
         problem.terms,
@@ -337,6 +392,7 @@ def _system(problem: Problem, state: State, sums: NDArray) -> _System:
         contrast,
         _slow(r),
         float(problem.free_phase),
+        problem.phase[4].mean(axis=1) * problem.free_cs,
         rings,
         ring_score,
         tiles,
@@ -348,15 +404,16 @@ def _system(problem: Problem, state: State, sums: NDArray) -> _System:
     pull = shrink * (problem.roughness * ring_score[:, 0] - state.rough)
     reduced = rings - inverse[:, None, None] * rings[:, :, :1] * rings[:, :1, :]
     reduced_score = ring_score - rings[:, :, 0] * pull[:, None]
-    columns = _columns(r, m)
+    columns = _columns(problem)
     information = np.einsum("rva,rvw,rwb->ab", columns, reduced, columns, optimize=True)
     score = np.einsum("rva,rv->a", columns, reduced_score)
     matrix, _ = _contrast_prior(state.contrast)
     place = slice(_S_KNOTS, _S_KNOTS + _C_KNOTS)
     information[place, place] += matrix
     score[place] -= matrix @ state.contrast
-    if not problem.free_phase:
-        information[-1, -1] = 1.0
+    for place, free in ((-2, problem.free_phase), (-1, problem.free_cs)):
+        if not free:
+            information[place, place] = 1.0
     if t == 1:
         return _System(information, score, rings, ring_score, tiles[:0], tile_score[:0], cross[:0])
     precision = np.array([_PROFILE_SPREAD**-2] * 3 + [_CONTRAST_SPREAD**-2])
@@ -375,13 +432,13 @@ def _deviations(tiles: NDArray, right: NDArray) -> NDArray:
     return free - inverse @ np.linalg.solve(inverse.sum(axis=0), free.sum(axis=0))
 
 
-@lru_cache(maxsize=8)
-def _columns(n_rings: int, m: int) -> NDArray[np.float64]:
-    """What a ring's ln S, c and geometry (r, 5 + m, n) are made of: splines, and themselves."""
-    columns = np.zeros((n_rings, 5 + m, _S_KNOTS + _C_KNOTS + m + 3))
+def _columns(problem: Problem) -> NDArray[np.float64]:
+    """What a ring's ln S, c and geometry (r, 6 + m, n) are made of: splines, and themselves."""
+    n_rings, m = problem.power.shape[1], problem.terms.shape[1]
+    columns = np.zeros((n_rings, 6 + m, _S_KNOTS + _C_KNOTS + m + 4))
     columns[:, 0, :_S_KNOTS] = spline_basis(n_rings, _S_KNOTS)
-    columns[:, 1, _S_KNOTS : _S_KNOTS + _C_KNOTS] = spline_basis(n_rings, _C_KNOTS)
-    columns[:, 2:, _S_KNOTS + _C_KNOTS :] = np.eye(m + 3)
+    columns[:, 1, _S_KNOTS : _S_KNOTS + _C_KNOTS] = contrast_basis(problem)
+    columns[:, 2:, _S_KNOTS + _C_KNOTS :] = np.eye(m + 4)
     return columns
 
 
@@ -392,7 +449,7 @@ def _step(problem: Problem, state: State, system: _System, damping: float) -> St
     step = np.linalg.solve(matrix, system.score / scale) / scale
     m = problem.terms.shape[1]
     smooth, contrast, geometry = np.split(step, [_S_KNOTS, _S_KNOTS + _C_KNOTS])
-    change = _columns(len(system.rings), m) @ step
+    change = _columns(problem) @ step
     left = system.ring_score[:, 0] - np.einsum("rv,rv->r", system.rings[:, 0], change)
     rough = state.rough + (problem.roughness * left - state.rough) / (
         problem.roughness * system.rings[:, 0, 0] + 1
@@ -405,6 +462,7 @@ def _step(problem: Problem, state: State, system: _System, damping: float) -> St
         surface=state.surface + geometry[:m],
         astigmatism=state.astigmatism + geometry[m : m + 2],
         phase_shift=state.phase_shift + float(geometry[m + 2]) * problem.free_phase,
+        cs_change=state.cs_change + float(geometry[m + 3]) * problem.free_cs,
     )
     if len(system.tiles) == 0:
         return new
@@ -418,12 +476,13 @@ def _step(problem: Problem, state: State, system: _System, damping: float) -> St
 
 def _finish(problem: Problem, state: State, sums: NDArray, loss: float) -> Fit:
     system = _system(problem, state, sums)
-    n = problem.terms.shape[1] + 3
+    n = problem.terms.shape[1] + 4
     scale = np.sqrt(np.maximum(np.diag(system.information), 1e-30))
     inverse = np.linalg.pinv(system.information / scale[:, None] / scale, hermitian=True)
     covariance = (inverse / scale[:, None] / scale)[-n:, -n:]
-    if not problem.free_phase:
-        covariance[-1] = covariance[:, -1] = 0
+    for place, free in ((-2, problem.free_phase), (-1, problem.free_cs)):
+        if not free:
+            covariance[place] = covariance[:, place] = 0
     # Of a tile alone: its defocus with its contrast and the level of its rings as the field has them.
     information = sums[..., _DD].sum(axis=1)
     score = sums[..., _SCORE + 2].sum(axis=1)

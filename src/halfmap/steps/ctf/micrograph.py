@@ -18,7 +18,10 @@ from halfmap.io.images import read_image
 from halfmap.io.mrc import write_mrc
 from halfmap.ops.ctf import ctf
 from halfmap.steps.ctf import quality
-from halfmap.steps.ctf.estimate import CtfEstimate, Optics, estimate_ctf
+from halfmap.steps.ctf.average import Optics, fit_average, start_of
+from halfmap.steps.ctf.estimate import CtfEstimate, estimate_ctf, fit_spherical_aberration
+from halfmap.steps.ctf.fit import Fit, Problem
+from halfmap.steps.ctf.search import Search
 from halfmap.steps.ctf.tiles import BOX, PIXEL_SIZE_A, TileSpectra, checked_image, tile_spectra
 from halfmap.units import electron_wavelength
 
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
     from halfmap.steps.ctf.step import CtfStep
 
 FOLDER = "Micrographs"
-
-SEEN_A = 3.0
-"""Rings are looked at to this resolution, beyond the one that they are fitted to."""
 
 _FINE_RINGS_A = 4.5
 """Resolution at which the rings of a high defocus must still be resolved by a tile."""
@@ -38,6 +38,15 @@ _SHARE_OF_TILE = 0.3
 
 _COARSE_A = 10.0
 _ICE = 0.5
+_UNEVEN = 0.25
+"""Part of the rings' strength that may change with the direction."""
+
+_STRONG_A, _STRONG = 1500.0, 0.15
+"""Astigmatism in Å and in parts of the defocus that no microscopist would have left."""
+
+_SURE = 5.0
+"""Standard errors at which a problem is stated."""
+
 _UNKNOWN_DIRECTION = 180 / math.sqrt(12)
 """Standard deviation of an angle of which nothing is known within half a turn."""
 
@@ -67,17 +76,34 @@ def estimate_micrograph(item: MicrographItem, *, step: CtfStep, folder: Path) ->
         raise ParameterError("--defocus-min is not below --defocus-max")
     raw = read_image(item.path)
     image = checked_image(raw, item.name)
-    spectra = _spectra(image, item, step, BOX * PIXEL_SIZE_A)
-    found = _estimate(spectra, item, step)
-    extent = needed_extent(found.surface[0], item.optics.voltage_kV)
-    if extent > 1.2 * spectra.bins.extent and min(image.shape) * item.pixel_size > 1.5 * extent:
-        spectra = _spectra(image, item, step, extent)
-        found = _estimate(spectra, item, step)
+    spectra, average, problem = fit_spectra(image, item, step)
+    found = estimate_ctf(spectra, average, problem, fit_tilt=step.fit_tilt, fit_thickness=step.fit_thickness)
     error = math.sqrt(max(float(found.covariance[0, 0]), 0.0))
     profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, error)
     row = describe(found, spectra, item, profile)
     row |= {"intensity": float(raw[::4, ::4].mean(dtype=np.float64))}
     return row | _write(item, step, folder, found, spectra, image, profile, row)
+
+
+def measure_cs(item: MicrographItem, *, step: CtfStep) -> dict[str, Any]:
+    """Cs in mm at which a micrograph's rings fit best, with its standard error."""
+    spectra, average, problem = fit_spectra(checked_image(read_image(item.path), item.name), item, step)
+    change, error = fit_spherical_aberration(spectra, average, problem)
+    return {"name": item.name, "group": item.group, "cs": item.optics.cs_mm + change, "error": error}
+
+
+def fit_spectra(
+    image: NDArray[np.float32], item: MicrographItem, step: CtfStep
+) -> tuple[TileSpectra, Fit, Problem]:
+    """Spectra of tiles as large as the rings need, and the fit of their average."""
+    search = Search(lowest=step.defocus_min, highest=step.defocus_max, free_phase=step.fit_phase_shift)
+    spectra = _spectra(image, item, step, BOX * PIXEL_SIZE_A)
+    average, problem = fit_average(spectra, item.optics, search)
+    extent = needed_extent(average.state.surface[0], item.optics.voltage_kV)
+    if extent > 1.2 * spectra.bins.extent and min(image.shape) * item.pixel_size > 1.5 * extent:
+        spectra = _spectra(image, item, step, extent)
+        average, problem = fit_average(spectra, item.optics, search, start=start_of(average))
+    return spectra, average, problem
 
 
 def needed_extent(defocus: float, voltage_kV: float) -> float:
@@ -92,22 +118,10 @@ def _spectra(image: NDArray[np.float32], item: MicrographItem, step: CtfStep, ex
         image,
         pixel_size=item.pixel_size,
         lowest=1 / step.resolution_min,
-        highest=1 / min(step.resolution_max, SEEN_A),
+        highest=1 / step.resolution_max,
         extent=extent,
         magnification=None if item.magnification is None else np.array(item.magnification),
         name=item.name,
-    )
-
-
-def _estimate(spectra: TileSpectra, item: MicrographItem, step: CtfStep) -> CtfEstimate:
-    return estimate_ctf(
-        spectra,
-        item.optics,
-        lowest_defocus=step.defocus_min,
-        highest_defocus=step.defocus_max,
-        finest=step.resolution_max,
-        fit_phase_shift=step.fit_phase_shift,
-        fit_tilt=step.fit_tilt,
     )
 
 
@@ -117,56 +131,65 @@ def describe(
     """State an estimate in the columns of the table."""
     state, covariance = found.fit.state, found.covariance
     m = len(state.surface)
-    cosine, sine = (float(value) for value in state.astigmatism)
-    half = math.hypot(cosine, sine)
-    angle = math.degrees(math.atan2(sine, cosine)) / 2
-    along = np.array([cosine, sine]) / half if half > 0 else np.array([1.0, 0.0])
-    across = np.array([-along[1], along[0]])
-    places = [0, m, m + 1]
-    block = covariance[np.ix_(places, places)]
-    errors = [
-        math.sqrt(max(float(vector @ block @ vector), 0.0))
-        for vector in (
-            np.array([1.0, 0, 0]),
-            np.array([1.0, *along]),
-            np.array([1.0, *-along]),
-            np.array([0.0, *across]),
-        )
-    ]
-    turned = math.degrees(errors[3] / max(2 * half, 1e-9))
-    merit = quality.figure_of_merit(found.problem, state)
-    limit = quality.resolution_limit(profile)
-    ice = quality.ice_ring(spectra.power, spectra.bins.count, spectra.bins.frequency)
-    tilt = tilt_of(found, spectra)
     surface_error = np.zeros(5)
     surface_error[: m - 1] = np.sqrt(np.maximum(np.diag(covariance)[1:m], 0))
+    uneven, uneven_error, direction = quality.anisotropy(profile)
     row: dict[str, Any] = {
         "name": item.name,
         "key": item.key,
         "group": item.group,
-        "rlnDefocusU": state.surface[0] + half,
-        "rlnDefocusV": state.surface[0] - half,
-        "rlnDefocusAngle": angle,
-        "rlnCtfAstigmatism": 2 * half,
-        "rlnCtfFigureOfMerit": merit,
-        "rlnCtfMaxResolution": limit,
-        "rlnCtfIceRingDensity": ice,
-        "hmDefocusUncertainty": errors[0],
-        "hmDefocusUUncertainty": errors[1],
-        "hmDefocusVUncertainty": errors[2],
-        "hmDefocusAngleUncertainty": min(turned, _UNKNOWN_DIRECTION),
-        **tilt,
+        **defoci_of(found),
+        "rlnCtfFigureOfMerit": quality.figure_of_merit(found.problem, state),
+        "rlnCtfMaxResolution": quality.resolution_limit(profile),
+        "rlnCtfIceRingDensity": quality.ice_ring(spectra.power, spectra.bins.count, spectra.bins.frequency),
+        **tilt_of(found, spectra),
         **DefocusSurface(found.surface[1:], spectra.shape).columns(),
         "hmDefocusSurfaceUncertainty": format_vector(surface_error.round(2)),
+        "hmCtfFitResolution": found.finest,
         "hmCtfMisfit": found.fit.misfit,
         "hmCtfSignificance": quality.significance(profile),
+        "hmCtfAnisotropy": uneven,
+        "hmCtfAnisotropyUncertainty": uneven_error,
+        "hmCtfAnisotropyAngle": direction,
+        "hmCtfCs": item.optics.cs_mm + found.cs_change,
+        "hmCtfCsUncertainty": found.cs_error,
     }
     if found.problem.free_phase:
         row["rlnPhaseShift"] = math.degrees(state.phase_shift) % 180
-        row["hmPhaseShiftUncertainty"] = math.degrees(math.sqrt(max(float(covariance[-1, -1]), 0.0)))
+        row["hmPhaseShiftUncertainty"] = math.degrees(math.sqrt(max(float(covariance[-2, -2]), 0.0)))
+    if found.thickness is not None:
+        row["hmCtfIceThickness"] = found.thickness.value
+        row["hmCtfIceThicknessUncertainty"] = found.thickness.error
     row = {key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()}
-    row["hmCtfProblem"] = "; ".join(problems(row)) or "none"
+    row["hmCtfProblem"] = "; ".join(problems(row, cs_mm=item.optics.cs_mm)) or "none"
     return row
+
+
+def defoci_of(found: CtfEstimate) -> dict[str, float]:
+    """Defoci along both axes and the angle of the first, with their errors."""
+    state = found.fit.state
+    m = len(state.surface)
+    cosine, sine = (float(value) for value in state.astigmatism)
+    half = math.hypot(cosine, sine)
+    along = np.array([cosine, sine]) / half if half > 0 else np.array([1.0, 0.0])
+    places = [0, m, m + 1]
+    block = found.covariance[np.ix_(places, places)]
+
+    def error(*weights: float) -> float:
+        vector = np.array(weights)
+        return math.sqrt(max(float(vector @ block @ vector), 0.0))
+
+    turned = math.degrees(error(0, -along[1], along[0]) / max(2 * half, 1e-9))
+    return {
+        "rlnDefocusU": float(state.surface[0]) + half,
+        "rlnDefocusV": float(state.surface[0]) - half,
+        "rlnDefocusAngle": math.degrees(math.atan2(sine, cosine)) / 2,
+        "rlnCtfAstigmatism": 2 * half,
+        "hmDefocusUncertainty": error(1, 0, 0),
+        "hmDefocusUUncertainty": error(1, *along),
+        "hmDefocusVUncertainty": error(1, *-along),
+        "hmDefocusAngleUncertainty": min(turned, _UNKNOWN_DIRECTION),
+    }
 
 
 def tilt_of(found: CtfEstimate, spectra: TileSpectra) -> dict[str, float]:
@@ -189,19 +212,26 @@ def tilt_of(found: CtfEstimate, spectra: TileSpectra) -> dict[str, float]:
     }
 
 
-def problems(row: dict[str, Any]) -> list[str]:
+def problems(row: dict[str, Any], *, cs_mm: float) -> list[str]:
     """Reasons not to trust a micrograph's CTF, in words."""
-    found = []
     if row["hmCtfSignificance"] < quality.WEAKEST:
-        found.append("no Thon rings")
-    elif row["rlnCtfMaxResolution"] > _COARSE_A:
-        found.append("Thon rings end early")
+        found = ["no Thon rings"]
+    else:
+        uneven, error = row["hmCtfAnisotropy"], row["hmCtfAnisotropyUncertainty"]
+        size = (row["rlnDefocusU"] + row["rlnDefocusV"]) / 2
+        reasons = {
+            "Thon rings end early": row["rlnCtfMaxResolution"] > _COARSE_A,
+            f"rings fade along {row['hmCtfAnisotropyAngle']:.0f}°, drift": uneven > _UNEVEN
+            and uneven > _SURE * error,
+            "strong astigmatism": row["rlnCtfAstigmatism"] > max(_STRONG_A, _STRONG * size),
+            "defocus uncertain": row["hmDefocusUncertainty"] > 200,
+            "defocus varies within the field": row["hmCtfMisfit"] > 2,
+            "rings do not fit the stated Cs and pixel size": abs(row["hmCtfCs"] - cs_mm)
+            > _SURE * row["hmCtfCsUncertainty"],
+        }
+        found = [reason for reason, holds in reasons.items() if holds]
     if row["rlnCtfIceRingDensity"] is not None and row["rlnCtfIceRingDensity"] > _ICE:
         found.append("strong ice ring")
-    if row["hmDefocusUncertainty"] > 200:
-        found.append("defocus uncertain")
-    if row["hmCtfMisfit"] > 2:
-        found.append("defocus varies within the field")
     return found
 
 

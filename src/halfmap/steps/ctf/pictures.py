@@ -7,28 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 
 from halfmap.data.defocus import surface_terms
-from halfmap.io.atomic import atomic_path
+from halfmap.pictures import (
+    HEIGHT,
+    INK,
+    MARGIN,
+    QUIET,
+    SHADE,
+    STEPS,
+    TOP,
+    add_head,
+    add_panel,
+    add_text,
+    new_figure,
+    save,
+)
 from halfmap.steps.ctf.estimate import CtfEstimate
 from halfmap.steps.ctf.quality import THRESHOLD, Profile
 from halfmap.steps.ctf.tiles import TileSpectra
 
-_DPI = 100
-_WIDTH, _HEIGHT, _MARGIN, _TOP = 1560, 560, 18, 470
-"""Layout is in pixels of the picture: matplotlib's own would take longer than all the drawing."""
+_WIDTH = 1560
 
 _SPECTRUM, _FIELD = 430, 360
-_INK, _QUIET, _DATA, _MODEL, _BAND = "#222222", "#666666", "#222222", "#e0312f", "#c9d6e6"
-_SHADE = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
+_DATA, _MODEL, _BAND = INK, "#e0312f", "#c9d6e6"
 _RINGS_A = (10, 5, 3.5)
-_STEPS = 1, 2, 5, 10
 
 _SUMMARY_WIDTH, _SUMMARY_HEAD, _ROW_HEIGHT = 1500, 52, 190
 _PANELS = (
@@ -40,6 +47,8 @@ _PANELS = (
     ("Tilt", "°", "rlnMicrographTiltAngle", 1),
     ("Power in the ice ring, over what is beside it", "", "rlnCtfIceRingDensity", 1),
     ("Phase shift", "°", "rlnPhaseShift", 1),
+    ("Cs at which the rings fit best", "mm", "hmCtfCs", 1),
+    ("Thickness of the ice", "Å", "hmCtfIceThickness", 1),
 )
 _OUTLIER = 12.0
 """Median deviations above the median at which an axis ends."""
@@ -78,16 +87,16 @@ def draw_micrograph(
     title : str
         Line above the picture.
     """
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI)
-    _write(figure, _MARGIN, _HEIGHT - 16, title[-150:], size=13, weight="bold", va="top")
+    figure = new_figure(_WIDTH, HEIGHT)
+    add_text(figure, MARGIN, HEIGHT - 16, title[-150:], size=13, weight="bold", va="top")
     if row["hmCtfProblem"] != "none":
         text = row["hmCtfProblem"]
-        _write(figure, _WIDTH - _MARGIN, _HEIGHT - 16, text, size=13, color=_MODEL, va="top", ha="right")
+        add_text(figure, _WIDTH - MARGIN, HEIGHT - 16, text, size=13, color=_MODEL, va="top", ha="right")
     _draw_spectrum(figure, data, model, spectra.bins.extent, row)
-    left = _WIDTH - _MARGIN - 66 - _FIELD
-    _draw_profile(figure, profile, row, _MARGIN + _SPECTRUM + 70, left - 36)
+    left = _WIDTH - MARGIN - 66 - _FIELD
+    _draw_profile(figure, profile, row, MARGIN + _SPECTRUM + 70, left - 36)
     _draw_field(figure, found, spectra, image, left)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
@@ -107,16 +116,16 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
         if np.isfinite(values).any():
             series.append((title, unit, values))
     height = _SUMMARY_HEAD + _ROW_HEIGHT * len(series) + 20
-    figure = Figure(figsize=(_SUMMARY_WIDTH / _DPI, height / _DPI), dpi=_DPI)
+    figure = new_figure(_SUMMARY_WIDTH, height)
     marked = sum(row["hmCtfProblem"] != "none" for row in rows)
     title = f"{len(rows):,} micrograph{'' if len(rows) == 1 else 's'}"
     title += f", {marked:,} of them with problems" if marked else ""
-    _write(figure, 24, height - 18, title, size=13, weight="bold", va="top")
+    add_text(figure, 24, height - 18, title, size=13, weight="bold", va="top")
     bad = np.array([row["hmCtfProblem"] != "none" for row in rows])
     for number, (name, unit, values) in enumerate(series):
         bottom = height - _SUMMARY_HEAD - _ROW_HEIGHT * (number + 1) + 34
         _draw_quantity(figure, bottom, name, unit, values, bad, last=number == len(series) - 1)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _value(row: dict[str, Any], key: str) -> float:
@@ -127,7 +136,7 @@ def _value(row: dict[str, Any], key: str) -> float:
 
 
 def _draw_spectrum(figure: Figure, data: NDArray, model: NDArray, extent: float, row: dict[str, Any]) -> None:
-    axes = _panel(figure, _MARGIN, _TOP - _SPECTRUM, _SPECTRUM, _SPECTRUM)
+    axes = add_panel(figure, MARGIN, TOP - _SPECTRUM, _SPECTRUM, _SPECTRUM)
     box = len(data)
     factor = max(1, box // _SPECTRUM)
     n = box // factor * factor
@@ -158,7 +167,7 @@ def _draw_spectrum(figure: Figure, data: NDArray, model: NDArray, extent: float,
     axes.add_collection(LineCollection(circles, **style), autolim=False)
     for ring in kept:
         place = 0.5 + edge / 2 / ring * math.sqrt(0.5)
-        axes.text(place, place, f"{ring:g} Å", color="white", size=9, ha="center", va="center", bbox=_SHADE)
+        axes.text(place, place, f"{ring:g} Å", color="white", size=9, ha="center", va="center", bbox=SHADE)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     head = f"Defocus {row['rlnDefocusU']:,.0f} / {row['rlnDefocusV']:,.0f} Å at {row['rlnDefocusAngle']:.1f}°"
     detail = f"mean ± {row['hmDefocusUncertainty']:.1f} Å"
@@ -166,12 +175,12 @@ def _draw_spectrum(figure: Figure, data: NDArray, model: NDArray, extent: float,
         detail += f", angle ± {row['hmDefocusAngleUncertainty']:.1f}°"
     if "rlnPhaseShift" in row:
         detail += f", phase shift {row['rlnPhaseShift']:.1f} ± {row['hmPhaseShiftUncertainty']:.1f}°"
-    _head(figure, _MARGIN, head, f"{detail}; left: model, right: data, edges at {edge:.3g} Å")
+    add_head(figure, MARGIN, head, f"{detail}; left: model, right: data, edges at {edge:.3g} Å")
 
 
 def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: float, right: float) -> None:
-    height = (_TOP - 62) * 0.7
-    axes = _panel(figure, left, _TOP - height, right - left, height)
+    height = (TOP - 62) * 0.7
+    axes = add_panel(figure, left, TOP - height, right - left, height)
     k = profile.frequency
     # Noise and model in view at all frequencies: both over the rings' strength there.
     window = np.ones(max(9, len(k) // 8))
@@ -187,16 +196,16 @@ def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: f
     )
     axes.plot(k, profile.model * scale, color=_MODEL, lw=1.2)
     axes.plot(k, profile.data * scale, color=_DATA, lw=0.9)
-    below = _panel(figure, left, 62, right - left, _TOP - 62 - height - 14)
+    below = add_panel(figure, left, 62, right - left, TOP - 62 - height - 14)
     below.plot(k, profile.correlation, color="#1f77d0", lw=1.2)
-    below.axhline(THRESHOLD, color=_QUIET, lw=0.8, ls=(0, (4, 3)))
+    below.axhline(THRESHOLD, color=QUIET, lw=0.8, ls=(0, (4, 3)))
     limit = 1 / row["rlnCtfMaxResolution"]
     for panel in (axes, below):
         panel.axvline(limit, color="#1f77d0", lw=0.9, ls=(0, (2, 2)))
         panel.set_xlim(k[0], k[-1])
         panel.grid(color="#e6e6e6", lw=0.7)
         panel.set_axisbelow(True)
-        panel.tick_params(labelsize=9, color=_QUIET)
+        panel.tick_params(labelsize=9, color=QUIET)
     resolutions = [r for r in (20, 10, 7, 5, 4, 3.5, 3, 2.5, 2) if k[0] < 1 / r < k[-1]]
     for panel in (axes, below):
         panel.set_xticks([1 / r for r in resolutions], [f"{r:g}" for r in resolutions])
@@ -207,7 +216,7 @@ def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: f
     below.set_ylabel("correlation", size=9, labelpad=2)
     below.set_xlabel("resolution (Å)", size=9, labelpad=2)
     detail = "black: data of all tiles at equal phase; red: model; band: two standard errors"
-    _head(figure, left - 36, f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å", detail)
+    add_head(figure, left - 36, f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å", detail)
 
 
 def _draw_field(
@@ -215,7 +224,7 @@ def _draw_field(
 ) -> None:
     h, w = spectra.shape
     size = _FIELD / max(h, w)
-    axes = _panel(figure, left, _TOP - h * size, w * size, h * size)
+    axes = add_panel(figure, left, TOP - h * size, w * size, h * size)
     factor = max(1, max(h, w) // _FIELD)
     # Every pixel of a few rows: means of whole blocks would take longer than all else.
     thin = image[:: max(1, factor // 2)]
@@ -251,7 +260,7 @@ def _draw_field(
         linewidths=0.5,
     )
     axes.set(xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[])
-    bar = _panel(figure, left + w * size + 10, _TOP - h * size, 12, h * size)
+    bar = add_panel(figure, left + w * size + 10, TOP - h * size, 12, h * size)
     bar.imshow(
         np.linspace(-1, 1, 64)[:, None],
         cmap="coolwarm",
@@ -262,26 +271,26 @@ def _draw_field(
     )
     bar.set(xticks=[])
     bar.yaxis.tick_right()
-    bar.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
-    bar.tick_params(labelsize=8, color=_QUIET)
+    bar.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+    bar.tick_params(labelsize=8, color=QUIET)
     state = found.plane.state
     text = "One defocus fits the field" if not np.any(found.surface[1:]) else "Defocus over the field (Å)"
     detail = "dots: each tile by itself"
     if len(state.surface) >= 3:
         slope = state.surface[1:3] / (np.array([w, h]) * spectra.pixel_size / 2)
         detail += f"; tilt {math.degrees(math.atan(float(np.hypot(*slope)))):.1f}°"
-    _head(figure, left, text, f"{detail}; misfit {found.fit.misfit:.2f}")
+    add_head(figure, left, text, f"{detail}; misfit {found.fit.misfit:.2f}")
 
 
 def _draw_quantity(
     figure: Figure, bottom: float, title: str, unit: str, values: NDArray, bad: NDArray, *, last: bool
 ) -> None:
     height, width = _ROW_HEIGHT - 62, _SUMMARY_WIDTH - 456
-    axes = _panel(figure, 80, bottom, width, height)
-    side = _panel(figure, 80 + width + 24, bottom, 320, height)
+    axes = add_panel(figure, 80, bottom, width, height)
+    side = add_panel(figure, 80 + width + 24, bottom, 320, height)
     known = values[np.isfinite(values)]
     middle = float(np.median(known))
-    _write(figure, 80, bottom + height + 6, f"{title}, median {middle:.3g} {unit}".strip(), size=11)
+    add_text(figure, 80, bottom + height + 6, f"{title}, median {middle:.3g} {unit}".strip(), size=11)
     spread = float(np.median(np.abs(known - middle)))
     high = min(float(known.max()), middle + max(_OUTLIER * spread, 0.2 * abs(middle)))
     low = min(0.0, max(float(known.min()), middle - max(_OUTLIER * spread, 0.2 * abs(middle))))
@@ -297,10 +306,10 @@ def _draw_quantity(
     axes.set(xlim=(0.5, len(values) + 0.5), ylim=(low, high))
     side.set_ylim(low, high)
     axes.set_ylabel(unit, size=10)
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=_STEPS, min_n_ticks=1))
-    side.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=_STEPS, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=STEPS, min_n_ticks=1))
+    side.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=STEPS, min_n_ticks=1))
     for panel in (axes, side):
-        panel.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
+        panel.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
         panel.grid(color="#e6e6e6", lw=0.7)
         panel.set_axisbelow(True)
         panel.tick_params(labelsize=9)
@@ -323,26 +332,3 @@ def _smoothed(image: NDArray) -> NDArray:
     for axis in (0, 1):
         image = image / 2 + (np.roll(image, 1, axis) + np.roll(image, -1, axis)) / 4
     return image
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, format="png", pil_kwargs={"compress_level": 1})
-
-
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels."""
-    w, h = figure.get_size_inches() * _DPI
-    return figure.add_axes((left / w, bottom / h, width / w, height / h))
-
-
-def _write(figure: Figure, x: float, y: float, text: str, *, size: float = 9, **style: Any) -> None:
-    """Text at a place in pixels; dollar signs in the names of files are no formulae."""
-    style = {"color": _INK, "va": "bottom"} | style
-    figure.text(x, y, text, size=size, parse_math=False, transform=IdentityTransform(), **style)
-
-
-def _head(figure: Figure, x: float, title: str, detail: str) -> None:
-    """Two lines above a panel."""
-    _write(figure, x, _TOP + 26, title, size=11)
-    _write(figure, x, _TOP + 7, detail, size=9, color=_QUIET)

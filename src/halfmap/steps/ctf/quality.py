@@ -40,6 +40,8 @@ class Profile:
         -cos 2 chi.
     correlation : array (n,)
         Of data and rings in a sliding window.
+    strength, strength_error : array (s,)
+        Of the rings in each sector against the model's, and its standard error.
     """
 
     frequency: NDArray
@@ -49,6 +51,8 @@ class Profile:
     model_error: NDArray
     rings: NDArray
     correlation: NDArray
+    strength: NDArray
+    strength_error: NDArray
 
 
 def equiphase_profile(problem: Problem, state: State, bins: Bins, defocus_error: float) -> Profile:
@@ -71,7 +75,7 @@ def equiphase_profile(problem: Problem, state: State, bins: Bins, defocus_error:
     """
     log_s, contrast, defocus = fits.spectra_of(problem, state)
     phase = problem.phase
-    base = phase[0] * state.surface[0] + phase[3]
+    base = phase[0] * state.surface[0] + phase[3] + phase[4] * state.cs_change
     n = len(bins.frequency)
     radial = base.mean(axis=1)
     turning = phase[1] * state.astigmatism[0] + phase[2] * state.astigmatism[1]
@@ -80,14 +84,17 @@ def equiphase_profile(problem: Problem, state: State, bins: Bins, defocus_error:
     step = bins.frequency[1] - bins.frequency[0]
     steep = np.where(np.abs(slope) * step < 0.02, np.inf, slope)
     total, square, weight, expected = (np.zeros(n) for _ in range(4))
+    seen, possible = np.zeros(base.shape[1]), np.zeros(base.shape[1])
     inside_ring = (base - radial[:, None]) / steep[:, None]
     for t in range(len(problem.power)):
         offset = (phase[0] * (defocus[t] - state.surface[0]) + turning) / steep[:, None] + inside_ring
         place = np.arange(n)[:, None] + offset / step
         w = problem.weight * problem.effective / problem.trust[:, None]
-        value = problem.power[t] * np.exp(state.rough - log_s[t])[:, None] * np.exp(-state.rough)[:, None] - 1
+        value = problem.power[t] * np.exp(-log_s[t])[:, None] - 1
         chi = base + turning + phase[0] * (defocus[t] - state.surface[0]) + state.phase_shift
         model = -contrast[t][:, None] * np.cos(2 * chi)
+        seen += (w * model * value).sum(axis=0)
+        possible += (w * model * model).sum(axis=0)
         low = np.floor(place).astype(int)
         for shift in (0, 1):
             part = w * (1 - np.abs(place - low - shift))
@@ -111,6 +118,8 @@ def equiphase_profile(problem: Problem, state: State, bins: Bins, defocus_error:
         model_error=np.abs(2 * mean_contrast * sine * phase[0].mean(axis=1)) * defocus_error,
         rings=rings,
         correlation=_sliding_correlation(data, rings, np.abs(slope) * step / np.pi),
+        strength=seen / np.maximum(possible, 1e-9),
+        strength_error=np.sqrt(1 / np.maximum(possible, 1e-9)),
     )
 
 
@@ -156,17 +165,32 @@ def significance(profile: Profile) -> float:
     return float((weight * model * profile.data).sum()) / norm if norm > 0 else 0.0
 
 
+def anisotropy(profile: Profile) -> tuple[float, float, float]:
+    """How unevenly the rings' strength is spread over directions.
+
+    Returns
+    -------
+    ratio, error : float
+        Amplitude of the strength's two waves a turn over its mean, 0 to 1, and its standard error.
+    direction : float
+        Where the rings are weakest, 0 to 180°: drift goes that way.
+    """
+    angle = (np.arange(len(profile.strength)) + 0.5) * np.pi / len(profile.strength)
+    terms = np.stack([np.ones_like(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=-1)
+    terms /= profile.strength_error[:, None]
+    covariance = np.linalg.inv(terms.T @ terms)
+    mean, cosine, sine = covariance @ terms.T @ (profile.strength / profile.strength_error)
+    mean = max(float(mean), 1e-9)
+    ratio = min(float(np.hypot(cosine, sine)) / mean, 1.0)
+    error = float(np.sqrt(np.trace(covariance[1:, 1:]) / 2)) / mean
+    return ratio, error, float(np.degrees(np.arctan2(-sine, -cosine)) / 2 % 180)
+
+
 def figure_of_merit(problem: Problem, state: State) -> float:
     """Correlation of the averaged spectrum over its smooth part with the squared CTF, over all bins."""
     log_s, _, _ = fits.spectra_of(problem, state)
     data = (problem.power * np.exp(-log_s)[:, :, None]).mean(axis=0)
-    chi = (
-        problem.phase[0] * state.surface[0]
-        + problem.phase[1] * state.astigmatism[0]
-        + problem.phase[2] * state.astigmatism[1]
-        + problem.phase[3]
-        + state.phase_shift
-    )
+    chi = fits.phase_of(problem, state)
     model, w = -np.cos(2 * chi), problem.weight * (problem.trust[:, None] == 1)
     total = max(float(w.sum()), 1e-9)
     a, b = (values - (w * values).sum() / total for values in (data, model))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
@@ -30,16 +32,25 @@ def ring_strength(excess: NDArray, weight: NDArray) -> NDArray:
     return np.sqrt(2 * np.clip(mean, 1e-6, 0.1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for.
+
+    Attributes
+    ----------
+    lowest, highest : float
+        Range of the mean defocus, Å.
+    free_phase : bool
+        Whether any phase shift is possible.
+    """
+
+    lowest: float
+    highest: float
+    free_phase: bool = False
+
+
 def search_defocus(
-    excess: NDArray,
-    weight: NDArray,
-    phase: NDArray,
-    smooth: NDArray,
-    *,
-    lowest: float,
-    highest: float,
-    free_phase: bool,
-    n_best: int = 6,
+    excess: NDArray, weight: NDArray, phase: NDArray, smooth: NDArray, search: Search, *, n_best: int = 6
 ) -> list[NDArray]:
     """Find the defoci whose rings fit a flattened spectrum best.
 
@@ -49,14 +60,12 @@ def search_defocus(
         Power over its smooth background, less 1.
     weight : array (r, s)
         Independent values that each bin is worth.
-    phase : array (4, r, s)
+    phase : array (5, r, s)
         See `tiles.phase_terms`.
     smooth : array (r, n)
         Functions of the ring that the background is made of: what looks like them is no evidence.
-    lowest, highest : float
-        Range of the mean defocus in Å.
-    free_phase : bool
-        Whether any phase shift is possible.
+    search : Search
+        What is looked for.
     n_best : int
         Candidates wanted at the most.
 
@@ -71,43 +80,49 @@ def search_defocus(
     frequency. It is applied sector by sector for all defoci at once; an astigmatism is then a sum over
     sectors at defoci that differ. Its score is the log-likelihood gained with the best overall amplitude.
     """
-    strength = ring_strength(excess, weight)
     margin = 1.05 * max(_ASTIGMATISMS_A)
-    grid = np.arange(lowest - margin, highest + margin, DEFOCUS_STEP_A)
-    per_ring = weight.sum(axis=1)
-    centre = np.where(
-        per_ring > 0, (weight * phase[0]).sum(axis=1) / np.maximum(per_ring, 1e-9), phase[0].mean(axis=1)
-    )
-    rest = phase[3].mean(axis=1)
-    filters = strength[:, None] * np.exp(2j * (centre[:, None] * grid + rest[:, None]))
-    gram = smooth.T @ (per_ring[:, None] * smooth)
-    filters -= smooth @ np.linalg.lstsq(gram, smooth.T @ (per_ring[:, None] * filters), rcond=None)[0]
+    grid = np.arange(search.lowest - margin, search.highest + margin, DEFOCUS_STEP_A)
+    filters = _filters(grid, excess, weight, phase, smooth)
     answers = (weight * excess).T @ filters  # (s, defocus)
-    if not free_phase:
+    if not search.free_phase:
         answers, filters = answers.real, filters.real
-    power = per_ring @ np.square(np.abs(filters)) / excess.shape[1]
-    sectors = (np.arange(excess.shape[1]) + 0.5) * np.pi / excess.shape[1]
-    inside = np.flatnonzero((grid >= lowest) & (grid <= highest))
-    best = np.full(len(inside), -np.inf)
-    found = np.zeros((len(inside), 3))
-    rows = np.arange(excess.shape[1])[:, None]
+    n_sectors = excess.shape[1]
+    power = weight.sum(axis=1) @ np.square(np.abs(filters)) / n_sectors
+    sectors = (np.arange(n_sectors) + 0.5) * np.pi / n_sectors
+    inside = np.flatnonzero((grid >= search.lowest) & (grid <= search.highest))
+    best, found = np.full(len(inside), -np.inf), np.zeros((len(inside), 3))
+    rows = np.arange(n_sectors)[:, None]
     for half in _ASTIGMATISMS_A:
         for angle in np.arange(_ANGLES if half else 1) * np.pi / _ANGLES:
             offset = np.rint(half * np.cos(2 * (sectors - angle)) / DEFOCUS_STEP_A).astype(int)
             place = inside[None] + offset[:, None]
             total = answers[rows, place].sum(axis=0)
-            energy = np.maximum(power[place].sum(axis=0), 1e-12)
-            gain = np.abs(total) ** 2 / energy if free_phase else np.maximum(-total, 0) ** 2 / energy
+            # Rings are -cos 2 chi: without a phase shift only the opposite of the filter will do.
+            size = np.abs(total) if search.free_phase else np.maximum(-total, 0)
+            gain = size**2 / np.maximum(power[place].sum(axis=0), 1e-12)
             better = gain > best
             best[better] = gain[better]
             found[better, 0], found[better, 1] = half * np.cos(2 * angle), half * np.sin(2 * angle)
-            if free_phase:
+            if search.free_phase:
                 # Rings are -cos(2 chi + 2 phi), the filter exp(2 i chi).
                 found[better, 2] = np.mod((np.pi - np.angle(total[better])) / 2, np.pi)
     around = maximum_filter1d(best, 2 * round(_APART_A / DEFOCUS_STEP_A) + 1)
     peaks = np.flatnonzero(best >= around)
     peaks = peaks[np.argsort(-best[peaks], kind="stable")][:n_best]
     return [np.array([grid[inside[i]], *found[i]]) for i in peaks]
+
+
+def _filters(
+    grid: NDArray, excess: NDArray, weight: NDArray, phase: NDArray, smooth: NDArray
+) -> NDArray[np.complex128]:
+    """Rings (r, n) of every defocus of the grid at the strength of the spectrum's, without what is smooth."""
+    per_ring = weight.sum(axis=1)
+    weighted = (weight * phase[0]).sum(axis=1) / np.maximum(per_ring, 1e-9)
+    centre = np.where(per_ring > 0, weighted, phase[0].mean(axis=1))
+    rest = phase[3].mean(axis=1)
+    filters = ring_strength(excess, weight)[:, None] * np.exp(2j * (centre[:, None] * grid + rest[:, None]))
+    gram = smooth.T @ (per_ring[:, None] * smooth)
+    return filters - smooth @ np.linalg.lstsq(gram, smooth.T @ (per_ring[:, None] * filters), rcond=None)[0]
 
 
 def search_tilt(

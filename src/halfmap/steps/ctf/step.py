@@ -38,11 +38,17 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
     resolution_min: float = Param(
         30.0, "coarsest detail that is fitted", unit="Å", section=SEARCH, ge=10, le=100
     )
-    resolution_max: float = Param(4.5, "finest detail that is fitted", unit="Å", section=SEARCH, ge=2, le=10)
+    resolution_max: float = Param(
+        3.0, "finest detail that may be fitted", unit="Å", section=SEARCH, ge=2, le=10
+    )
     fit_phase_shift: bool = Param(False, "find the phase shift of a phase plate", unit="none", section=MODEL)
     fit_tilt: bool = Param(
         True, "let the defocus change over the field; off: one defocus", unit="none", section=MODEL
     )
+    fit_thickness: bool = Param(
+        False, "find the thickness of the ice from the nodes of the rings", unit="none", section=MODEL
+    )
+    fit_cs: bool = Param(False, "find one Cs for each optics group and use it", unit="none", section=MODEL)
     use_unweighted: bool = Param(
         True, "use the sums without dose weighting where the table names them", unit="none", section=MODEL
     )
@@ -55,11 +61,16 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
 
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         items = tables.list_micrographs(self, ctx, micrographs)
+        if self.fit_cs:
+            measure = functools.partial(micrograph.measure_cs, step=self)
+            measured = ctx.map(measure, items, key=_name, unit="micrograph's Cs")
+            items, micrographs = tables.with_fitted_cs(items, micrographs, measured)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         estimate = functools.partial(micrograph.estimate_micrograph, step=self, folder=ctx.folder)
         done = ctx.map(estimate, items, key=_name, unit="micrograph")
         table = tables.tabulate(ctx, micrographs, done)
         write_micrographs(ctx.folder / "micrographs_ctf.star", table)
+        tables.warn_of_cs(done, items)
         pictures.draw_summary(ctx.folder / "summary.png", done)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from halfmap.data import MicrographSet
 from halfmap.errors import TableError
-from halfmap.steps.ctf.estimate import Optics
+from halfmap.log import log
+from halfmap.steps.ctf import quality
+from halfmap.steps.ctf.average import Optics
 from halfmap.steps.ctf.micrograph import MicrographItem
 
 if TYPE_CHECKING:
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 _NEEDED = ("rlnMicrographPixelSize", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 _MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 _IDENTITY = (1.0, 0.0, 0.0, 1.0)
+
+_SURE = 5.0
+"""Standard errors at which a wrong Cs is stated."""
 
 _BRIGHTEST = 98
 """Percentile of an optics group's intensities that stands for the least ice."""
@@ -96,6 +103,58 @@ def tabulate(ctx: Context, micrographs: MicrographSet, done: list[dict[str, Any]
     table = pl.DataFrame(columns)
     carried = kept.drop([label for label in columns if label in kept.columns])
     return MicrographSet(micrographs.optics, pl.concat([carried, table], how="horizontal"))
+
+
+def mean_cs(values: NDArray, errors: NDArray) -> tuple[float, float]:
+    """Mean of a group's Cs weighted by their errors, and its error by them or by the scatter, the larger."""
+    weight = errors**-2.0
+    mean = float((weight * values).sum() / weight.sum())
+    scatter = float((weight * (values - mean) ** 2).sum() / max(len(values) - 1, 1))
+    return mean, math.sqrt(max(1.0, scatter) / float(weight.sum()))
+
+
+def with_fitted_cs(
+    items: list[MicrographItem], micrographs: MicrographSet, measured: list[dict[str, Any]]
+) -> tuple[list[MicrographItem], MicrographSet]:
+    """Give the micrographs of which a Cs was measured, and the optics, the mean Cs of their optics group."""
+    found: dict[int, float] = {}
+    for group in sorted({row["group"] for row in measured}):
+        rows = [row for row in measured if row["group"] == group]
+        mean, error = mean_cs(*(np.array([row[key] for row in rows]) for key in ("cs", "error")))
+        found[group] = mean
+        log.info("optics group %d: Cs %.3f ± %.3f mm fits the rings best", group, mean, error)
+    names = {row["name"] for row in measured}
+    changed = [
+        replace(item, optics=replace(item.optics, cs_mm=found[item.group]))
+        for item in items
+        if item.name in names
+    ]
+    groups = pl.col("rlnOpticsGroup")
+    fitted = groups.replace_strict(found, default=pl.col("rlnSphericalAberration"), return_dtype=pl.Float64)
+    optics = micrographs.optics.with_columns(rlnSphericalAberration=fitted)
+    rows = micrographs.rows.drop("rlnSphericalAberration", strict=False)
+    return changed, MicrographSet(optics, rows, path=micrographs.path)
+
+
+def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
+    """Say of which optics groups the rings fit another Cs better than the one that was used."""
+    used = {item.group: (item.optics.cs_mm, item.pixel_size) for item in items}
+    for group, (cs, pixel_size) in sorted(used.items()):
+        rows = [row for row in done if row["group"] == group and row["hmCtfSignificance"] >= quality.WEAKEST]
+        if not rows:
+            continue
+        labels = ("hmCtfCs", "hmCtfCsUncertainty")
+        mean, error = mean_cs(*(np.array([row[label] for row in rows]) for label in labels))
+        if abs(mean - cs) > _SURE * error:
+            # A pixel size is misstated by a few per cent, no more.
+            ratio = (cs / mean) ** 0.25 if mean * cs > 0 else math.inf
+            pixel = f", or {pixel_size * ratio:.4g} Å per pixel," if abs(ratio - 1) < 0.1 else ""
+            log.warning(
+                "optics group %d: the rings fit Cs %.2f ± %.2f mm%s better than %.4g mm and %.4g Å, by "
+                "%.0f standard errors: check pixel size and Cs; nodes of thick ice (--fit-thickness) and "
+                "particles far from the middle of the ice look alike",
+                *(group, mean, error, pixel, cs, pixel_size, abs(mean - cs) / error),
+            )
 
 
 def relative_thickness(rows: list[dict[str, Any]]) -> list[float]:

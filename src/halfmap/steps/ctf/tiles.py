@@ -276,7 +276,7 @@ def independence(spectra: TileSpectra, phase: NDArray, defocus: float) -> NDArra
     ----------
     spectra : TileSpectra
         Spectra.
-    phase : array (4, r, s)
+    phase : array (5, r, s)
         See `phase_terms`.
     defocus : float
         In Å.
@@ -370,11 +370,13 @@ def phase_terms(
 
     Returns
     -------
-    array (4, r, s)
-        Factors of mean defocus, of the astigmatism's cosine and sine component in Å, and the rest, so that
-        chi = sum of factor times parameter + rest, with the sign and constants of `halfmap.ops.ctf.ctf`.
+    array (5, r, s)
+        Factors of mean defocus, of the astigmatism's cosine and sine component in Å, the part that is known,
+        and the factor of a change of Cs in mm, so that chi is the sum of factor times parameter, with the
+        sign and constants of `halfmap.ops.ctf.ctf`.
     """
     wavelength = electron_wavelength(voltage_kV)
-    rest = -0.5e7 * np.pi * cs_mm * wavelength**3 * bins.k4
-    rest = rest + math.asin(amplitude_contrast) + math.radians(fixed_phase)
-    return np.stack([np.pi * wavelength * term for term in (bins.k2, bins.k2_cos, bins.k2_sin)] + [rest])
+    aberration = -0.5e7 * np.pi * wavelength**3 * bins.k4
+    known = cs_mm * aberration + math.asin(amplitude_contrast) + math.radians(fixed_phase)
+    squares = [np.pi * wavelength * term for term in (bins.k2, bins.k2_cos, bins.k2_sin)]
+    return np.stack([*squares, known, aberration])

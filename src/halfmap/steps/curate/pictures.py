@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -36,7 +35,7 @@ _ACROSS, _ROWS = 6, 6
 _CELL, _GAP, _TEXT, _HEAD, _MARGIN = 240, 14, 78, 96, 24
 _WRAP = 38
 
-_PANEL_WIDTH, _PANEL_HEIGHT, _PANEL_GAP = 440, 150, 78
+_PANEL_WIDTH, _PANEL_HEIGHT, _PANEL_GAP = 440, 150, 92
 _PANELS = 3
 
 
@@ -207,7 +206,7 @@ def draw_summary(
     """
     down = -(-len(judgements) // _PANELS)
     width = 2 * _MARGIN + _PANELS * _PANEL_WIDTH + (_PANELS - 1) * 56 + 30
-    height = 96 + down * (_PANEL_HEIGHT + _PANEL_GAP)
+    height = 108 + down * (_PANEL_HEIGHT + _PANEL_GAP)
     figure = new_figure(width, height)
     lost = sum(bool(own) for own in reasons)
     title = f"{len(reasons) - lost:,} of {len(reasons):,} micrographs kept"
@@ -216,7 +215,7 @@ def draw_summary(
     add_text(figure, _MARGIN, height - 46, detail, size=10, color=QUIET, va="top")
     for number, judgement in enumerate(judgements):
         left = _MARGIN + 40 + number % _PANELS * (_PANEL_WIDTH + 46)
-        bottom = height - 106 - number // _PANELS * (_PANEL_HEIGHT + _PANEL_GAP) - _PANEL_HEIGHT
+        bottom = height - 118 - number // _PANELS * (_PANEL_HEIGHT + _PANEL_GAP) - _PANEL_HEIGHT
         _draw_histogram(figure, left, bottom, judgement)
     save(figure, path)
 
@@ -241,22 +240,16 @@ def _draw_histogram(figure: Figure, left: float, bottom: float, judgement: Judge
     axes.tick_params(labelsize=9, color=QUIET)
     c = judgement.criterion
     text = f"{c.title}{f' ({c.unit})' if c.unit else ''}"
-    add_text(figure, left, bottom + _PANEL_HEIGHT + 7, text, size=11)
+    add_text(figure, left, bottom + _PANEL_HEIGHT + 21, text, size=11)
     count = int(lost.sum())
     facts = [
         f"median {as_text(float(np.median(values)))}",
         judgement.kept(),
         f"{count:,} rejected" if count else "",
     ]
-    style: dict[str, Any] = {"color": _LOST if count else QUIET, "ha": "right"}
-    add_text(
-        figure,
-        left + _PANEL_WIDTH - 20,
-        bottom + _PANEL_HEIGHT + 8,
-        ", ".join(filter(None, facts)),
-        size=9,
-        **style,
-    )
+    colour = _LOST if count else QUIET
+    text = ", ".join(filter(None, facts))
+    add_text(figure, left, bottom + _PANEL_HEIGHT + 5, text, size=9, color=colour)
 
 
 def _span(values: NDArray, limits: Sequence[float]) -> tuple[float, float]:
