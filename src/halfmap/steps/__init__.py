@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "extract")
+PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "pick", "extract")
 
 
 def load_steps() -> None:

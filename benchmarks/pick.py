@@ -1,0 +1,317 @@
+"""Picking against manual picks of real micrographs and the truth of simulated ones, beside other pickers.
+
+Real ones are those of `--real`, the folder of EMPIAR-10146's apoferritin; picks within 25 px of a manual one
+are true. The methods were developed on every fourth of them, so that these and the others are reported apart.
+Simulated ones hold contaminants, carbon and broken particles; a pick is true within a third of the particle's
+diameter of a whole particle. LoG of RELION is given the diameter to a tenth and its default threshold. F1 of
+our methods is that at the threshold they choose; Topaz's recorded picks have scores alone, and theirs is the
+best of all thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from halfmap.data import MicrographSet
+from halfmap.io.coordinates import read_coordinates
+from halfmap.io.mrc import write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import read_micrographs, write_micrographs
+
+X, Y, SCORE, PROBABILITY = "rlnCoordinateX", "rlnCoordinateY", "rlnAutopickFigureOfMerit", "hmPickProbability"
+TOLERANCE_px, REAL_PIXEL_A, REAL_DIAMETER_A = 25.0, 1.5, 124.0
+TARGETS = {
+    "65 kDa": ("4hhb.cif.gz", 65.0, "C2", "--pixel-size 1.06 --particles 200 --ice-thickness 200 --seed 21"),
+    "435 kDa": ("5a1a.cif.gz", 140.0, "D2", "--pixel-size 1.06 --particles 100 --seed 22"),
+    "2.1 MDa": ("4v5d.cif.gz", 250.0, "C1", "--pixel-size 1.4 --particles 50 --seed 23"),
+}
+"""Model, mean diameter in Å, symmetry and options of each simulated set."""
+
+DECOYS = "--contaminants 1 --carbon 0.25 --width 2048 --height 2048 --n-micrographs 5"
+Truth = dict[str, NDArray[np.float64]]
+Picks = dict[str, pl.DataFrame]
+
+
+def halfmap(words: str, folder: Path) -> float:
+    """Run a step in a project's folder to its end: seconds."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "halfmap", *words.split(), "--project", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"halfmap {words} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    return time.monotonic() - start
+
+
+def last_job(folder: Path) -> Path:
+    """Folder of the newest picking job."""
+    return max((folder / "Pick").iterdir())
+
+
+def hits(picks: pl.DataFrame, truth: NDArray, tolerance: float) -> NDArray[np.bool_]:
+    """Which picks are true: each particle counts once, for the nearest pick of the best that are near."""
+    found = np.zeros(len(picks), bool)
+    if len(picks) == 0 or len(truth) == 0:
+        return found
+    place = picks.select(X, Y).to_numpy()
+    order = (
+        np.argsort(-picks[SCORE].to_numpy(), kind="stable")
+        if SCORE in picks.columns
+        else np.arange(len(picks))
+    )
+    gaps = np.hypot(*(place[:, None] - truth[None]).transpose(2, 0, 1))
+    free = np.ones(len(truth), bool)
+    for i in order:
+        near = np.where(free, gaps[i], np.inf)
+        if near.min() <= tolerance:
+            found[i] = True
+            free[near.argmin()] = False
+    return found
+
+
+def measure(picks: Picks, truth: Truth, tolerance: float, *, best: bool = False) -> dict[str, float]:
+    """Precision, recall, F1, average precision and false discoveries, estimated and true."""
+    true = [hits(picks[name], truth[name], tolerance) for name in truth if name in picks]
+    table = pl.concat([picks[name] for name in truth if name in picks], how="diagonal_relaxed")
+    hit = np.concatenate(true) if true else np.zeros(0, bool)
+    total = sum(map(len, truth.values()))
+    score = table[SCORE].to_numpy() if SCORE in table.columns else np.zeros(len(table))
+    order = np.argsort(-score, kind="stable")
+    precision = np.cumsum(hit[order]) / np.arange(1, len(hit) + 1)
+    recall = np.cumsum(hit[order]) / total
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    at = int(f1.argmax()) if best and len(f1) else len(f1) - 1
+    row = {"precision": 0.0, "recall": 0.0, "F1": 0.0, "AP": 0.0, "picks": float(len(hit))}
+    if len(hit):
+        row |= {"precision": precision[at], "recall": recall[at], "F1": f1[at]}
+        row |= {"AP": float(np.sum(np.diff(recall, prepend=0.0) * precision)), "FDR": 1 - precision[at]}
+    if PROBABILITY in table.columns and len(table):
+        row["FDR estimated"] = float(1 - table[PROBABILITY].to_numpy().mean())
+    return {key: round(float(value), 4) for key, value in row.items()}
+
+
+def picks_of(job: Path, project: Path) -> Picks:
+    """Picks of a job by the stems of the micrographs."""
+    table = read_star(job / "autopick.star")["coordinate_files"]
+    assert isinstance(table, pl.DataFrame)
+    return {
+        Path(row["rlnMicrographName"]).stem: read_coordinates(project / row["rlnMicrographCoordinates"])
+        for row in table.to_dicts()
+    }
+
+
+def real_project(source: Path, folder: Path) -> Truth:
+    """Table of the real micrographs with their CTFs; manual picks."""
+    (folder / "mics").mkdir(parents=True, exist_ok=True)
+    with (source / "ctffind4.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        link = folder / "mics" / row["micrograph"]
+        if not link.exists():
+            link.symlink_to(source / row["micrograph"])
+    optics = {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnVoltage": [300.0]}
+    optics |= {"rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.07]}
+    optics |= {"rlnMicrographPixelSize": [REAL_PIXEL_A]}
+    columns: dict[str, list[Any]] = {"rlnMicrographName": [f"mics/{row['micrograph']}" for row in rows]}
+    columns |= {"rlnOpticsGroup": [1] * len(rows)}
+    for label in ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"):
+        columns[label] = [float(row[label]) for row in rows]
+    write_micrographs(folder / "micrographs.star", MicrographSet(pl.DataFrame(optics), pl.DataFrame(columns)))
+    stems = [Path(row["micrograph"]).stem for row in rows]
+    return {stem: np.loadtxt(source / f"{stem}_manual.csv", delimiter=",") for stem in stems}
+
+
+def peer(path: Path) -> Picks:
+    """Recorded picks of another program."""
+    table = pl.read_csv(path).rename({"x_px": X, "y_px": Y, "score": SCORE})
+    return {str(name): part for (name,), part in table.group_by("micrograph")}
+
+
+def simulate(name: str, folder: Path, models: Path) -> tuple[Truth, float]:
+    """Simulated micrographs with their true CTFs; whole particles and the pixel size."""
+    model, _, _, options = TARGETS[name]
+    if not (folder / "Simulate").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        halfmap(f"simulate micrographs {models / model} {options} {DECOYS}", folder)
+    job = folder / "Simulate/job001"
+    table = read_micrographs(job / "truth_micrographs.star")
+    write_micrographs(folder / "micrographs.star", table)
+    particles = read_star(job / "truth_particles.star")["particles"]
+    assert isinstance(particles, pl.DataFrame)
+    whole = particles.filter(pl.col("hmParticleKind") != "broken")
+    truth = {
+        Path(micrograph).stem: whole.filter(pl.col("rlnMicrographName") == micrograph).select(X, Y).to_numpy()
+        for micrograph in table.rows["rlnMicrographName"]
+    }
+    return truth, float(table.pixel_size)
+
+
+def relion_log(folder: Path, diameter: float, pixel_size: float) -> Picks:
+    """Picks of RELION's LoG, given the diameter to a tenth."""
+    out = folder / "LoG"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    words = "relion_autopick --i micrographs.star --odir LoG/ --pickname log --LoG"
+    words += f" --LoG_diam_min {0.9 * diameter} --LoG_diam_max {1.1 * diameter}"
+    words += f" --angpix {pixel_size} --shrink 0 --lowpass 20"
+    subprocess.run(words.split(), cwd=folder, capture_output=True, check=True)
+    return {path.name.removesuffix("_log.star"): read_coordinates(path) for path in out.rglob("*_log.star")}
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    columns = ("precision", "recall", "F1", "AP", "FDR", "FDR estimated", "diameter", "seconds")
+    print(f"{'data':12s} {'method':22s} " + " ".join(f"{name:>13s}" for name in columns))
+    for row in rows:
+        values = " ".join(f"{row[key]:13.3f}" if key in row else f"{'':13s}" for key in columns)
+        print(f"{row['data']:12s} {row['method']:22s} {values}", flush=True)
+
+
+def parts(truth: Truth) -> Iterable[tuple[str, Truth]]:
+    """Real micrographs that methods were developed on, and the others."""
+    names = list(truth)
+    yield "real, 4 seen", {name: truth[name] for name in names[::4]}
+    yield "real, 10", {name: truth[name] for i, name in enumerate(names) if i % 4}
+
+
+def on_real(source: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Measure all methods on the real micrographs."""
+    truth = real_project(source, folder)
+    tolerance = TOLERANCE_px
+    reference = folder / "reference.mrc"
+    if not reference.exists():
+        halfmap(
+            "simulate micrographs --pixel-size 1.5 --width 512 --height 512 --particles 1 --n-micrographs 1",
+            folder,
+        )
+        shutil.copy(folder / "Simulate/job001/truth_map.mrc", reference)
+    jobs: dict[str, Path] = {}
+    for method, words in {
+        "blob": "pick blob micrographs.star --no-pictures",
+        "blob, diameter": f"pick blob micrographs.star --no-pictures --diameter {REAL_DIAMETER_A}",
+        "template, model": "pick template micrographs.star --no-pictures"
+        " --references reference.mrc --symmetry O",
+        "learned": f"pick learned micrographs.star --no-pictures --diameter {REAL_DIAMETER_A}",
+        "consensus of 3": "",
+    }.items():
+        if method.startswith("consensus"):
+            used = [f"{jobs[name].relative_to(folder)}/autopick.star" for name in list(jobs)[-3:]]
+            words = (
+                f"pick consensus --coordinates {' '.join(used)} --micrographs micrographs.star --no-pictures"
+            )
+            words += " --precision 0.98"
+        seconds = halfmap(words, folder) / len(truth)
+        jobs[method] = last_job(folder)
+        picks = picks_of(jobs[method], folder)
+        extra = {"seconds": seconds, "diameter": next(iter(picks.values()))["hmParticleDiameter"][0]}
+        for data, part in parts(truth):
+            rows.append({"data": data, "method": method} | measure(picks, part, tolerance) | extra)
+    for name, file in {"Topaz": "peer_topaz_resnet16_u64.csv", "RELION LoG": "peer_relion_log.csv"}.items():
+        for data, part in parts(truth):
+            found = measure(peer(source / file), part, tolerance, best=name == "Topaz")
+            rows.append({"data": data, "method": name} | found)
+
+
+def on_simulated(name: str, folder: Path, models: Path, rows: list[dict[str, Any]]) -> None:
+    """Measure all methods on one set of simulated micrographs."""
+    truth, pixel_size = simulate(name, folder, models)
+    _, diameter, symmetry, _ = TARGETS[name]
+    tolerance = diameter / 3 / pixel_size
+    jobs: dict[str, Path] = {}
+    for method, words in {
+        "blob": "pick blob micrographs.star --no-pictures",
+        "blob, diameter": f"pick blob micrographs.star --no-pictures --diameter {diameter}",
+        "template, true map": "pick template micrographs.star --no-pictures"
+        f" --references Simulate/job001/truth_map.mrc --symmetry {symmetry}",
+        "learned": f"pick learned micrographs.star --no-pictures --diameter {diameter}",
+        "consensus of 3": "",
+    }.items():
+        if method.startswith("consensus"):
+            used = [f"{jobs[key].relative_to(folder)}/autopick.star" for key in list(jobs)[-3:]]
+            words = (
+                f"pick consensus --coordinates {' '.join(used)} --micrographs micrographs.star --no-pictures"
+            )
+        seconds = halfmap(words, folder) / len(truth)
+        jobs[method] = last_job(folder)
+        picks = picks_of(jobs[method], folder)
+        first = next((table for table in picks.values() if len(table)), None)
+        extra: dict[str, float] = {"seconds": seconds}
+        if first is not None:
+            extra["diameter"] = first["hmParticleDiameter"][0]
+        rows.append({"data": name, "method": method} | measure(picks, truth, tolerance) | extra)
+    if shutil.which("relion_autopick"):
+        found = measure(relion_log(folder, diameter, pixel_size), truth, tolerance)
+        rows.append({"data": name, "method": "RELION LoG"} | found)
+
+
+def time_4k(folder: Path) -> dict[str, float]:
+    """CPU seconds of this process for one micrograph of 4096 × 4096 px, by method."""
+    from halfmap.steps.pick.blob import Blob
+    from halfmap.steps.pick.image import MicrographItem, load
+    from halfmap.steps.pick.profiles import Shell
+    from halfmap.steps.pick.references import turned
+    from halfmap.steps.pick.template import Template
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    path = folder / "4k.mrc"
+    write_mrc(path, rng.normal(100, 10, (4096, 4096)).astype(np.float32), pixel_size=1.0)
+    optics = {"defocus_u": 15_000.0, "defocus_v": 14_800.0, "defocus_angle": 20.0}
+    optics |= {"voltage_kV": 300.0, "cs_mm": 2.7, "amplitude_contrast": 0.1}
+    item = MicrographItem("4k.mrc", "4k", path, 1.0, None, optics)
+    k = np.arange(0, 0.05, 0.0005)
+    references = rng.normal(size=(20, 24, 24)).astype(np.float32)
+    angles = np.arange(18, dtype=np.float64) * 20.0
+    methods = {
+        "blob": Blob(120.0, k, Shell(120.0).transform(k)),
+        "template of 20": Template(120.0, 8.0, turned(references, angles), angles),
+    }
+    result = {}
+    for name, method in methods.items():
+        method.search(load(item, method.pixel_size), rng)
+        start = time.process_time()
+        method.search(load(item, method.pixel_size), rng)
+        result[name] = round(time.process_time() - start, 2)
+    return result
+
+
+def main() -> None:
+    """Measure, print, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--real", type=Path, default=Path("../shared/data/micrographs/apoferritin_empiar10146")
+    )
+    parser.add_argument("--models", type=Path, default=Path("../shared/data/models"))
+    parser.add_argument("--scratch", type=Path, default=Path("/tmp/pickbench"))
+    parser.add_argument("--sets", nargs="*", default=["real", *TARGETS])
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in options.sets:
+        if name == "real":
+            on_real(options.real.resolve(), options.scratch.resolve() / "real", rows)
+        else:
+            folder = options.scratch.resolve() / name.replace(" ", "_")
+            on_simulated(name, folder, options.models.resolve(), rows)
+    seconds = time_4k(options.scratch / "time")
+    report(rows)
+    print("CPU seconds of a micrograph of 4096 × 4096 px:", seconds)
+    path = Path(__file__).parent / "results" / "pick.json"
+    text = {"machine": platform.processor() or platform.machine(), "rows": rows, "cpu_seconds_4k": seconds}
+    path.write_text(json.dumps(text, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks: what they compute, the one loop that trains them, and the files that hold their weights."""

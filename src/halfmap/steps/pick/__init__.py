@@ -1,0 +1,1 @@
+"""Picking: from micrographs to the coordinates of their particles."""

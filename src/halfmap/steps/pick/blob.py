@@ -1,0 +1,217 @@
+"""Reference-free picking: the size and the radial profile of the particle are found in the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfmap.errors import ItemsFailedError
+from halfmap.log import log
+from halfmap.steps.pick.calibrate import calibrate
+from halfmap.steps.pick.candidates import Candidates, find_peaks
+from halfmap.steps.pick.filter import (
+    LEAST_COVERAGE,
+    Whitened,
+    excess,
+    mask_obstacles,
+    match,
+    surrogate,
+    whiten,
+)
+from halfmap.steps.pick.image import Image, coarser
+from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, mean_profile, zero_radius
+
+PIXELS = 12
+"""Pixels that a particle is wide in a micrograph that is searched."""
+
+DISTANCE = 0.8
+"""Least distance of two particles over the diameter: they may overlap a little in projection."""
+
+_STEP = 1.12
+_SHAPES = ((0.0, 0.03), (0.0, 0.1), (0.65, 0.03))
+"""Hollowness and blur of the particles that the data are surveyed for."""
+
+_PENALTY = 8.0
+"""Log-likelihood that a particle must add for being one: the logarithm of the places where it may be."""
+
+_CAP = 4.0
+"""Times the median gain of particles that one of them counts for: what gains more is no particle."""
+
+_LEAST = 3.5
+"""Score, in standard deviations of noise, of candidates that belong to the mean where no more is known."""
+
+_ROUNDS = 6
+_GROWN = 1.3
+"""Zero radius over the radius of the best shell that means a part of a particle has been found."""
+
+_SETTLED = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """A radially symmetric particle; a method of picking.
+
+    Attributes
+    ----------
+    diameter : float
+        In Å.
+    frequency, transform : array (n,)
+        Transform of its projection at frequencies in 1/Å, 0 beyond.
+    count : int
+        Particles that it is the mean of.
+    hollow : float
+        Inner over outer diameter of the shell that is most like it.
+    """
+
+    diameter: float
+    frequency: NDArray
+    transform: NDArray
+    count: int = 0
+    hollow: float = 0.0
+
+    @property
+    def pixel_size(self) -> float:
+        """That micrographs are searched at, in Å."""
+        return self.diameter / PIXELS
+
+    def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
+        """Candidates of a micrograph in its coarse pixels, and scores of noise alone."""
+        white = whiten(mask_obstacles(image, self.diameter), 2 * self.diameter)
+        template = np.interp(white.frequency, self.frequency, self.transform, right=0).astype(np.float32)
+        found = peaks(white, template, self.diameter, DISTANCE)
+        noise = peaks(surrogate(white, rng), template, self.diameter, DISTANCE)
+        return found, noise.score
+
+
+def peaks(white: Whitened, template: NDArray, diameter: float, distance: float) -> Candidates:
+    """Candidates of a template."""
+    score, coverage = match(white, template.astype(np.float32))
+    mask = white.image.mask & (coverage > LEAST_COVERAGE)
+    return find_peaks(score, pixel_size=white.image.pixel_size, distance=distance * diameter, mask=mask)
+
+
+def learn(
+    images: Sequence[Image],
+    *,
+    smallest: float,
+    largest: float,
+    diameter: float | None = None,
+    sign: int = 1,
+) -> Blob:
+    """Find the particle of some micrographs: its size, unless that is known, and its radial profile.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        Flat micrographs, of pixels no larger than a tenth of the smallest diameter.
+    smallest, largest : float
+        Diameters in Å between which the particle's is looked for.
+    diameter : float, optional
+        The particle's in Å, if it is known.
+    sign : int
+        1 of dark particles, -1 of bright ones.
+
+    Raises
+    ------
+    ItemsFailedError
+        If nothing stands out of the noise.
+
+    Notes
+    -----
+    Balls and shells of all sizes are tried, and that one starts which explains most of the micrographs: the
+    sum of log-likelihood ratios over its candidates. The mean of what it picks is the next filter, and so on.
+    A mean profile that goes on far beyond the filter shows that parts of larger particles were picked; the
+    search then goes on with a ball of that size.
+    """
+    start = _best_shell(images, smallest, largest, diameter, sign)
+    size, template = start.diameter, start
+    profile, shell = None, start
+    for _ in range(_ROUNDS):
+        found = _profile(images, template, size, whole=diameter is None)
+        if found is None:
+            break
+        profile, before = found, size
+        if sign < 0:
+            found = Profile(found.frequency, -found.value, found.variance, found.count)
+        shell = fit_shell(found, size)
+        whole = 2 * zero_radius(found, 1.5 * size)
+        if diameter is not None:
+            size, template = diameter, profile
+        elif whole > _GROWN * shell.diameter and whole <= 1.2 * largest:
+            # Not the profile: a ball, since the mean of parts looks like a part.
+            size, template = whole, Shell(whole, 0.0, _SHAPES[1][1], sign)
+        else:
+            size, template = shell.diameter, profile
+        if abs(size / before - 1) < _SETTLED and template is profile:
+            break
+    if profile is None:
+        message = "no particles stand out of the noise of the micrographs that were surveyed"
+        raise ItemsFailedError(message, hint="give --diameter, or pick with templates")
+    log.info("particles are %.0f Å wide, by %d of them", size, profile.count)
+    k = profile.frequency
+    return Blob(size, k, template.transform(k), profile.count, shell.hollow)
+
+
+def _best_shell(
+    images: Sequence[Image], smallest: float, largest: float, diameter: float | None, sign: int
+) -> Shell:
+    """The ball or shell that explains most of the micrographs."""
+    if diameter is not None:
+        sizes = [diameter]
+    else:
+        count = max(1, round(math.log(largest / smallest) / math.log(_STEP))) + 1
+        sizes = np.geomspace(smallest, largest, count).tolist()
+    best, chosen = 0.0, None
+    for size in sizes:
+        shells = [Shell(size, hollow, blur, sign) for hollow, blur in _SHAPES]
+        gains: dict[Shell, list[NDArray]] = {shell: [] for shell in shells}
+        for image in images:
+            coarse = mask_obstacles(coarser(image, size / 10), size, largest=min(largest, _LARGEST))
+            white = whiten(coarse, 2 * size)
+            for shell in shells:
+                template = shell.transform(white.frequency)
+                score = peaks(white, template, size, DISTANCE).score * excess(white, template)
+                gain = np.where(score > 0, score**2 / 2 - _PENALTY, 0)
+                gains[shell].append(gain[gain > 0])
+        for shell, parts in gains.items():
+            gain = np.concatenate(parts)
+            total = float(np.minimum(gain, _CAP * np.median(gain)).sum()) if len(gain) else 0.0
+            if total > best:
+                best, chosen = total, shell
+    if chosen is None:
+        message = "no particles stand out of the noise of the micrographs that were surveyed"
+        raise ItemsFailedError(message, hint="give --diameter, or pick with templates")
+    return chosen
+
+
+_LARGEST = 400.0
+"""Diameter in Å of the largest thing that may be a particle while sizes are surveyed."""
+
+
+def _profile(
+    images: Sequence[Image], template: Shell | Profile, size: float, *, whole: bool
+) -> Profile | None:
+    """Mean profile of what a template finds."""
+    pixel_size = max(size / PIXELS, max(image.pixel_size for image in images))
+    frequency = np.arange(0, 0.5 / pixel_size, 1 / (3 * size))
+    searched = []
+    for number, image in enumerate(images):
+        white = whiten(mask_obstacles(coarser(image, size / PIXELS), size), 2 * size)
+        values = template.transform(white.frequency)
+        noise = peaks(surrogate(white, np.random.default_rng(number)), values, size, DISTANCE)
+        searched.append((white, peaks(white, values, size, DISTANCE), noise.score))
+    scores, null = (
+        np.concatenate(parts) for parts in ([f.score for _, f, _ in searched], [n for *_, n in searched])
+    )
+    least = min(calibrate(scores, null).threshold, _LEAST)
+    total: Profile | None = None
+    width = (3.0 if whole else 2.5) * size
+    for white, found, _ in searched:
+        part = mean_profile(white, found.select(found.score > least), width=width, frequency=frequency)
+        if part is not None:
+            total = part if total is None else total + part
+    return total

@@ -1,0 +1,219 @@
+"""A micrograph as pickers want it: coarse pixels, even background, what is unusable masked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import torch
+from numpy.typing import NDArray
+
+from halfmap.errors import FileFormatError
+from halfmap.io.images import read_image
+from halfmap.io.mrc import read_mrc
+from halfmap.ops.ctf import ctf
+from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
+
+BACKGROUND_A = 1000.0
+"""Width of the Gaussian that estimates the slow background, where a picker says nothing else."""
+
+_OUTLIER = 6.0
+"""Robust standard deviations from the median at which a pixel is hot or dead."""
+
+_SMALLEST_px = 32
+_BAD = 1e-3
+
+
+@dataclass(frozen=True)
+class MicrographItem:
+    """A micrograph of the table; plain data for a worker.
+
+    Attributes
+    ----------
+    name, key : str
+        As in the table, and for files of its own.
+    path : path
+        The image.
+    pixel_size : float
+        In Å.
+    mask : path or None
+        Image that is not 0 where the specimen is usable, of any size.
+    optics : dict or None
+        Arguments of `halfmap.ops.ctf.ctf`; None without a CTF.
+    """
+
+    name: str
+    key: str
+    path: Path
+    pixel_size: float
+    mask: Path | None = None
+    optics: dict[str, Any] | None = field(default=None, hash=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A micrograph in coarser pixels.
+
+    Attributes
+    ----------
+    values : array (h, w), float32
+        Mean 0 and standard deviation 1 where usable, 0 elsewhere; particles are dark.
+    pixel_size : float
+        In Å; along y and x the same to a part in h and w.
+    mask : array (h, w), bool
+        Where the specimen is usable.
+    optics : dict or None
+        Arguments of `halfmap.ops.ctf.ctf`; None without a CTF.
+    scale : tuple of 2 float
+        (x, y): what a coordinate here is to be multiplied with to be one of the micrograph.
+    """
+
+    values: NDArray[np.float32]
+    pixel_size: float
+    mask: NDArray[np.bool_]
+    optics: dict[str, Any] | None
+    scale: tuple[float, float]
+
+    def ctf(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """CTF on the half-spectrum of a shape, by default that of the image; without one that is known, -1.
+
+        The sign is that of dark particles: projections of them, times this, look as they do in the image.
+        """
+        h, w = self.values.shape if shape is None else shape
+        if self.optics is None:
+            return np.full((h, w // 2 + 1), -1, np.float32)
+        return -ctf((h, w), pixel_size=self.pixel_size, **self.optics).numpy()
+
+
+def load(
+    item: MicrographItem,
+    pixel_size: float,
+    *,
+    background: float = BACKGROUND_A,
+) -> Image:
+    """Read a micrograph, mend its pixels, make it coarse and even.
+
+    Parameters
+    ----------
+    item : MicrographItem
+        What to read.
+    pixel_size : float
+        Wanted in Å; the micrograph's own where that is coarser.
+    background : float
+        Width in Å (two standard deviations) of the Gaussian average that is subtracted.
+
+    Raises
+    ------
+    FileFormatError
+        If the micrograph cannot be read, is blank, not finite, too small, or masked as a whole.
+    """
+    raw = mended(np.asarray(read_image(item.path), np.float32), item.name)
+    values = cropped(raw, item.pixel_size, pixel_size)
+    if min(values.shape) < _SMALLEST_px:
+        height, width = (length * item.pixel_size for length in raw.shape)
+        message = f"is of {width:.0f} × {height:.0f} Å, too small for such particles"
+        raise FileFormatError(message, path=item.name, hint="leave it out")
+    scale = (raw.shape[1] / values.shape[1], raw.shape[0] / values.shape[0])
+    size = item.pixel_size * math.sqrt(scale[0] * scale[1])
+    mask = _mask(item, values.shape)
+    return Image(flattened(values, mask, background / size), size, mask, item.optics, scale)
+
+
+def coarser(image: Image, pixel_size: float) -> Image:
+    """The same micrograph in pixels of about a size in Å, or as it is where these are finer."""
+    values = cropped(image.values, image.pixel_size, pixel_size)
+    if values.shape == image.values.shape:
+        return image
+    ratio = [old / new for old, new in zip(image.values.shape, values.shape, strict=True)]
+    mask = image.mask[
+        np.ix_(*((np.arange(n) * r).astype(int) for n, r in zip(values.shape, ratio, strict=True)))
+    ]
+    low, high = np.percentile(values[mask], (16, 84))
+    values = np.where(mask, values * np.float32(2 / max(high - low, 1e-12)), 0)
+    size = image.pixel_size * math.sqrt(ratio[0] * ratio[1])
+    scale = (image.scale[0] * ratio[1], image.scale[1] * ratio[0])
+    return Image(values, size, mask, image.optics, scale)
+
+
+def cropped(values: NDArray[np.float32], pixel_size: float, wanted: float) -> NDArray[np.float32]:
+    """Fourier crop to pixels of about a wanted size, the first one in its place; never to finer ones."""
+    if wanted <= pixel_size:
+        return values
+    shape = values.shape
+    small = tuple(_even(length * pixel_size / wanted) for length in shape)
+    spectrum = resize_spectrum(rfft2(torch.from_numpy(values)), shape=shape, new_shape=small)
+    return irfft2(spectrum, shape=small).numpy()
+
+
+def _even(length: float) -> int:
+    return max(2, 2 * round(length / 2))
+
+
+def mended(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Replace pixels that are hot, dead or no numbers, or say why the image cannot be used."""
+    sample = image[::7, ::5]
+    finite = np.isfinite(sample)
+    if not finite.any() or (~finite).mean() > _BAD:
+        raise FileFormatError("holds pixels that are no numbers", path=name, hint="leave it out")
+    low, median, high = np.percentile(sample[finite], (16, 50, 84))
+    if not high > low:
+        raise FileFormatError("is blank or saturated", path=name, hint="leave it out")
+    reach = _OUTLIER * (high - low) / 2
+    # Comparisons with NaN are false.
+    odd = ~(np.abs(image - median) <= reach)
+    if odd.any():
+        image = image.copy()
+        near = scipy.ndimage.uniform_filter(np.where(odd, 0, image), 5)
+        count = scipy.ndimage.uniform_filter((~odd).astype(np.float32), 5)
+        alone = count > 0.5
+        image[odd] = np.where(
+            alone[odd],
+            near[odd] / np.maximum(count[odd], 0.1),
+            np.clip(np.nan_to_num(image[odd], nan=median), median - reach, median + reach),
+        )
+    return image
+
+
+def _mask(item: MicrographItem, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if item.mask is None:
+        return np.ones(shape, np.bool_)
+    mask = np.asarray(read_mrc(item.mask)).squeeze() > 0
+    rows, columns = (
+        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int)
+        for n, m in zip(shape, mask.shape, strict=True)
+    )
+    usable = mask[np.ix_(rows, columns)]
+    if not usable.any():
+        raise FileFormatError("is masked as a whole", path=item.name, hint="leave it out")
+    return usable
+
+
+def flattened(
+    values: NDArray[np.float32], mask: NDArray[np.bool_], background_px: float
+) -> NDArray[np.float32]:
+    """Subtract the slow background and divide by the deviation, with the masked part left out of both."""
+    sigma = background_px / 2
+    weight = local_mean(mask.astype(np.float32), sigma)
+    middle = np.float32(np.median(values[mask]))
+    mean = local_mean(np.where(mask, values - middle, 0), sigma) / np.maximum(weight, 1e-3)
+    result = np.where(mask, values - middle - mean, 0)
+    low, high = np.percentile(result[mask][:: max(1, mask.sum() // 200_000)], (16, 84))
+    return (result * np.float32(2 / max(high - low, 1e-12))).astype(np.float32)
+
+
+def local_mean(values: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    """Gaussian average, at the edges mirrored; coarse where it is wide, for speed."""
+    step = max(1, int(sigma_px / 4))
+    if step == 1:
+        return np.asarray(scipy.ndimage.gaussian_filter(values, sigma_px, mode="reflect"), np.float32)
+    h, w = values.shape
+    padded = np.pad(values, ((0, -h % step), (0, -w % step)), mode="symmetric")
+    blocks = padded.reshape(padded.shape[0] // step, step, -1, step).mean(axis=(1, 3))
+    smooth = scipy.ndimage.gaussian_filter(blocks, sigma_px / step, mode="reflect")
+    y, x = ((np.arange(n) + 0.5) / step - 0.5 for n in (h, w))
+    places = np.meshgrid(y, x, indexing="ij")
+    return np.asarray(scipy.ndimage.map_coordinates(smooth, places, order=1, mode="nearest"), np.float32)

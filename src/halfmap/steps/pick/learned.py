@@ -1,0 +1,167 @@
+"""Score micrographs by a network that was trained on simulated ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfmap.nets.picker import STRIDE, Picker, score_image
+from halfmap.nets.weights import load_weights, shipped
+from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
+from halfmap.ops.threads import one_torch_thread
+from halfmap.steps.pick.candidates import Candidates, find_peaks
+from halfmap.steps.pick.image import Image, local_mean
+
+PIXELS = 24
+"""Pixels of a particle's diameter in the images that the network sees."""
+
+KIND = "picker"
+
+DISTANCE = 0.7
+"""Least distance of two particles over the diameter: they may overlap in projection."""
+
+_BACKGROUND = 1.0
+"""Standard deviation in diameters of the Gaussian average that is subtracted."""
+
+_OUTLIER = 6.0
+"""Robust standard deviations at which contaminants and carbon are cut, so that they leave no halo."""
+
+_LIMIT = 5.0
+
+
+def load_network(model: Path | None = None, *, device: str = "cpu") -> tuple[Picker, dict[str, Any]]:
+    """Read the general model, or one that `pick train` wrote.
+
+    Parameters
+    ----------
+    model : path, optional
+        File of weights; the one that is shipped if not given.
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    Picker, dict
+        The network, ready to score, and the record of its training.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no model of this kind.
+    """
+    network = Picker()
+    record = load_weights(shipped(KIND) if model is None else model, network, kind=KIND)
+    return network.to(device).eval(), record
+
+
+@lru_cache(maxsize=2)
+def _network(model: Path | None, device: str) -> Picker:
+    """The same, read once by each worker."""
+    return load_network(model, device=device)[0]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A network that scores micrographs; a method of picking.
+
+    Attributes
+    ----------
+    diameter : float
+        Of the particles in Å.
+    model : path or None
+        File of weights; None for the general model.
+    device : str
+        Where to compute.
+    """
+
+    diameter: float
+    model: Path | None = None
+    device: str = "cpu"
+
+    @property
+    def pixel_size(self) -> float:
+        """That micrographs are best loaded at, in Å."""
+        return self.diameter / PIXELS
+
+    def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
+        """Candidates of a micrograph in its coarse pixels; log-odds need no scores of noise."""
+        network = _network(self.model, self.device)
+        score, pixel_size = score_micrograph(image, self.diameter, network)
+        h, w = score.shape
+        rows, columns = (
+            np.minimum((np.arange(n) * m / n).astype(int), m - 1)
+            for n, m in zip((h, w), image.mask.shape, strict=True)
+        )
+        mask = image.mask[np.ix_(rows, columns)]
+        peaks = find_peaks(score, pixel_size=pixel_size, distance=DISTANCE * self.diameter, mask=mask)
+        high, wide = network_shape(image.values.shape, image.pixel_size, self.diameter)
+        factor = [STRIDE * n / m for n, m in zip(image.values.shape, (high, wide), strict=True)]
+        return peaks.scaled(factor[1], factor[0]), np.zeros(0, np.float32)
+
+
+def network_shape(shape: tuple[int, ...], pixel_size: float, diameter: float) -> tuple[int, int]:
+    """Even shape that an image of a pixel size has when it is scored."""
+    h, w = (max(2, 2 * round(n * pixel_size * PIXELS / diameter / 2)) for n in shape)
+    return h, w
+
+
+@one_torch_thread()
+def score_micrograph(image: Image, diameter: float, network: Picker) -> tuple[NDArray[np.float32], float]:
+    """Log-odds that a particle has its centre at a place.
+
+    Parameters
+    ----------
+    image : Image
+        Micrograph with dark particles, best loaded at `Learned.pixel_size`.
+    diameter : float
+        Of the particles in Å; the network bears a fifth more or less.
+    network : Picker
+        As `load_network` gives it.
+
+    Returns
+    -------
+    array (h, w), float32
+        Log-odds; pixel (0, 0) lies on that of the image.
+    float
+        Its pixel size in Å.
+    """
+    shape = network_shape(image.values.shape, image.pixel_size, diameter)
+    values = resized(torch.from_numpy(image.values), shape).numpy()
+    score = score_image(network, torch.from_numpy(normalised(values)))
+    coarser = math.sqrt(math.prod(image.values.shape) / math.prod(shape))
+    return score.numpy(), image.pixel_size * coarser * STRIDE
+
+
+def resized(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Resample an image (h, w) by Fourier crop or padding; its first pixel stays where it is."""
+    old = tuple(values.shape)
+    if old == shape:
+        return values
+    return irfft2(resize_spectrum(rfft2(values), shape=old, new_shape=shape), shape=shape)
+
+
+def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Even background, robust deviation 1, and no values beyond 5: what the network was trained on.
+
+    Parameters
+    ----------
+    values : array (h, w)
+        Image with `PIXELS` pixels a diameter, of any mean and scale.
+    """
+    middle, spread = _robust(values)
+    cut = np.clip((values - middle) / spread, -_OUTLIER, _OUTLIER)
+    cut -= local_mean(cut, _BACKGROUND * PIXELS)
+    middle, spread = _robust(cut)
+    return np.clip((cut - middle) / spread, -_LIMIT, _LIMIT).astype(np.float32)
+
+
+def _robust(values: NDArray) -> tuple[np.float32, np.float32]:
+    low, middle, high = np.percentile(values[::2, ::2], (16, 50, 84))
+    return np.float32(middle), np.float32(max((high - low) / 2, 1e-12))

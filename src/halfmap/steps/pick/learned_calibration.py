@@ -1,0 +1,89 @@
+"""From a network's log-odds to probabilities, under the share of particles that the data have."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from halfmap.steps.pick.calibrate import Calibration
+
+_BINS, _SMOOTH = 128, 1.5
+_SHARE = 0.206
+"""Share of particles among the candidates that the scores were calibrated on; in the record of the model."""
+
+_ROUNDS = 200
+
+
+def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibration:
+    """Threshold and probabilities of scores that are log-odds.
+
+    Parameters
+    ----------
+    score : array (n,)
+        Log-odds of all candidates of all micrographs.
+    probability : float
+        Least probability of a pick.
+
+    Notes
+    -----
+    Where fewer of the candidates are particles than in the calibration, the odds fall by as much [1]_; they
+    are not raised where there are more, which would trust the network farther than it was tested.
+
+    References
+    ----------
+    .. [1] Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21-41, DOI 10.1162/089976602753284446
+    """
+    score = np.asarray(score, np.float64)[np.isfinite(score)]
+    if len(score) == 0:
+        return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
+    shift = fewer_particles(score)
+    threshold = math.log(probability / (1 - probability)) - shift
+    likely = _probability(score + shift)
+    kept = score >= threshold
+    edges = np.linspace(score.min(), score.max() + 1e-6, _BINS + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    particles, background = (
+        gaussian_filter1d(np.histogram(score, edges, weights=share)[0], _SMOOTH)
+        / (len(score) * (edges[1] - edges[0]))
+        for share in (likely, 1 - likely)
+    )
+    return Calibration(
+        threshold=threshold if kept.any() else math.inf,
+        kind="two populations" if kept.any() else "none",
+        grid=middles,
+        probability=_probability(middles + shift),
+        weights=(float(1 - likely.mean()), float(likely.mean()), 0.0),
+        means=(float(np.average(score, weights=1 - likely)), float(np.average(score, weights=likely))),
+        picked=int(kept.sum()),
+        expected_false=float((1 - likely[kept]).sum()),
+        missed=float(likely[~kept].sum()),
+        densities=(middles, background, particles, np.zeros(_BINS)),
+    )
+
+
+def fewer_particles(score: NDArray) -> float:
+    """Change of the log-odds, 0 or less, by a share of particles that is below that of the calibration.
+
+    Parameters
+    ----------
+    score : array (n,)
+        Log-odds under the share of the calibration.
+    """
+    usual = math.log(_SHARE / (1 - _SHARE))
+    lowest = 1 / (10 * len(score) + 1)
+    share = _SHARE
+    for _ in range(_ROUNDS):
+        before = share
+        share = max(float(_probability(score + math.log(share / (1 - share)) - usual).mean()), lowest)
+        if share >= _SHARE:
+            return 0.0
+        if before - share < 1e-3 * share:
+            break
+    return math.log(share / (1 - share)) - usual
+
+
+def _probability(log_odds: NDArray) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-np.asarray(log_odds, np.float64)))

@@ -1,0 +1,72 @@
+"""Search one micrograph, and draw what was picked in it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfmap.steps.pick.calibrate import Calibration
+from halfmap.steps.pick.candidates import Candidates, read_candidates, write_candidates
+from halfmap.steps.pick.image import Image, MicrographItem, load
+from halfmap.steps.pick.tables import CANDIDATES, picks_of
+
+PICTURES = "Micrographs"
+
+_PICTURE_px = 900
+"""Pixels of a picture's longer side, at the least."""
+
+
+class Method(Protocol):
+    """What finds particles in a micrograph."""
+
+    @property
+    def pixel_size(self) -> float:
+        """Pixel size in Å that micrographs are searched at."""
+        ...
+
+    @property
+    def diameter(self) -> float:
+        """Of the particle in Å."""
+        ...
+
+    def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
+        """Candidates in pixels of the image, and scores where there is noise alone (may be none)."""
+        ...
+
+
+def search_micrograph(item: MicrographItem, *, method: Method, folder: Path, seed: int) -> dict[str, Any]:
+    """Write a micrograph's candidates and return how many there are.
+
+    Raises
+    ------
+    FileFormatError
+        If the micrograph cannot be used.
+    """
+    image = load(item, method.pixel_size)
+    # By the name, not the place in the list: a part of the data gives the same.
+    rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
+    found, null = method.search(image, rng)
+    found = found.scaled(*image.scale)
+    width, height = (
+        length * factor for length, factor in zip(image.values.shape[::-1], image.scale, strict=True)
+    )
+    found = replace(found, x=np.clip(found.x, 0, width - 1), y=np.clip(found.y, 0, height - 1))
+    write_candidates(folder / CANDIDATES / f"{item.key}.npz", found, null)
+    return {"name": item.name, "key": item.key, "count": len(found), "ctf": item.optics is not None}
+
+
+def draw_micrograph(
+    item: MicrographItem, *, calibration: Calibration, diameter: float, folder: Path
+) -> dict[str, Any]:
+    """Draw the picks of a micrograph over its low frequencies."""
+    from halfmap.steps.pick import pictures
+
+    candidates, _ = read_candidates(folder / CANDIDATES / f"{item.key}.npz")
+    picks = picks_of(candidates, calibration, diameter)
+    pictures.draw_picks(folder / PICTURES / f"{item.key}.png", item, picks, diameter)
+    return {"key": item.key}

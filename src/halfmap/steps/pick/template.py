@@ -1,0 +1,182 @@
+"""The matched filter of many references in many angles, through the few images that they all consist of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.ops.fourier import irfft2
+from halfmap.steps.pick.candidates import Candidates, find_peaks
+from halfmap.steps.pick.filter import LEAST_COVERAGE, Whitened, inside, mask_obstacles, surrogate, whiten
+from halfmap.steps.pick.image import Image
+
+DISTANCE = 0.7
+"""Least distance of two particles over the diameter."""
+
+_MARGIN = 1.5
+"""Side of the references' boxes over the diameter: the CTF spreads them."""
+
+_ENERGY = 0.98
+"""Part of the references' energy that their common components hold."""
+
+_MOST = 256
+_BAND = 1 << 22
+"""Scores that are held at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """References in all in-plane angles; a method of picking.
+
+    Attributes
+    ----------
+    diameter : float
+        Of the particle in Å.
+    pixel_size : float
+        Of the references and of the micrographs that are searched, in Å.
+    images : array (n, angles, s, s), float32
+        Bright particles on 0, each turned by each angle.
+    angles : array (angles,)
+        `rlnAnglePsi` in degrees.
+    device : str
+        Where scores are computed.
+    """
+
+    diameter: float
+    pixel_size: float
+    images: NDArray[np.float32]
+    angles: NDArray[np.float64]
+    device: str = "cpu"
+
+    def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
+        """Candidates of a micrograph in its coarse pixels, and scores of noise alone."""
+        white = whiten(mask_obstacles(image, self.diameter), _MARGIN * self.diameter)
+        kernels = self.kernels(white)
+        parts, mixture = components(kernels.reshape(len(kernels), -1))
+        parts = parts.reshape(-1, *kernels.shape[1:])
+        coverage = inside(white, white.mask * np.conj(_placed(np.mean(kernels**2, axis=0), white.shape)))
+        mask = white.image.mask & (coverage > LEAST_COVERAGE)
+        scale = 1 / np.sqrt(np.maximum(coverage, LEAST_COVERAGE / 2))
+        found, best = self._peaks(white, parts, mixture, mask, scale)
+        noise, _ = self._peaks(surrogate(white, rng), parts, mixture, mask, scale)
+        y, x = (
+            np.clip(np.rint(values).astype(int), 0, n - 1)
+            for values, n in zip((found.y, found.x), best.shape, strict=True)
+        )
+        chosen = best[y, x]
+        turns = len(self.angles)
+        return (
+            Candidates(
+                found.x,
+                found.y,
+                found.score,
+                angle=self.angles[chosen % turns].astype(np.float32),
+                reference=(chosen // turns + 1).astype(np.float32),
+            ),
+            noise.score,
+        )
+
+    def kernels(self, white: Whitened) -> NDArray[np.float32]:
+        """Filters (n angles, s, s) of unit energy for a whitened micrograph, centres at index 0."""
+        s = self.images.shape[-1]
+        size = int(
+            scipy.fft.next_fast_len(max(s, round(_MARGIN * self.diameter / self.pixel_size)), real=True) or s
+        )
+        # With noise as the geometric mean of floor and power, `filter.match` divides by the floor alone.
+        weight = white.image.ctf((size, size))
+        stack = self.images.reshape(-1, s, s)
+        padded = np.zeros((len(stack), size, size), np.float32)
+        padded[:, :s, :s] = stack
+        padded = np.roll(padded, (-(s // 2), -(s // 2)), axis=(1, 2))
+        spectra = np.asarray(scipy.fft.rfft2(padded, workers=torch.get_num_threads()))
+        kernels = np.asarray(
+            scipy.fft.irfft2(
+                spectra * weight.astype(np.float32), s=(size, size), workers=torch.get_num_threads()
+            )
+        )
+        norm = np.sqrt(np.sum(kernels**2, axis=(1, 2), keepdims=True))
+        return (kernels / np.maximum(norm, 1e-12)).astype(np.float32)
+
+    def _peaks(
+        self, white: Whitened, parts: NDArray, mixture: NDArray, mask: NDArray, scale: NDArray
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        score, best = best_of(white, parts, mixture, self.device)
+        found = find_peaks(
+            score * scale, pixel_size=white.image.pixel_size, distance=DISTANCE * self.diameter, mask=mask
+        )
+        return found, best
+
+
+def components(kernels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Few images of which many consist: the principal components of kernels (n, pixels).
+
+    Returns
+    -------
+    parts : array (k, pixels)
+        Orthonormal images.
+    mixture : array (n, k)
+        How much of each is in each kernel, of unit length: an image's score is this times the parts' scores.
+
+    Notes
+    -----
+    Turned copies of an image, and views of one particle, have much in common. A kernel that its parts do not
+    hold in full finds its own image with that part of its energy; normalised, noise still has deviation 1.
+    """
+    gram = kernels @ kernels.T
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    share = np.cumsum(values) / values.sum()
+    count = min(int(np.searchsorted(share, _ENERGY)) + 1, _MOST, len(values))
+    used = vectors[:, :count]
+    parts = (used / np.sqrt(np.maximum(values[:count], 1e-12))).T @ kernels
+    mixture = kernels @ parts.T
+    mixture /= np.linalg.norm(mixture, axis=1, keepdims=True) + 1e-12
+    return parts.astype(np.float32), mixture.astype(np.float32)
+
+
+def best_of(
+    white: Whitened, parts: NDArray[np.float32], mixture: NDArray[np.float32], device: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Best score of all kernels at every place, and which kernel it is.
+
+    Parameters
+    ----------
+    white : Whitened
+        Micrograph.
+    parts : array (k, s, s)
+        Components, centres at index 0.
+    mixture : array (n, k)
+        Of the kernels.
+    device : str
+        Where to compute.
+    """
+    h, w = white.image.values.shape
+    spectrum = torch.from_numpy(white.spectrum).to(device)
+    maps = torch.empty((len(parts), h, w), dtype=torch.float32, device=device)
+    for i, part in enumerate(parts):
+        kernel = torch.from_numpy(_placed(part, white.shape)).to(device)
+        maps[i] = irfft2(spectrum * kernel.conj(), shape=white.shape)[:h, :w]
+    weights = torch.from_numpy(mixture).to(device)
+    flat = maps.reshape(len(parts), -1)
+    band = max(1, _BAND // len(weights))
+    score, best = torch.empty(h * w, device=device), torch.empty(h * w, dtype=torch.int64, device=device)
+    for start in range(0, h * w, band):
+        piece: Tensor = weights @ flat[:, start : start + band]
+        score[start : start + band], best[start : start + band] = piece.max(dim=0)
+    return score.reshape(h, w).cpu().numpy(), best.reshape(h, w).cpu().numpy()
+
+
+def _placed(kernel: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.complex64]:
+    """Transform of a small kernel, its centre at index 0, in a large box."""
+    size = len(kernel)
+    half = size // 2
+    box = np.zeros(shape, np.float32)
+    rows = np.r_[0 : size - half, -half:0]
+    place = np.r_[0 : size - half, size - half : size]
+    box[np.ix_(rows, rows)] = kernel[np.ix_(place, place)]
+    return np.asarray(scipy.fft.rfft2(box))

@@ -1,0 +1,85 @@
+"""Thresholds and probabilities from scores alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from halfmap.steps.pick.calibrate import calibrate
+
+
+def _maxima(rng, n, mean=0.0):
+    """Like the maxima of noise: skewed to high values."""
+    return mean + rng.normal(size=(n, 3)).max(axis=1)
+
+
+def test_two_populations_are_told_apart_and_counted():
+    rng = np.random.default_rng(1)
+    false, true = _maxima(rng, 3000), rng.normal(4.0, 0.8, 800)
+    found = calibrate(np.concatenate([false, true]), _maxima(rng, 3000, 0.7))
+    assert found.kind == "two populations"
+    wrong = (false >= found.threshold).sum()
+    picked = wrong + (true >= found.threshold).sum()
+    assert picked == found.picked
+    # The threshold that knows the truth is right in so many of 3800.
+    best = min((false >= t).sum() + (true < t).sum() for t in np.linspace(1, 5, 200))
+    assert wrong + (true < found.threshold).sum() < 1.2 * best
+    assert found.false_discovery_rate == pytest.approx(wrong / picked, abs=0.02)
+
+
+def test_probabilities_rise_with_the_score_and_are_calibrated():
+    rng = np.random.default_rng(2)
+    score = np.concatenate([_maxima(rng, 4000), rng.normal(3.2, 0.9, 1500)])
+    truth = np.arange(len(score)) >= 4000
+    found = calibrate(score, _maxima(rng, 4000))
+    assert (np.diff(found.probability) >= 0).all()
+    likely = found.of(score)
+    for low, high in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8)):
+        bin_ = (likely >= low) & (likely < high)
+        part = truth[bin_].mean()
+        error = math.sqrt(part * (1 - part) / bin_.sum())
+        # The model is not that of the data: a tenth beyond the error of counting.
+        assert abs(part - likely[bin_].mean()) < 0.1 + 3 * error
+
+
+def test_a_higher_probability_picks_fewer():
+    rng = np.random.default_rng(3)
+    score = np.concatenate([_maxima(rng, 1000), rng.normal(3.5, 0.8, 400)])
+    loose, strict = (calibrate(score, probability=p) for p in (0.2, 0.9))
+    assert strict.picked < loose.picked
+    assert strict.false_discovery_rate < loose.false_discovery_rate
+
+
+@pytest.mark.parametrize("n", [60, 600, 6000])
+def test_of_noise_alone_next_to_nothing_is_picked(n):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        found = calibrate(_maxima(rng, n), _maxima(rng, n))
+        assert found.picked <= max(2, 0.005 * n)
+
+
+def test_particles_alone_are_all_picked():
+    rng = np.random.default_rng(5)
+    found = calibrate(rng.normal(9, 0.7, 300), _maxima(rng, 400))
+    assert found.kind == "above noise"
+    assert found.picked > 290
+    assert found.expected_false < 5
+
+
+@pytest.mark.parametrize("score", [[], [1.0], [1.0, 1.0, 1.0], [np.nan, np.inf]])
+def test_few_scores_give_no_picks(score):
+    found = calibrate(np.array(score))
+    assert found.kind == "none"
+    assert found.picked == 0
+    assert math.isinf(found.threshold)
+
+
+def test_scores_of_any_scale_give_the_same_picks():
+    rng = np.random.default_rng(6)
+    score = np.concatenate([_maxima(rng, 800), rng.normal(4, 0.8, 300)])
+    null = _maxima(rng, 800)
+    one, other = calibrate(score, null), calibrate(100 * score - 7, 100 * null - 7)
+    assert other.picked == one.picked
+    assert other.threshold == pytest.approx(100 * one.threshold - 7)

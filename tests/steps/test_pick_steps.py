@@ -1,0 +1,180 @@
+"""The steps of picking from table to table."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from halfmap.data import MicrographSet
+from halfmap.data.columns import COLUMNS
+from halfmap.errors import HalfmapError, TableError
+from halfmap.io.coordinates import read_coordinates
+from halfmap.io.mrc import write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import write_micrographs
+from halfmap.project import Project
+from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickTemplate
+
+SIZE, PIXEL_A, DIAMETER_A = 640, 3.0, 130.0
+
+
+def _ball(size, x, y, radius):
+    py, px = np.mgrid[:size, :size]
+    return 2 * np.sqrt(np.maximum(radius**2 - (px - x) ** 2 - (py - y) ** 2, 0)) / radius / 2
+
+
+def _field(rng, n=45):
+    """Balls apart from each other, and their centres."""
+    image, places = np.zeros((SIZE, SIZE)), []
+    while len(places) < n:
+        x, y = rng.uniform(0, SIZE - 1, 2)
+        if all(np.hypot(x - a, y - b) * PIXEL_A > DIAMETER_A for a, b in places):
+            places.append((x, y))
+            image += _ball(SIZE, x, y, DIAMETER_A / 2 / PIXEL_A)
+    return image, np.array(places)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pick")
+    (folder / "Images").mkdir()
+    rng = np.random.default_rng(1)
+    truth = {}
+    for name in "ab":
+        signal, truth[name] = _field(rng)
+        image = 100 - 1.2 * signal + rng.normal(0, 1.5, signal.shape)
+        write_mrc(folder / "Images" / f"{name}.mrc", image.astype(np.float32), pixel_size=PIXEL_A)
+    write_mrc(folder / "Images" / "blank.mrc", np.ones((SIZE, SIZE), np.float32), pixel_size=PIXEL_A)
+    noise = rng.normal(100, 1.5, (SIZE, SIZE)).astype(np.float32)
+    write_mrc(folder / "Images" / "noise.mrc", noise, pixel_size=PIXEL_A)
+    _table(folder, "micrographs.star", ["a", "b", "blank"])
+    _table(folder, "noise.star", ["noise"])
+    reference = _ball(64, 32, 32, DIAMETER_A / 2 / PIXEL_A)[None].astype(np.float32)
+    write_mrc(folder / "classes.mrcs", np.repeat(reference, 2, axis=0), pixel_size=PIXEL_A)
+    return folder, truth
+
+
+def _table(folder, file, names):
+    optics = pl.DataFrame(
+        {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnMicrographPixelSize": [PIXEL_A]}
+    )
+    rows = pl.DataFrame(
+        {"rlnMicrographName": [f"Images/{name}.mrc" for name in names], "rlnOpticsGroup": [1] * len(names)}
+    )
+    write_micrographs(folder / file, MicrographSet(optics, rows))
+
+
+def _run(folder, step):
+    return Project.open(folder).run(step).folder
+
+
+def _scores(folder, job, truth):
+    """Precision and recall of a job's picks, within a third of the diameter."""
+    table = read_star(job / "autopick.star")["coordinate_files"]
+    hits = picked = total = 0
+    for row in table.to_dicts():
+        places = truth[row["rlnMicrographName"].split("/")[-1][:-4]]
+        picks = read_coordinates(folder / row["rlnMicrographCoordinates"])
+        gaps = np.hypot(
+            picks["rlnCoordinateX"].to_numpy()[:, None] - places[:, 0],
+            picks["rlnCoordinateY"].to_numpy()[:, None] - places[:, 1],
+        )
+        hits += int((gaps.min(axis=0) < DIAMETER_A / 3 / PIXEL_A).sum())
+        picked, total = picked + len(picks), total + len(places)
+    return hits / picked, hits / total
+
+
+@pytest.fixture(scope="module")
+def blob(project):
+    return _run(project[0], PickBlob(micrographs="micrographs.star", smallest=70, largest=300))
+
+
+@pytest.fixture(scope="module")
+def template(project):
+    step = PickTemplate(micrographs="micrographs.star", references="classes.mrcs", pictures=False)
+    return _run(project[0], step)
+
+
+def test_blob_finds_the_particles_and_their_size(project, blob):
+    folder, truth = project
+    precision, recall = _scores(folder, blob, truth)
+    # Two fields of 45 balls; one in ten may lie over the edge by more than half.
+    assert precision > 0.9
+    assert recall > 0.85
+    picks = read_coordinates(blob / "coordinates" / "a.star")
+    assert picks["hmParticleDiameter"][0] == pytest.approx(DIAMETER_A, rel=0.1)
+    assert picks["hmPickProbability"].is_between(0.5, 1).all()
+    assert picks["rlnAutopickFigureOfMerit"].is_sorted(descending=True)
+    assert set(picks.columns) <= set(COLUMNS)
+    assert (blob / "Micrographs" / "a.png").stat().st_size > 20_000
+    assert (blob / "summary.png").exists()
+    assert "blank.mrc" in str(read_star(blob / "failures.star"))
+
+
+def test_template_finds_them_too(project, template):
+    precision, recall = _scores(project[0], template, project[1])
+    assert precision > 0.9
+    assert recall > 0.85
+
+
+def test_consensus_keeps_what_both_have(project, blob, template):
+    folder, truth = project
+    tables = tuple(f"{job.relative_to(folder)}/autopick.star" for job in (blob, template))
+    job = _run(folder, PickConsensus(coordinates=tables, micrographs="micrographs.star", precision=0.97))
+    precision, recall = _scores(folder, job, truth)
+    assert precision >= 0.95
+    assert recall > 0.8
+    picks = read_coordinates(job / "coordinates" / "b.star")
+    assert picks["hmPickAgreement"].is_in([1, 2]).all()
+    assert (picks["hmPickAgreement"] == 2).mean() > 0.8
+
+
+def test_noise_gives_no_picks_or_says_so(project):
+    try:
+        job = _run(project[0], PickBlob(micrographs="noise.star", diameter=130, pictures=False))
+    except HalfmapError as error:
+        assert "stand out of the noise" in str(error)
+    else:
+        table = read_star(job / "autopick.star")["coordinate_files"]
+        assert table["hmPicks"][0] <= 3
+
+
+def test_picks_are_the_same_for_any_number_of_workers(project):
+    from halfmap.engine.executor import RunOptions
+
+    folder, _ = project
+    step = PickBlob(micrographs="micrographs.star", diameter=130, pictures=False)
+    one = _run(folder, step)
+    two = Project.open(folder).run(step, options=RunOptions(executor="processes", workers=2)).folder
+    for name in "ab":
+        file = f"coordinates/{name}.star"
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+
+
+@pytest.mark.parametrize("format_", ["box", "txt", "csv", "star"])
+def test_exported_picks_are_read_back(project, blob, format_):
+    folder, _ = project
+    table = f"{blob.relative_to(folder)}/autopick.star"
+    job = _run(folder, PickExport(coordinates=table, format=format_, box=50, scale=0.5))
+    before = read_coordinates(blob / "coordinates" / "a.star")
+    after = read_coordinates(job / format_ / f"a.{format_}", scale=2.0)
+    for label in ("rlnCoordinateX", "rlnCoordinateY"):
+        np.testing.assert_allclose(after[label], before[label], atol=0.02)
+
+
+def test_wrong_input_is_named(project, blob):
+    folder, _ = project
+    table = f"{blob.relative_to(folder)}/autopick.star"
+    with pytest.raises(HalfmapError, match="two pickers"):
+        _run(folder, PickConsensus(coordinates=(table,), micrographs="micrographs.star"))
+    with pytest.raises(HalfmapError, match="--box"):
+        _run(folder, PickExport(coordinates=table))
+    with pytest.raises(HalfmapError, match="--smallest"):
+        _run(folder, PickBlob(micrographs="micrographs.star", smallest=300, largest=200))
+    with pytest.raises(TableError, match="names no coordinates"):
+        _run(folder, PickExport(coordinates="micrographs.star", box=3))
+    with pytest.raises(HalfmapError, match="hold no detail"):
+        _run(folder, PickTemplate(micrographs="noise.star", references="classes.mrcs", resolution=5))
+    with pytest.raises(HalfmapError, match=r"too small|micrograph"):
+        _run(folder, PickBlob(micrographs="noise.star", diameter=2000))
