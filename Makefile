@@ -22,10 +22,15 @@ demo: setup
 		--dose-per-frame 1.5 --project $(DEMO)
 	$(BIN)/halfmap motion Import/job002/movies.star --project $(DEMO)
 	$(BIN)/halfmap ctf Motion/job003/corrected_micrographs.star --project $(DEMO)
-	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star
+	$(BIN)/halfmap curate Ctf/job004/micrographs_ctf.star --project $(DEMO)
+	$(BIN)/halfmap pick blob Curate/job005/micrographs.star --project $(DEMO)
+	$(BIN)/halfmap extract Curate/job005/micrographs.star --coordinates Pick/job006/autopick.star --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Extract/job007/particles.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
 	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
 	@echo "          $(DEMO)/Ctf/job004/summary.png and the pictures beside it"
+	@echo "          $(DEMO)/Curate/job005/accepted.png $(DEMO)/Pick/job006/summary.png"
+	@echo "          $(DEMO)/Extract/job007/*.png"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup

@@ -295,7 +295,7 @@ def main() -> None:
         "--real", type=Path, default=Path("../shared/data/micrographs/apoferritin_empiar10146")
     )
     parser.add_argument("--models", type=Path, default=Path("../shared/data/models"))
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/pickbench"))
+    parser.add_argument("--scratch", type=Path, required=True, help="folder of projects; kept for the next run")
     parser.add_argument("--sets", nargs="*", default=["real", *TARGETS])
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
