@@ -97,7 +97,7 @@ def _dispatch(words: list[str]) -> None:
         return _print_list(f"halfmap {words[0]} COMMAND [OPTIONS]", {"Commands": _summaries(family)})
     if words and words[0] not in ("-h", "--help", "help"):
         known = [*(family or steps), *_COMMANDS]
-        raise ParameterError(f"there is no command {' '.join(words[:2])!r}", hint=_did_you_mean(words, known))
+        raise ParameterError(f"there is no command {words[0]!r}", hint=_did_you_mean(words, known))
     commands = {name: inspect.getdoc(command) or "" for name, command in _COMMANDS.items() if name[0] != "-"}
     _print_list(
         "halfmap COMMAND [OPTIONS]        halfmap COMMAND --help",
@@ -195,7 +195,10 @@ def _summaries(steps: dict[str, type[Step]]) -> dict[str, str]:
 def _did_you_mean(words: list[str], known: list[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(" ".join(words[:2]), known, n=1) or get_close_matches(words[0], known, n=1)
+    # The second word may be a file; and ctffind begins as ctf does.
+    close = [name for name in known if len(name) > 2 and words[0].startswith(name)]
+    close = close or get_close_matches(" ".join(words[:2]), known, n=1, cutoff=0.75)
+    close = close or get_close_matches(words[0], known, n=1)
     return f"did you mean {close[0]!r}?" if close else "see: halfmap --help"
 
 

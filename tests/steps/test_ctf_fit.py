@@ -13,12 +13,13 @@ from halfmap.data.defocus import surface_terms
 from halfmap.errors import FileFormatError
 from halfmap.ops.ctf import ctf
 from halfmap.steps.ctf import fit as fits
-from halfmap.steps.ctf import quality, tiles
+from halfmap.steps.ctf import likelihood, quality, tiles
 from halfmap.steps.ctf._kernels import N_SUMS, normal_sums, ring_sums
 from halfmap.steps.ctf.average import Optics, fit_average
 from halfmap.steps.ctf.estimate import estimate_ctf
-from halfmap.steps.ctf.fit import Problem
+from halfmap.steps.ctf.likelihood import Problem
 from halfmap.steps.ctf.search import Search
+from halfmap.steps.ctf.thickness import _half_width
 from halfmap.units import electron_wavelength
 
 OPTICS = Optics(voltage_kV=300.0, cs_mm=2.7, amplitude_contrast=0.1)
@@ -88,7 +89,9 @@ def test_spectra_of_white_noise_scatter_as_independence_says():
         assert np.var(sums) / ((count * wave**2 / worth).sum() / 9) == pytest.approx(1, abs=0.4)
 
 
-def _problem(rng: np.random.Generator, *, t: int = 3, free_phase: bool = True) -> tuple[Problem, fits.State]:
+def _problem(
+    rng: np.random.Generator, *, t: int = 3, free_phase: bool = True
+) -> tuple[Problem, likelihood.State]:
     bins = tiles.polar_bins(128, 128 * 2.0, 1 / 30, 1 / 5, None, 8)
     phase = tiles.phase_terms(bins, voltage_kV=300, cs_mm=2.7, amplitude_contrast=0.1)
     r, s = bins.count.shape
@@ -105,7 +108,7 @@ def _problem(rng: np.random.Generator, *, t: int = 3, free_phase: bool = True) -
         gain=np.ones(r),
         trust=np.ones(r),
     )
-    state = fits.start_state(
+    state = likelihood.start_state(
         replace(problem, power=problem.power * 1.0), np.array([9_000.0, 150.0, -80.0, 0.3]), np.full(r, 0.3)
     )
     profile = 0.1 * rng.normal(size=(t, 3))
@@ -122,8 +125,8 @@ def _problem(rng: np.random.Generator, *, t: int = 3, free_phase: bool = True) -
 def test_ring_sums_are_a_slow_sum():
     rng = np.random.default_rng(1)
     problem, state = _problem(rng)
-    sums = fits.evaluate(problem, state)
-    log_s, contrast, defocus = fits.spectra_of(problem, state)
+    sums = likelihood.evaluate(problem, state)
+    log_s, contrast, defocus = likelihood.spectra_of(problem, state)
     t, r = 1, 7
     expected = np.zeros(N_SUMS)
     for s in range(problem.weight.shape[1]):
@@ -140,14 +143,15 @@ def test_ring_sums_are_a_slow_sum():
             + state.phase_shift
         )
         model = 1 - contrast[t, r] * math.cos(2 * chi)
-        ratio = min(
-            float(problem.power[t, r, s]) / math.exp(log_s[t, r]) / model, 1 + 4 / math.sqrt(n) + 4 / n
-        )
+        ratio = float(problem.power[t, r, s]) / math.exp(log_s[t, r]) / model
+        limit = 1 + 4 / math.sqrt(n) + 4 / n
+        beyond = max(ratio / limit, 1.0)
+        ratio = min(ratio, limit)
         slope = 2 * contrast[t, r] * math.sin(2 * chi) / model
         local = np.array([1, -math.cos(2 * chi) / model, slope * a, slope * b, slope * c, slope])
         expected[:21] += n * np.outer(local, local)[np.triu_indices(6)]
         expected[21:27] += n * (ratio - 1) * local
-        expected[27] += n * (math.log(model) + log_s[t, r] + ratio)
+        expected[27] += n * (math.log(model) + log_s[t, r] + ratio + limit * math.log(beyond))
     np.testing.assert_allclose(sums[t, r], expected, rtol=1e-9, atol=1e-9)
 
 
@@ -157,13 +161,15 @@ def test_score_is_the_gradient_of_the_loss():
     # Without rough rings the score of the system is the plain one.
     problem = replace(problem, roughness=np.zeros_like(problem.roughness))
     state = replace(state, rough=np.zeros_like(state.rough))
-    one = replace(problem, power=problem.power[:1], terms=problem.terms[:1])
+    # Some bins stick out; they pull no more than the limit, and the loss must say the same.
+    power = np.where(rng.uniform(size=problem.power[:1].shape) < 0.05, 40.0, problem.power[:1])
+    one = replace(problem, power=power, terms=problem.terms[:1])
     alone = replace(state, profile=np.zeros((1, 3)), relative=np.ones(1))
-    system = fits._system(one, alone, fits.evaluate(one, alone))
+    system = fits._system(one, alone, likelihood.evaluate(one, alone))
 
     def loss(**change: object) -> float:
         moved = replace(alone, **change)
-        return fits.loss_of(one, moved, fits.evaluate(one, moved))
+        return likelihood.loss_of(one, moved, likelihood.evaluate(one, moved))
 
     def slope(name: str, index: int | None, step: float) -> float:
         values = []
@@ -188,7 +194,6 @@ def test_score_is_the_gradient_of_the_loss():
         ("cs_change", None, 1e-4, n + 13),
     ]
     for name, index, step, place in checks:
-        # Clipped bins would have no slope here, but in the score; there is none.
         # Of Cs every ring has one factor: over the width of a ring, a pixel, k⁴ varies.
         rel = 2e-3 if name == "cs_change" else 1e-4
         assert -slope(name, index, step) == pytest.approx(system.score[place], rel=rel, abs=1e-4)
@@ -197,10 +202,14 @@ def test_score_is_the_gradient_of_the_loss():
 def test_normal_equations_are_those_of_dense_matrices():
     rng = np.random.default_rng(5)
     problem, state = _problem(rng)
-    sums = fits.evaluate(problem, state)
+    sums = likelihood.evaluate(problem, state)
     t, r = sums.shape[:2]
     m = 3
-    smooth, contrast, slow = fits.spline_basis(r, 12), fits.spline_basis(r, 7), fits._slow(r)
+    smooth, contrast, slow = (
+        likelihood.spline_basis(r, 12),
+        likelihood.spline_basis(r, 7),
+        likelihood.slow_terms(r),
+    )
     own = contrast @ state.contrast
     aberration = problem.phase[4].mean(axis=1)
     rings, ring_score = np.zeros((r, 9, 9)), np.zeros((r, 9))
@@ -251,9 +260,9 @@ def test_normal_equations_are_those_of_dense_matrices():
 
 def test_threads_change_nothing():
     problem, state = _problem(np.random.default_rng(4), t=7)
-    whole = fits.evaluate(problem, state)
+    whole = likelihood.evaluate(problem, state)
     parts = np.empty_like(whole)
-    log_s, contrast, defocus = fits.spectra_of(problem, state)
+    log_s, contrast, defocus = likelihood.spectra_of(problem, state)
     for tile in range(7):
         ring_sums(
             tile,
@@ -268,7 +277,7 @@ def test_threads_change_nothing():
             state.astigmatism,
             state.phase_shift,
             state.cs_change,
-            fits._CLIP,
+            likelihood.CLIP,
             parts,
         )
     np.testing.assert_array_equal(whole, parts)
@@ -285,11 +294,12 @@ def synthetic(
     contrast: float = 0.5,
     thickness: float = 0.0,
     falloff: float = 6.0,
+    pixel_size: float = 1.4,
 ) -> np.ndarray:
-    """Noise whose power is (1 - contrast) + contrast * 2 CTF², falling off, 1.4 Å/px; CTF² is a slab's."""
+    """Noise whose power is (1 - contrast) + contrast * 2 CTF², falling off; CTF² is a slab's."""
     values = ctf(
         (size, size),
-        pixel_size=1.4,
+        pixel_size=pixel_size,
         defocus_u=defocus + astigmatism / 2,
         defocus_v=defocus - astigmatism / 2,
         defocus_angle=angle,
@@ -298,7 +308,7 @@ def synthetic(
         amplitude_contrast=0.1,
         phase_shift=phase_shift,
     ).numpy()
-    k = np.hypot(np.fft.fftfreq(size, 1.4)[:, None], np.fft.rfftfreq(size, 1.4))
+    k = np.hypot(np.fft.fftfreq(size, pixel_size)[:, None], np.fft.rfftfreq(size, pixel_size))
     seen = contrast * np.exp(-((k * falloff) ** 2))
     slab = np.sinc(electron_wavelength(300.0) * thickness * k**2)
     power = (1 + 2 * np.exp(-30 * k)) * (1 - seen * slab * (1 - 2 * values**2))
@@ -327,6 +337,22 @@ def test_defocus_and_astigmatism_are_found_within_their_errors(defocus, astigmat
     assert 0.5 < errors[0] < 40
     assert abs(state.surface[0] - defocus) < 4 * errors[0]
     np.testing.assert_array_less(np.abs(state.astigmatism - truth), 4 * errors[m : m + 2])
+
+
+def test_strong_rings_do_not_drive_the_spectrum_away():
+    # At a wrong defocus every other ring sticks out of the model; the right one must still be likelier.
+    rng = np.random.default_rng(31)
+    optics = Optics(voltage_kV=300.0, cs_mm=2.7, amplitude_contrast=0.1)
+    for pixel_size, defocus in ((3.0, 15_000.0), (6.0, 25_000.0)):
+        image = synthetic(
+            rng, defocus=defocus, astigmatism=300, angle=30, pixel_size=pixel_size, contrast=0.7
+        )
+        spectra = tiles.tile_spectra(image, pixel_size=pixel_size, lowest=1 / 30, highest=1 / 3)
+        average, problem = fit_average(spectra, optics, Search(lowest=3_000, highest=50_000))
+        found = estimate_ctf(spectra, average, problem)
+        error = math.sqrt(found.covariance[0, 0])
+        assert 0.5 < error < 100
+        assert abs(found.surface[0] - defocus) < 4 * error
 
 
 def test_phase_shift_is_found_within_its_error():
@@ -363,6 +389,12 @@ def test_thickness_of_ice_is_found_from_its_nodes_or_not_at_all():
             assert abs(found.surface[0] - 12_000) < 4 * error
 
 
+@pytest.mark.parametrize("error", [4.0, 9.0, 33.0])
+def test_the_error_of_a_thickness_is_that_of_a_parabola_on_any_grid(error):
+    grid = np.arange(-90.0, 91, 15)
+    assert _half_width(grid, (grid / error) ** 2 / 2) == pytest.approx(error)
+
+
 def test_stated_errors_are_those_of_a_bootstrap_over_tiles():
     image = synthetic(np.random.default_rng(14), defocus=11_000, astigmatism=400, angle=10, size=1536)
     spectra, found = _fit(image, fit_tilt=False)
@@ -386,7 +418,8 @@ def test_rings_that_fade_in_one_direction_are_seen():
     image = synthetic(rng, defocus=12_000, size=1024, contrast=0.9)
     k = np.fft.fftfreq(1024, 1.4)[:, None], np.fft.rfftfreq(1024, 1.4)[None]
     along = k[1] * math.cos(math.radians(30)) + k[0] * math.sin(math.radians(30))
-    drifted = np.fft.irfft2(np.fft.rfft2(image) * np.sinc(8 * along)) + 0.3 * rng.normal(size=image.shape)
+    # The specimen drifts, the noise of counting does not.
+    drifted = np.fft.irfft2(np.fft.rfft2(image) * np.sinc(8 * along)) + rng.normal(size=image.shape)
     for picture, lost in ((image, False), (drifted.astype(np.float32), True)):
         spectra, found = _fit(picture)
         profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, 1.0)
@@ -400,6 +433,8 @@ def test_noise_has_no_rings_and_rings_are_significant():
     rng = np.random.default_rng(9)
     for image, seen in (
         (rng.normal(size=(768, 768)).astype(np.float32), False),
+        # Contrast and spectrum can make up for each other at the first rings; that is no evidence.
+        (np.random.default_rng(101).normal(size=(2048, 2048)).astype(np.float32), False),
         (synthetic(rng, defocus=12_000, size=768), True),
     ):
         spectra, found = _fit(image)
@@ -455,6 +490,9 @@ def test_small_images_are_refused_and_hot_pixels_clipped():
     image = rng.normal(size=(240, 600)).astype(np.float32)
     with pytest.raises(FileFormatError, match="smaller than a tile"):
         tiles.tile_spectra(image, pixel_size=1.4, lowest=1 / 30, highest=1 / 4, name="x.mrc")
+    for options in ({"pixel_size": 20.0, "highest": 1 / 3}, {"pixel_size": 1.4, "highest": 1 / 29}):
+        with pytest.raises(FileFormatError, match="too few frequencies"):
+            tiles.tile_spectra(rng.normal(size=(600, 600)), lowest=1 / 30, name="x.mrc", **options)
     image[100, 100] = 1e6
     image[3, 3] = np.nan
     checked = tiles.checked_image(image, "x.mrc")

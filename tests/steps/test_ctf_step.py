@@ -87,6 +87,8 @@ def test_a_table_gets_its_ctfs_and_useless_micrographs_are_named(project):
     assert read_mrc(project / name).squeeze().shape == (512, 512)
     assert (job.folder / "Micrographs" / "a.png").stat().st_size > 10_000
     assert (job.folder / "summary.png").exists()
+    # A project may be moved between a kill and the resumption.
+    assert str(project) not in (job.folder / "items.jsonl").read_text()
     # Ice that lets half the light through is ln 2 free paths thicker.
     assert noise["hmIceThicknessRelative"] - good["hmIceThicknessRelative"] == pytest.approx(
         math.log(2), abs=0.01
@@ -99,6 +101,71 @@ def test_a_table_without_the_microscope_is_refused(project):
     write_micrographs(project / "broken.star", broken)
     with pytest.raises(HalfmapError, match="rlnSphericalAberration"):
         Project.open(project).run(CtfStep(micrographs="broken.star"))
+
+
+def test_an_amplitude_contrast_in_per_cent_is_refused(project):
+    table = read_micrographs(project / "micrographs.star")
+    optics = table.optics.with_columns(rlnAmplitudeContrast=pl.lit(10.0))
+    write_micrographs(project / "broken.star", MicrographSet(optics, table.rows))
+    with pytest.raises(HalfmapError, match="rlnAmplitudeContrast 10"):
+        Project.open(project).run(CtfStep(micrographs="broken.star"))
+
+
+def test_a_micrograph_named_twice_is_refused(project):
+    table = read_micrographs(project / "micrographs.star")
+    rows = pl.concat([table.rows, table.rows[:1]])
+    write_micrographs(project / "broken.star", MicrographSet(table.optics, rows))
+    with pytest.raises(HalfmapError, match="as another row does"):
+        Project.open(project).run(CtfStep(micrographs="broken.star"))
+
+
+def test_an_empty_range_of_defocus_is_refused(project):
+    step = CtfStep(micrographs="micrographs.star", defocus_min=9_000.0, defocus_max=9_000.0)
+    with pytest.raises(HalfmapError, match="not below"):
+        Project.open(project).run(step)
+
+
+def test_a_small_micrograph_does_not_take_the_tilt_from_the_others(project):
+    rng = np.random.default_rng(2)
+    write_mrc(project / "Images" / "a.mrc", _rings(rng, 9_000)[:300, :300], pixel_size=1.4)
+    image = _rings(rng, 9_000)
+    image[0, 0] = np.nan
+    write_mrc(project / "Images" / "b.mrc", image, pixel_size=1.4)
+    job = Project.open(project).run(CtfStep(micrographs="micrographs.star", pictures=False))
+    small, large, _ = read_micrographs(job.folder / "micrographs_ctf.star").rows.to_dicts()
+    assert math.isnan(small["rlnMicrographTiltAngle"])
+    assert large["rlnMicrographTiltAngle"] < 5 * large["hmTiltUncertainty"]
+    # One pixel that is not a number does not make the intensity one.
+    assert abs(large["hmIceThicknessRelative"]) < 0.1
+
+
+def test_cs_is_fitted_for_every_optics_group_that_has_rings(project):
+    rng = np.random.default_rng(3)
+    write_mrc(project / "Images" / "b.mrc", _rings(rng, 14_000), pixel_size=1.4)
+    table = read_micrographs(project / "micrographs.star")
+    groups = {"rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["one", "two"]}
+    optics = pl.concat([table.optics, table.optics]).with_columns(
+        *(pl.Series(label, values) for label, values in groups.items()),
+        rlnSphericalAberration=pl.Series([2.0, 1.3]),
+    )
+    rows = table.rows.with_columns(rlnOpticsGroup=pl.Series([1, 1, 2]))
+    write_micrographs(project / "wrong.star", MicrographSet(optics, rows))
+    job = Project.open(project).run(CtfStep(micrographs="wrong.star", fit_cs=True, pictures=False))
+    found = read_micrographs(job.folder / "micrographs_ctf.star")
+    cs = found.optics["rlnSphericalAberration"].to_list()
+    first, second, noise = found.rows.to_dicts()
+    errors = np.array([row["hmCtfCsUncertainty"] for row in (first, second)])
+    error = float((errors**-2.0).sum() ** -0.5)
+    assert error < 0.15
+    assert abs(cs[0] - 2.7) < 4 * error
+    # Noise has no Cs: the stated one stays.
+    assert cs[1] == 1.3
+    assert noise["hmCtfProblem"] == "no Thon rings"
+    for row, truth in ((first, 9_000), (second, 14_000)):
+        assert row["hmCtfProblem"] == "none"
+        mean = (row["rlnDefocusU"] + row["rlnDefocusV"]) / 2
+        # What is wrong with Cs the defocus makes up for, the more the larger the error of Cs.
+        assert abs(mean - truth) < 5 * row["hmDefocusUncertainty"] + 100 * error
 
 
 def test_the_surface_of_a_row_is_evaluated_at_particles():

@@ -10,6 +10,7 @@ import polars as pl
 from halfmap.data import MicrographSet, MovieSet, ParticleSet, TableSet
 from halfmap.data.optics import add_optics
 from halfmap.errors import FileFormatError, TableError
+from halfmap.io.images import TIFF_SUFFIXES
 from halfmap.io.star import Block, read_star, write_star
 
 Set = TypeVar("Set", bound=TableSet)
@@ -87,6 +88,9 @@ def _read(path: Path, kind: type[Set]) -> Set:
         if not isinstance(table, kind):
             raise TableError(f"the file holds {table.items}, not {kind.items}", path=path)
         return table
+    if path.suffix.lower() in (*TIFF_SUFFIXES, ".mrc", ".mrcs", ".map", ".eer"):
+        hint = f"`halfmap import {kind.items}` makes one"
+        raise FileFormatError(f"is an image, not a table of {kind.items}", path=path, hint=hint)
     blocks = read_star(path)
     rows = _find_rows(blocks, kind, path)
     optics = blocks.get("optics")

@@ -17,6 +17,9 @@ WARNINGS_FILE = "run.err"
 _WARNING = re.compile(r"[-0-9]{10} [:,0-9]{12} WARNING (.*)")
 
 
+_ERROR = re.compile(_WARNING.pattern.replace("WARNING", "ERROR"))
+
+
 class _LogFile(logging.FileHandler):
     """A file of messages; that none can be written any more must not bury why in tracebacks."""
 
@@ -82,3 +85,12 @@ def read_warnings(folder: Path) -> list[str]:
     with path.open(encoding="utf-8", errors="replace") as file:
         found = (_WARNING.match(line) for line in file)
         return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def read_error(folder: Path) -> str | None:
+    """The last error that the job in `folder` has logged: what it ended with, if it failed."""
+    path = folder / WARNINGS_FILE
+    if not path.exists():
+        return None
+    found = _ERROR.findall(path.read_text(encoding="utf-8", errors="replace"))
+    return found[-1] if found else None

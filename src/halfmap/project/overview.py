@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from halfmap.errors import HalfmapError, ProjectError
 from halfmap.log import log
 from halfmap.project.job import Job
-from halfmap.project.messages import WARNINGS_FILE, read_warnings
+from halfmap.project.messages import WARNINGS_FILE, read_error, read_warnings
 from halfmap.project.outcome import FAILURES_FILE, SHOWN, count, read_failures
 from halfmap.project.project import Project
 
@@ -63,6 +63,8 @@ def describe_job(job: Job) -> Group:
     if warnings:
         rows.append(("warnings", warning(f"{len(warnings):,} given, in {job.name}{WARNINGS_FILE}")))
         rows += [("", text) for text in warnings[:SHOWN]]
+    if job.status == "Failed" and (error := read_error(job.folder)):
+        rows.append(("error", warning(error)))
     if job.status in ("Failed", "Aborted") or failures:
         rows.append(("go on with", job.resume_command))
     return Group(Text.assemble((job.name, "bold"), f"  {step.name}"), "", facts(rows))

@@ -72,7 +72,7 @@ def ring_sums(
     cs_change : float
         Change of Cs in mm.
     clip : float
-        Residuals beyond so many standard errors count as if they were there.
+        Residuals beyond so many standard errors pull as if they were there.
     sums : array (t, r, N_SUMS)
         Written to.
     """
@@ -100,7 +100,12 @@ def ring_sums(
                 model = 1 - c * cosine
                 ratio = power[t, r, s] * scale / model
                 limit = 1 + clip / math.sqrt(n) + clip / n
-                ratio = min(ratio, limit)
+                # The loss goes on as the integral of the bounded score: with a bounded ratio it would fall
+                # for ever with the level of the spectrum.
+                deviance = ratio
+                if ratio > limit:
+                    deviance = limit * (1 + math.log(ratio / limit))
+                    ratio = limit
                 slope = 2 * c * sine / model
                 d[0] = 1.0
                 d[1] = -cosine / model
@@ -115,7 +120,7 @@ def ring_sums(
                         out[k] += ni * d[j]
                         k += 1
                     out[21 + i] += ni * (ratio - 1)
-                out[27] += n * (math.log(model) + log_s[t, r] + ratio)
+                out[27] += n * (math.log(model) + log_s[t, r] + deviance)
 
 
 @njit(nogil=True, cache=True)

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmap.steps.ctf import fit as fits
-from halfmap.steps.ctf.fit import Fit, Problem
+from halfmap.steps.ctf import likelihood
+from halfmap.steps.ctf.fit import Fit
+from halfmap.steps.ctf.likelihood import Problem
 from halfmap.steps.ctf.search import Search, ring_strength, search_defocus
 from halfmap.steps.ctf.tiles import TileSpectra, independence, phase_terms
 
@@ -65,13 +67,13 @@ def fit_average(
     weight = problem.weight * problem.effective
     strength = ring_strength(excess, weight)
     if start is None:
-        smooth = fits.spline_basis(len(excess), 12)
+        smooth = likelihood.spline_basis(len(excess), 12)
         starts = search_defocus(excess, weight, problem.phase, smooth, search)
     else:
         starts = [start]
     tried = []
     for candidate in starts:
-        first = fits.maximise(problem, fits.start_state(problem, candidate, strength), iterations=8)
+        first = fits.maximise(problem, likelihood.start_state(problem, candidate, strength), iterations=8)
         known = replace(problem, roughness=fits.roughness_of(first))
         tried.append(fits.maximise(known, first.state, iterations=6))
     # A fit that ran out of the range is not what was asked for, unless none stayed.
@@ -113,7 +115,7 @@ def _problem(spectra: TileSpectra, optics: Optics, search: Search) -> Problem:
         phase=phase,
         terms=np.ones((1, 1)),
         free_phase=search.free_phase,
-        roughness=fits.expected_roughness(frequency),
+        roughness=likelihood.expected_roughness(frequency),
         gain=np.ones(len(frequency)),
     )
 
@@ -121,8 +123,8 @@ def _problem(spectra: TileSpectra, optics: Optics, search: Search) -> Problem:
 def _without_spikes(problem: Problem) -> tuple[Problem, NDArray]:
     """Weigh bins that stick out by 0; and the spectrum over its smooth background, less 1."""
     r = problem.power.shape[1]
-    state = fits.start_state(problem, np.zeros(4), np.zeros(r))
-    log_s, _, _ = fits.spectra_of(problem, state)
+    state = likelihood.start_state(problem, np.zeros(4), np.zeros(r))
+    log_s, _, _ = likelihood.spectra_of(problem, state)
     excess = problem.power[0] / np.exp(log_s[0])[:, None] - 1
     # Against the ring's own middle, which Thon rings move.
     used = problem.weight > 0

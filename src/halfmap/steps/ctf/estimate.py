@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from halfmap.data.defocus import N_TERMS, surface_terms
 from halfmap.steps.ctf import fit as fits
-from halfmap.steps.ctf.fit import Fit, Problem, State
+from halfmap.steps.ctf import likelihood
+from halfmap.steps.ctf.fit import Fit
+from halfmap.steps.ctf.likelihood import Problem, State, evaluate, loss_of
 from halfmap.steps.ctf.search import search_tilt
 from halfmap.steps.ctf.thickness import Thickness
 from halfmap.steps.ctf.thickness import fit_thickness as find_thickness
@@ -99,14 +101,12 @@ def estimate_ctf(
     """
     single, problem = problem, _of_tiles(spectra, average, problem)
     plane, best = _fit_plane(spectra, problem, average.state, fit_tilt=fit_tilt)
-    thickness = None
-    if fit_thickness:
-        thickness = find_thickness(plane, best)
-        if thickness.value > 0:
-            plane = replace(plane, thickness=thickness.value)
-            best = fits.maximise(plane, best.state)
-            plane = replace(plane, roughness=fits.roughness_of(best))
-            best = fits.maximise(plane, best.state)
+    thickness = find_thickness(plane, best) if fit_thickness else None
+    if thickness is not None and thickness.value > 0:
+        plane = replace(plane, thickness=thickness.value)
+        best = fits.maximise(plane, best.state)
+        plane = replace(plane, roughness=fits.roughness_of(best))
+        best = fits.maximise(plane, best.state)
     near = _with_likely_cs(average, single, plane, best)
     cs_change, cs_error = fits.apparent_cs(plane, near.state)
     cs_error *= max(1.0, near.misfit)
@@ -136,13 +136,13 @@ def estimate_ctf(
     )
 
 
-def fit_spherical_aberration(spectra: TileSpectra, average: Fit, problem: Problem) -> tuple[float, float]:
-    """Change of Cs in mm, and its standard error, at which the rings of all tiles fit best."""
+def fit_spherical_aberration(spectra: TileSpectra, average: Fit, problem: Problem) -> tuple[Fit, Problem]:
+    """Fit the rings of all tiles with any Cs, and say what the fit is the maximum of."""
     single, problem = problem, _of_tiles(spectra, average, problem)
     plane, best = _fit_plane(spectra, problem, average.state, fit_tilt=True)
     near = _with_likely_cs(average, single, plane, best)
-    free = fits.maximise(replace(plane, free_cs=True), near.state)
-    return free.state.cs_change, float(np.sqrt(free.covariance[-1, -1])) * max(1.0, free.misfit)
+    plane = replace(plane, free_cs=True)
+    return fits.maximise(plane, near.state), plane
 
 
 def _with_likely_cs(average: Fit, single: Problem, plane: Problem, best: Fit) -> Fit:
@@ -195,7 +195,7 @@ def _fit_plane(
     if n_terms == 3:
         gradient = _find_tilt(spectra, plane, start)
         starts = [_with_surface(start, surface) for surface in ([start.surface[0], 0, 0], gradient)]
-        start = min(starts, key=lambda state: fits.loss_of(plane, state, fits.evaluate(plane, state)))
+        start = min(starts, key=lambda state: loss_of(plane, state, evaluate(plane, state)))
     best = fits.maximise(plane, start, tolerance=0.1)
     # The tilt no longer blurs the rings of the average: what is rough about them is better known.
     plane = replace(plane, roughness=fits.roughness_of(best))
@@ -218,7 +218,7 @@ def _start_tiles(spectra: TileSpectra, whole: State, problem: Problem) -> State:
     n = len(spectra.power)
     r = spectra.power.shape[1]
     state = replace(whole, profile=np.zeros((n, 3)), relative=np.ones(n))
-    log_s, _, _ = fits.spectra_of(replace(problem, terms=np.ones((n, 1))), state)
+    log_s, _, _ = likelihood.spectra_of(replace(problem, terms=np.ones((n, 1))), state)
     ratio = np.einsum("trs,rs->tr", spectra.power, problem.weight)
     total = np.maximum(problem.weight.sum(axis=1), 1e-9)
     logs = np.log(np.maximum(ratio / total, 1e-30)) - log_s
@@ -228,7 +228,7 @@ def _start_tiles(spectra: TileSpectra, whole: State, problem: Problem) -> State:
     profile = np.linalg.lstsq(used * basis, (used[:, 0] * logs).T, rcond=None)[0].T
     # The level common to all tiles belongs to the field.
     mean = profile.mean(axis=0)
-    smooth = fits.spline_basis(r, len(whole.smooth))
+    smooth = likelihood.spline_basis(r, len(whole.smooth))
     smooth_change = np.linalg.lstsq(smooth, basis @ mean, rcond=None)[0]
     return replace(state, profile=profile - mean, smooth=whole.smooth + smooth_change)
 
@@ -244,9 +244,9 @@ def _with_surface(state: State, surface: NDArray | list[float]) -> State:
 def _find_tilt(spectra: TileSpectra, problem: Problem, state: State) -> NDArray:
     """Plane of defocus (3,) to start from."""
     flat = replace(problem, terms=np.ones((len(spectra.power), 1)))
-    log_s, contrast, _ = fits.spectra_of(flat, state)
+    log_s, contrast, _ = likelihood.spectra_of(flat, state)
     excess = spectra.power * np.exp(-log_s)[:, :, None] - 1
-    chi = fits.phase_of(problem, state)
+    chi = likelihood.phase_of(problem, state)
     strength = np.sqrt(np.maximum(contrast.mean(axis=0), 1e-3))
     side = max(spectra.shape) * spectra.pixel_size / 2
     plane = search_tilt(

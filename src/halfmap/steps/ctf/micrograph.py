@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from halfmap.data.columns import format_vector
 from halfmap.data.defocus import DefocusSurface
-from halfmap.errors import ParameterError
 from halfmap.io.images import read_image
 from halfmap.io.mrc import write_mrc
 from halfmap.ops.ctf import ctf
 from halfmap.steps.ctf import quality
 from halfmap.steps.ctf.average import Optics, fit_average, start_of
 from halfmap.steps.ctf.estimate import CtfEstimate, estimate_ctf, fit_spherical_aberration
-from halfmap.steps.ctf.fit import Fit, Problem
+from halfmap.steps.ctf.fit import Fit
+from halfmap.steps.ctf.likelihood import Problem
 from halfmap.steps.ctf.search import Search
 from halfmap.steps.ctf.tiles import BOX, PIXEL_SIZE_A, TileSpectra, checked_image, tile_spectra
 from halfmap.units import electron_wavelength
@@ -72,24 +72,28 @@ def estimate_micrograph(item: MicrographItem, *, step: CtfStep, folder: Path) ->
     FileFormatError
         If the micrograph cannot be read, is blank, saturated or too small.
     """
-    if step.defocus_min >= step.defocus_max:
-        raise ParameterError("--defocus-min is not below --defocus-max")
-    raw = read_image(item.path)
-    image = checked_image(raw, item.name)
+    image = checked_image(read_image(item.path), item.name)
     spectra, average, problem = fit_spectra(image, item, step)
     found = estimate_ctf(spectra, average, problem, fit_tilt=step.fit_tilt, fit_thickness=step.fit_thickness)
     error = math.sqrt(max(float(found.covariance[0, 0]), 0.0))
     profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, error)
     row = describe(found, spectra, item, profile)
-    row |= {"intensity": float(raw[::4, ::4].mean(dtype=np.float64))}
+    row |= {"intensity": float(image[::4, ::4].mean(dtype=np.float64))}
     return row | _write(item, step, folder, found, spectra, image, profile, row)
 
 
 def measure_cs(item: MicrographItem, *, step: CtfStep) -> dict[str, Any]:
-    """Cs in mm at which a micrograph's rings fit best, with its standard error."""
+    """Cs in mm at which a micrograph's rings fit best, its standard error and the rings' significance."""
     spectra, average, problem = fit_spectra(checked_image(read_image(item.path), item.name), item, step)
-    change, error = fit_spherical_aberration(spectra, average, problem)
-    return {"name": item.name, "group": item.group, "cs": item.optics.cs_mm + change, "error": error}
+    free, problem = fit_spherical_aberration(spectra, average, problem)
+    profile = quality.equiphase_profile(problem, free.state, spectra.bins, 0.0)
+    return {
+        "name": item.name,
+        "group": item.group,
+        "cs": item.optics.cs_mm + free.state.cs_change,
+        "error": float(np.sqrt(free.covariance[-1, -1])) * max(1.0, free.misfit),
+        "significance": quality.significance(profile),
+    }
 
 
 def fit_spectra(
@@ -221,12 +225,14 @@ def problems(row: dict[str, Any], *, cs_mm: float) -> list[str]:
         size = (row["rlnDefocusU"] + row["rlnDefocusV"]) / 2
         reasons = {
             "Thon rings end early": row["rlnCtfMaxResolution"] > _COARSE_A,
-            f"rings fade along {row['hmCtfAnisotropyAngle']:.0f}°, drift": uneven > _UNEVEN
+            f"drift: rings fade along {row['hmCtfAnisotropyAngle']:.0f}°": uneven > _UNEVEN
             and uneven > _SURE * error,
             "strong astigmatism": row["rlnCtfAstigmatism"] > max(_STRONG_A, _STRONG * size),
             "defocus uncertain": row["hmDefocusUncertainty"] > 200,
             "defocus varies within the field": row["hmCtfMisfit"] > 2,
-            "rings do not fit the stated Cs and pixel size": abs(row["hmCtfCs"] - cs_mm)
+            f"rings beyond {row['hmCtfFitResolution']:.2g} Å fit another Cs, pixel size or thickness": abs(
+                row["hmCtfCs"] - cs_mm
+            )
             > _SURE * row["hmCtfCsUncertainty"],
         }
         found = [reason for reason, holds in reasons.items() if holds]
@@ -251,12 +257,12 @@ def _write(
     half = data.shape[1] // 2
     both = data.copy()
     both[:, :half] = model[:, :half]
-    stem = folder / FOLDER / item.key
-    files = {"image": str(stem.with_name(stem.name + ".ctf"))}
-    write_mrc(files["image"], both, pixel_size=spectra.bins.extent / len(both))
+    # As the job's folder has it: the project may move before the job is resumed.
+    files = {"image": f"{FOLDER}/{item.key}.ctf"}
+    write_mrc(folder / files["image"], both, pixel_size=spectra.bins.extent / len(both))
     if step.pictures:
         pictures.draw_micrograph(
-            stem.with_name(stem.name + ".png"),
+            folder / FOLDER / f"{item.key}.png",
             found,
             spectra,
             profile=profile,

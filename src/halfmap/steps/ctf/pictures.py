@@ -88,7 +88,7 @@ def draw_micrograph(
         Line above the picture.
     """
     figure = new_figure(_WIDTH, HEIGHT)
-    add_text(figure, MARGIN, HEIGHT - 16, title[-150:], size=13, weight="bold", va="top")
+    add_text(figure, MARGIN, HEIGHT - 16, Path(title).name[-60:], size=13, weight="bold", va="top")
     if row["hmCtfProblem"] != "none":
         text = row["hmCtfProblem"]
         add_text(figure, _WIDTH - MARGIN, HEIGHT - 16, text, size=13, color=_MODEL, va="top", ha="right")
@@ -107,7 +107,7 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
     path : path
         PNG file to write.
     rows : list of dict
-        Columns of the table, a micrograph each, in the order of acquisition. Quantities that none has are
+        Columns of the table, a micrograph each. Quantities that none has are
         left out.
     """
     series = []
@@ -206,17 +206,20 @@ def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: f
         panel.grid(color="#e6e6e6", lw=0.7)
         panel.set_axisbelow(True)
         panel.tick_params(labelsize=9, color=QUIET)
+        panel.axvline(1 / row["hmCtfFitResolution"], color=QUIET, lw=0.9)
     resolutions = [r for r in (20, 10, 7, 5, 4, 3.5, 3, 2.5, 2) if k[0] < 1 / r < k[-1]]
     for panel in (axes, below):
         panel.set_xticks([1 / r for r in resolutions], [f"{r:g}" for r in resolutions])
     axes.tick_params(labelbottom=False)
     axes.set(ylim=(-1.7, 1.7))
-    below.set(ylim=(-0.3, 1.05), yticks=[0, 0.5, 1])
+    below.set(ylim=(-1.05, 1.05), yticks=[-1, -0.5, 0, 0.5, 1])
     axes.set_ylabel("rings, at even strength", size=9, labelpad=2)
     below.set_ylabel("correlation", size=9, labelpad=2)
     below.set_xlabel("resolution (Å)", size=9, labelpad=2)
-    detail = "black: data of all tiles at equal phase; red: model; band: two standard errors"
-    add_head(figure, left - 36, f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å", detail)
+    detail = "black: data at equal phase; red: model; band: two standard errors; grey line: end of fit"
+    seen = row["rlnCtfMaxResolution"] < 1.001 / k[0]
+    title = f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å" if seen else "No rings seen"
+    add_head(figure, left - 36, title, detail)
 
 
 def _draw_field(
@@ -290,7 +293,7 @@ def _draw_quantity(
     side = add_panel(figure, 80 + width + 24, bottom, 320, height)
     known = values[np.isfinite(values)]
     middle = float(np.median(known))
-    add_text(figure, 80, bottom + height + 6, f"{title}, median {middle:.3g} {unit}".strip(), size=11)
+    add_text(figure, 80, bottom + height + 6, f"{title}, median {middle:.4g} {unit}".strip(), size=11)
     spread = float(np.median(np.abs(known - middle)))
     high = min(float(known.max()), middle + max(_OUTLIER * spread, 0.2 * abs(middle)))
     low = min(0.0, max(float(known.min()), middle - max(_OUTLIER * spread, 0.2 * abs(middle))))
@@ -315,7 +318,7 @@ def _draw_quantity(
         panel.tick_params(labelsize=9)
     side.tick_params(labelleft=False)
     if last:
-        axes.set_xlabel("micrograph, in the order of acquisition", size=10)
+        axes.set_xlabel("micrograph, in the order of the table", size=10)
         side.set_xlabel("micrographs", size=10)
 
 

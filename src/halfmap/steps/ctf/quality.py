@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halfmap.steps.ctf import fit as fits
-from halfmap.steps.ctf.fit import Problem, State
+from halfmap.steps.ctf import likelihood
+from halfmap.steps.ctf.likelihood import Problem, State
 from halfmap.steps.ctf.tiles import Bins
 
 THRESHOLD = 0.5
@@ -73,7 +73,7 @@ def equiphase_profile(problem: Problem, state: State, bins: Bins, defocus_error:
     its phase. That is exact for every term of the phase; the smooth spectrum is divided out before. The
     correlation is Pearson's over a window of two Thon rings or 12 bins, the longer one.
     """
-    log_s, contrast, defocus = fits.spectra_of(problem, state)
+    log_s, contrast, defocus = likelihood.spectra_of(problem, state)
     phase = problem.phase
     base = phase[0] * state.surface[0] + phase[3] + phase[4] * state.cs_change
     n = len(bins.frequency)
@@ -158,11 +158,18 @@ def resolution_limit(profile: Profile) -> float:
 
 
 def significance(profile: Profile) -> float:
-    """Strength of the rings over its standard error: about 5 for the best fit to mere noise."""
-    weight = profile.error**-2.0
-    model = profile.model
-    norm = float(np.sqrt((weight * model * model).sum()))
-    return float((weight * model * profile.data).sum()) / norm if norm > 0 else 0.0
+    """Strength of the rings over its standard error: about 5 for the best fit to mere noise.
+
+    What a smooth spectrum could be as well is no evidence: at low frequencies, where rings are as wide as the
+    spectrum's own waves, contrast and spectrum can make up for each other.
+    """
+    scale = 1 / profile.error
+    smooth = np.linalg.qr(scale[:, None] * likelihood.spline_basis(len(scale), likelihood.SMOOTH))[0]
+    model, data = (
+        values - smooth @ (smooth.T @ values) for values in (scale * profile.model, scale * profile.data)
+    )
+    norm = float(np.linalg.norm(model))
+    return float(model @ data) / norm if norm > 0 else 0.0
 
 
 def anisotropy(profile: Profile) -> tuple[float, float, float]:
@@ -188,9 +195,9 @@ def anisotropy(profile: Profile) -> tuple[float, float, float]:
 
 def figure_of_merit(problem: Problem, state: State) -> float:
     """Correlation of the averaged spectrum over its smooth part with the squared CTF, over all bins."""
-    log_s, _, _ = fits.spectra_of(problem, state)
+    log_s, _, _ = likelihood.spectra_of(problem, state)
     data = (problem.power * np.exp(-log_s)[:, :, None]).mean(axis=0)
-    chi = fits.phase_of(problem, state)
+    chi = likelihood.phase_of(problem, state)
     model, w = -np.cos(2 * chi), problem.weight * (problem.trust[:, None] == 1)
     total = max(float(w.sum()), 1e-9)
     a, b = (values - (w * values).sum() / total for values in (data, model))

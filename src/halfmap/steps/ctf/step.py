@@ -56,14 +56,17 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
 
     def run(self, ctx: Context) -> None:
         """Estimate micrograph after micrograph, tabulate them, draw the summary."""
+        from halfmap.errors import ParameterError
         from halfmap.io.tables import read_micrographs, write_micrographs
         from halfmap.steps.ctf import micrograph, pictures, tables
 
+        if self.defocus_min >= self.defocus_max:
+            raise ParameterError("--defocus-min is not below --defocus-max")
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         items = tables.list_micrographs(self, ctx, micrographs)
         if self.fit_cs:
             measure = functools.partial(micrograph.measure_cs, step=self)
-            measured = ctx.map(measure, items, key=_name, unit="micrograph's Cs")
+            measured = ctx.map(measure, items, key=_name, unit="Cs estimate")
             items, micrographs = tables.with_fitted_cs(items, micrographs, measured)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         estimate = functools.partial(micrograph.estimate_micrograph, step=self, folder=ctx.folder)

@@ -40,10 +40,11 @@ def list_micrographs(step: CtfStep, ctx: Context, micrographs: MicrographSet) ->
     Raises
     ------
     TableError
-        If the table lacks a setting.
+        If the table lacks a setting, or names a micrograph twice.
     """
     optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
     rows = micrographs.rows.to_dicts()
+    names = Counter(row["rlnMicrographName"] for row in rows)
     stems = Counter(Path(row["rlnMicrographName"]).stem for row in rows)
     items = []
     for number, row in enumerate(rows, start=1):
@@ -58,7 +59,13 @@ def list_micrographs(step: CtfStep, ctx: Context, micrographs: MicrographSet) ->
                     row=number,
                     hint="import the micrographs with the microscope's settings",
                 )
+        if not 0 <= settings["rlnAmplitudeContrast"] <= 1:
+            message = f"has rlnAmplitudeContrast {settings['rlnAmplitudeContrast']:g}"
+            raise TableError(message, path=micrographs.path, row=number, hint="state a part, 0 to 1")
         name = row["rlnMicrographName"]
+        if names[name] > 1:
+            message = f"names {name}, as another row does"
+            raise TableError(message, path=micrographs.path, row=number, hint="keep one of them")
         used = (row.get("rlnMicrographNameNoDW") if step.use_unweighted else None) or name
         a, b, c, d = (
             float(settings.get(label, default))
@@ -91,9 +98,10 @@ def tabulate(ctx: Context, micrographs: MicrographSet, done: list[dict[str, Any]
     thickness = relative_thickness(rows)
     columns: dict[str, list[Any]] = {
         # RELION calls the file an MRC, whatever its suffix.
-        "rlnCtfImage": [ctx.relative(row["image"]) + ":mrc" for row in rows]
+        "rlnCtfImage": [ctx.relative(ctx.folder / row["image"]) + ":mrc" for row in rows]
     }
-    for label in rows[0]:
+    # Small images have no tilt, whichever comes first.
+    for label in dict.fromkeys(label for row in rows for label in row):
         if label.startswith(("rln", "hm")):
             values = [row.get(label) for row in rows]
             # Beyond Nyquist there is no ice ring to be seen; a table has no empty cells.
@@ -116,16 +124,22 @@ def mean_cs(values: NDArray, errors: NDArray) -> tuple[float, float]:
 def with_fitted_cs(
     items: list[MicrographItem], micrographs: MicrographSet, measured: list[dict[str, Any]]
 ) -> tuple[list[MicrographItem], MicrographSet]:
-    """Give the micrographs of which a Cs was measured, and the optics, the mean Cs of their optics group."""
+    """Give the micrographs that could be measured, and the optics, the mean Cs of their optics group.
+
+    Where no micrograph of a group has Thon rings the stated Cs stays.
+    """
     found: dict[int, float] = {}
     for group in sorted({row["group"] for row in measured}):
-        rows = [row for row in measured if row["group"] == group]
+        rows = [row for row in measured if row["group"] == group and row["significance"] >= quality.WEAKEST]
+        if not rows:
+            log.warning("optics group %d: no micrograph has Thon rings, its Cs stays as stated", group)
+            continue
         mean, error = mean_cs(*(np.array([row[key] for row in rows]) for key in ("cs", "error")))
         found[group] = mean
         log.info("optics group %d: Cs %.3f ± %.3f mm fits the rings best", group, mean, error)
     names = {row["name"] for row in measured}
     changed = [
-        replace(item, optics=replace(item.optics, cs_mm=found[item.group]))
+        replace(item, optics=replace(item.optics, cs_mm=found.get(item.group, item.optics.cs_mm)))
         for item in items
         if item.name in names
     ]
@@ -150,10 +164,10 @@ def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
             ratio = (cs / mean) ** 0.25 if mean * cs > 0 else math.inf
             pixel = f", or {pixel_size * ratio:.4g} Å per pixel," if abs(ratio - 1) < 0.1 else ""
             log.warning(
-                "optics group %d: the rings fit Cs %.2f ± %.2f mm%s better than %.4g mm and %.4g Å, by "
-                "%.0f standard errors: check pixel size and Cs; nodes of thick ice (--fit-thickness) and "
-                "particles far from the middle of the ice look alike",
-                *(group, mean, error, pixel, cs, pixel_size, abs(mean - cs) / error),
+                "optics group %d: its fine rings fit a Cs of %.2f ± %.2f mm%s, the stated values are %.4g mm "
+                "and %.4g Å per pixel; the fit ends where they part, defoci are good to the rings before. "
+                "Check pixel size and Cs; thick ice (--fit-thickness) or particles off its middle look alike",
+                *(group, mean, error, pixel, cs, pixel_size),
             )
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmap.steps.ctf import fit as fits
-from halfmap.steps.ctf.fit import Fit, Problem
+from halfmap.steps.ctf import likelihood
+from halfmap.steps.ctf.fit import Fit
+from halfmap.steps.ctf.likelihood import Problem
 
 _GROUPS = 8
 """Of tiles of like defocus: one spectrum each stands for all of them."""
@@ -40,8 +42,8 @@ def fit_thickness(problem: Problem, best: Fit) -> Thickness:
 
     Notes
     -----
-    The rings' contrast is a smooth positive curve times the sinc of `fit.contrast_basis`. Only rings that
-    weaken and come back turned over tell a node from a contrast that just fades; the likelihood is
+    The rings' contrast is a smooth positive curve times the sinc of `likelihood.contrast_basis`. Only rings
+    that weaken and come back turned over tell a node from a contrast that just fades; the likelihood is
     maximised over all else at every thickness. The standard error is half the width of the range where ln L
     is within 1/2 of its maximum.
     """
@@ -73,18 +75,20 @@ def fit_thickness(problem: Problem, best: Fit) -> Thickness:
 
 def _half_width(grid: NDArray, losses: NDArray) -> float:
     """Half the range of the grid within which the loss is 1/2 above its least at the most."""
-    inside = np.flatnonzero(losses <= 0.5)
+    # The root of a parabola is straight: it can be interpolated though the range be shorter than a step.
+    errors = np.sqrt(2 * losses)
+    inside = np.flatnonzero(errors <= 1)
     ends = []
     for last, beyond in ((inside[0], inside[0] - 1), (inside[-1], inside[-1] + 1)):
         if not 0 <= beyond < len(grid):
             ends.append(float(grid[last]))
             continue
-        part = (0.5 - losses[last]) / (losses[beyond] - losses[last])
+        part = (1 - errors[last]) / (errors[beyond] - errors[last])
         ends.append(float(grid[last] + part * (grid[beyond] - grid[last])))
     return (ends[1] - ends[0]) / 2
 
 
-def _grouped(problem: Problem, best: Fit) -> tuple[Problem, fits.State]:
+def _grouped(problem: Problem, best: Fit) -> tuple[Problem, likelihood.State]:
     """Mean spectra of groups of tiles at about one defocus, and the state to begin with."""
     t = len(problem.power)
     groups = np.array_split(np.argsort(problem.terms @ best.state.surface, kind="stable"), min(_GROUPS, t))
@@ -96,8 +100,8 @@ def _grouped(problem: Problem, best: Fit) -> tuple[Problem, fits.State]:
         terms=np.stack([problem.terms[some].mean(axis=0) for some in groups]),
         effective=problem.effective * t / len(groups),
     )
-    strength = (fits.contrast_basis(problem) @ best.state.contrast).clip(0.0)
+    strength = (likelihood.contrast_basis(problem) @ best.state.contrast).clip(0.0)
     state = best.state
     start = np.array([state.surface[0], *state.astigmatism, state.phase_shift])
-    begun = fits.start_state(grouped, start, strength)
+    begun = likelihood.start_state(grouped, start, strength)
     return grouped, replace(begun, surface=state.surface, rough=state.rough, cs_change=state.cs_change)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from halfmap.errors import FileFormatError
 from halfmap.ops.threads import in_threads
 from halfmap.steps.ctf._kernels import add_to_bins
+from halfmap.steps.ctf.directions import level_directions
 from halfmap.units import electron_wavelength
 
 BOX = 512
@@ -28,6 +29,9 @@ _SMALLEST = 256
 LAGS = 32
 _MOST_GAIN = 5.0
 """Fine rings are never worth more than this many times the ones that a tile resolves well."""
+
+_FEWEST_RINGS = 24
+"""Of the spectrum, which a smooth curve and its Thon rings can be told apart in."""
 
 _OUTLIER = 8.0
 """Standard deviations, robustly measured, at which pixels are clipped."""
@@ -196,6 +200,15 @@ def tile_spectra(
     """
     side, cropped = tile_sides(image.shape, pixel_size, extent, name)
     matrix = None if magnification is None else tuple(magnification.ravel().tolist())
+    n_rings = math.floor(min(highest * side * pixel_size, cropped / 2 - 1)) - math.ceil(
+        lowest * side * pixel_size
+    )
+    if n_rings < _FEWEST_RINGS:
+        finest = max(1 / highest, 2 * side * pixel_size / cropped)
+        message = (
+            f"tiles of {side} px resolve too few frequencies between {1 / lowest:.3g} and {finest:.3g} Å"
+        )
+        raise FileFormatError(message, path=name, hint="take smaller pixels, or a wider range of resolutions")
     bins = polar_bins(cropped, side * pixel_size, lowest, highest, matrix)
     starts = [_starts(length, side) for length in image.shape]
     window = np.sin(np.pi * (np.arange(side) + 0.5) / side).astype(np.float32) ** 2
@@ -218,7 +231,9 @@ def tile_spectra(
     centres = np.array([[x, y] for y, x in corners], float) + (side - 1) / 2
     correlation = np.stack([correlation_of(window, start) for start in starts])
     return TileSpectra(
-        power=(power.reshape(-1, *bins.count.shape) / filled).astype(np.float32),
+        power=level_directions(
+            power.reshape(-1, *bins.count.shape) / filled, bins.count, bins.frequency, 0.5 / pixel_size
+        ).astype(np.float32),
         bins=bins,
         centres=2 * centres / (image.shape[1], image.shape[0]) - 1,
         correlation=correlation,

@@ -109,7 +109,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
     )
     spectrum_dose: float = Param(
         4.0,
-        "exposure of the groups of frames whose power spectra are averaged for the CTF",
+        "exposure of the groups of frames whose power spectra are averaged, for RELION's CTF step",
         unit="e/Å²",
         section=OUTPUT,
         gt=0,
