@@ -83,3 +83,45 @@ def test_scores_of_any_scale_give_the_same_picks():
     one, other = calibrate(score, null), calibrate(100 * score - 7, 100 * null - 7)
     assert other.picked == one.picked
     assert other.threshold == pytest.approx(100 * one.threshold - 7)
+
+
+def test_micrographs_of_other_strength_have_their_own_thresholds():
+    rng = np.random.default_rng(7)
+    centres = np.array([3.2, 4.0, 5.0, 6.0, 4.5])
+    false = [_maxima(rng, 1600) for _ in centres]
+    # Fragments of all sizes; the last micrograph has no particles.
+    true = [rng.normal(c, 0.6, 0 if i == 4 else 600) for i, c in enumerate(centres)]
+    broken = [rng.uniform(0.8, c, 0 if i == 4 else 100) for i, c in enumerate(centres)]
+    score = [np.concatenate(parts) for parts in zip(false, true, broken, strict=True)]
+    truth = [np.isin(np.arange(len(s)), 1600 + np.arange(len(t))) for s, t in zip(score, true, strict=True)]
+    number = np.repeat(np.arange(5), [len(part) for part in score])
+    joined, null = np.concatenate(score), _maxima(rng, 2000)
+
+    def f1(picked):
+        return (
+            2
+            * sum((p & t).sum() for p, t in zip(picked, truth, strict=True))
+            / (sum(p.sum() for p in picked) + sum(t.sum() for t in truth))
+        )
+
+    found, pooled = calibrate(joined, null, micrograph=number), calibrate(joined, null)
+    own = [found.part(i).threshold for i in range(5)]
+    assert own[0] < own[1] < own[2] < own[3]
+    picked = [s >= t for s, t in zip(score, own, strict=True)]
+    assert f1(picked) > f1([s >= pooled.threshold for s in score])
+    assert sum(p.sum() for p in picked) == found.picked
+    assert picked[4].sum() < 32
+    wrong = sum((p & ~t).sum() for p, t in zip(picked, truth, strict=True))
+    assert found.false_discovery_rate == pytest.approx(wrong / found.picked, abs=0.05)
+    likely = np.concatenate([found.part(i).of(part) for i, part in enumerate(score)])
+    assert found.expected_false == pytest.approx((1 - likely[np.concatenate(picked)]).sum())
+
+
+def test_micrographs_in_any_order_give_the_same_thresholds():
+    rng = np.random.default_rng(8)
+    score = [np.concatenate([_maxima(rng, 300), rng.normal(c, 0.7, 90)]) for c in (4.0, 5.0, 6.0)]
+    order = (2, 0, 1)
+    one = calibrate(np.concatenate(score), micrograph=np.repeat(range(3), 390))
+    other = calibrate(np.concatenate([score[i] for i in order]), micrograph=np.repeat(range(3), 390))
+    for place, i in enumerate(order):
+        assert other.part(place).threshold == pytest.approx(one.part(i).threshold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -20,8 +20,12 @@ _STARTS = (0.5, 0.7, 0.85, 0.95)
 _OUTLIERS = (0.02, 0.2)
 """Quantiles at which background and particles are parted to begin with, and parts of outliers."""
 
-_SCATTER = 0.12
+SCATTER = 0.12
 """Deviation of the particles' strengths over their mean; noise, as wide as the background's, comes on top."""
+
+_BETWEEN = 0.2
+_ALIKE = 0.01
+"""Deviation of micrographs' means over the mean to begin with, and over their standard errors at least."""
 
 _MOST = 0.3
 _FEW = 0.02
@@ -49,12 +53,12 @@ class Calibration:
     Attributes
     ----------
     threshold : float
-        Least score of a pick; infinite if there are none.
+        Least score of a pick, in a micrograph of the usual strength; infinite if there are none.
     kind : str
         ``two populations`` if background and particles were told apart, ``above noise`` if they were not but
         scores exceed those of noise, ``none`` if there are no particles to be seen.
     grid, probability : array (n,)
-        Probability of a particle over the score, which never falls.
+        Probability of a particle over the score, which never falls; in a micrograph of the usual strength.
     weights, means, deviations : tuple of float
         Background, particles, outliers: parts of all candidates; means and deviations of the first two.
     picked : int
@@ -65,6 +69,8 @@ class Calibration:
         Particles below the threshold, on average.
     densities : tuple of 4 arrays
         Scores, and what background, particles and outliers have of all candidates there.
+    parts : tuple of Calibration
+        Threshold, grid and probability in each micrograph, where they differ.
     """
 
     threshold: float
@@ -78,6 +84,11 @@ class Calibration:
     expected_false: float = 0.0
     missed: float = 0.0
     densities: tuple[Values, ...] = field(default=(np.zeros(0),) * 4, repr=False)
+    parts: tuple[Calibration, ...] = field(default=(), repr=False)
+
+    def part(self, micrograph: int) -> Calibration:
+        """What the scores of one micrograph say."""
+        return self.parts[micrograph] if self.parts else self
 
     def of(self, score: NDArray) -> Values:
         """Probability of candidates by their scores."""
@@ -89,7 +100,14 @@ class Calibration:
         return self.expected_false / max(self.picked, 1)
 
 
-def calibrate(score: NDArray, null: NDArray | None = None, *, probability: float = 0.5) -> Calibration:
+def calibrate(
+    score: NDArray,
+    null: NDArray | None = None,
+    *,
+    probability: float = 0.5,
+    micrograph: NDArray[np.intp] | None = None,
+    scatter: float = SCATTER,
+) -> Calibration:
     """Choose the threshold of a job and give every score its probability.
 
     Parameters
@@ -100,6 +118,10 @@ def calibrate(score: NDArray, null: NDArray | None = None, *, probability: float
         Scores that the same method gives where there are no particles, only noise.
     probability : float
         Least probability of a pick.
+    micrograph : array (n,), optional
+        Number of each candidate's micrograph from 0; default: all are of one.
+    scatter : float
+        Deviation of particles' strengths over their mean within a micrograph, at the most.
 
     Returns
     -------
@@ -109,7 +131,9 @@ def calibrate(score: NDArray, null: NDArray | None = None, *, probability: float
     -----
     Candidates are of three kinds: background, particles, and a few of neither kind (fragments, contaminants),
     nine tenths of them evenly between the two and one tenth above. Particles' scores are normal, and no wider
-    than noise and their strength explain: else fragments would pass for weak particles. Those of the
+    than noise and their strength explain: else fragments would pass for weak particles. Their mean is each
+    micrograph's own, since defocus and ice change it, and these means are normal: with few particles, or
+    none, a micrograph is taken for a usual one (empirical Bayes). Scores of the
     background have the shape of the surrogate's, but place and
     width of their own: noise between particles is weaker than that of the whole micrograph. The parts are
     found by expectation-maximisation. Where two populations are no likelier than one, or not parted
@@ -119,34 +143,55 @@ def calibrate(score: NDArray, null: NDArray | None = None, *, probability: float
     References
     ----------
     .. [1] Efron 2004, J. Am. Stat. Assoc. 99, 96-104, DOI 10.1198/016214504000000089 (the empirical null)
-    .. [2] Ashman, Bird & Zepf 1994, Astron. J. 108, 2348-2361, DOI 10.1086/117248
+    .. [2] Efron & Morris 1975, J. Am. Stat. Assoc. 70, 311-319, DOI 10.1080/01621459.1975.10479864
+    .. [3] Ashman, Bird & Zepf 1994, Astron. J. 108, 2348-2361, DOI 10.1086/117248
     """
-    score = np.sort(np.asarray(score, np.float64)[np.isfinite(score)])
+    score = np.asarray(score, np.float64)
+    group = np.zeros(len(score), np.intp) if micrograph is None else np.asarray(micrograph, np.intp)
+    count = int(group.max(initial=0)) + 1
+    order = np.argsort(score, kind="stable")
+    order = order[np.isfinite(score[order])]
+    score, group = score[order], group[order]
     null = None if null is None else np.asarray(null, np.float64)[np.isfinite(null)]
     if len(score) == 0:
         return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
     shape = _Shape(null)
-    best = _two_populations(score, shape) if len(score) >= _FEWEST else None
-    if best is None:
+    fit = _two_populations(score, group, count, shape, scatter) if len(score) >= _FEWEST else None
+    if fit is None:
         return _above_noise(score, null, probability)
-    weights, places, posterior = best
-    grid, likely = _rising(score, posterior)
+    likely = np.zeros(len(score))
+    parts = []
+    ranked = np.argsort(group, kind="stable")
+    for members in np.split(ranked, np.searchsorted(group[ranked], np.arange(1, count))):
+        grid, likely[members] = _rising(score[members], fit.likely[members])
+        parts.append(_part(grid, likely[members], probability))
     kept = likely >= probability
     dense = np.linspace(score[0], score[-1], _GRID)
-    parts = _densities(dense, weights, places, shape, score[-1])
-    return Calibration(
-        threshold=float(score[kept][0]) if kept.any() else math.inf,
+    whole = parts[0]
+    if count > 1:
+        usual = _densities(dense, np.zeros(_GRID, np.intp), fit.weights, fit.usual, shape, score[-1])
+        total = usual.sum(axis=0) + 1e-300
+        whole = _part(*_rising(dense, usual[1] / total, total), probability)
+    return replace(
+        whole,
         kind="two populations",
-        grid=grid,
-        probability=likely,
-        weights=weights,
-        means=(places[0], places[2]),
-        deviations=(places[1], places[3]),
+        weights=fit.weights,
+        means=(fit.places.mean, fit.centre),
+        deviations=(fit.places.deviation, float(fit.usual.spreads[0])),
         picked=int(kept.sum()),
         expected_false=float((1 - likely[kept]).sum()),
         missed=float(likely[~kept].sum()),
-        densities=(dense, parts[0], parts[1], parts[2]),
+        densities=(dense, *_mean_densities(dense, group, fit, shape, score[-1])),
+        parts=tuple(parts),
     )
+
+
+def _part(grid: Values, likely: Values, probability: float) -> Calibration:
+    """Threshold of one micrograph, or of a usual one."""
+    if len(grid) == 0:
+        return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
+    first = int(np.searchsorted(likely, probability))
+    return Calibration(float(grid[first]) if first < len(grid) else math.inf, "two populations", grid, likely)
 
 
 class _Shape:
@@ -168,48 +213,99 @@ class _Shape:
         return np.interp(place, self.grid, self.density, left=1e-300, right=1e-300) / deviation
 
 
-Places = tuple[float, float, float, float]
 Weights = tuple[float, float, float]
 
 
-def _densities(score: Values, weights: Weights, places: Places, shape: _Shape, top: float) -> list[Values]:
-    """Background, particles and outliers at some scores, each times its weight."""
-    mean, deviation, centre, spread = places
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Mean and deviation of the background; means and deviations of each micrograph's particles."""
+
+    mean: float
+    deviation: float
+    centres: Values
+    spreads: Values
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """Log-likelihood, weights and places; the usual micrograph's mean; each candidate's probability."""
+
+    likelihood: float
+    weights: Weights
+    places: _Places
+    centre: float
+    likely: Values
+
+    @property
+    def usual(self) -> _Places:
+        """Places in a micrograph of the usual strength."""
+        spread = np.array([np.median(self.places.spreads)])
+        return replace(self.places, centres=np.array([self.centre]), spreads=spread)
+
+    @property
+    def distance(self) -> float:
+        """Ashman's D."""
+        spread = float(np.median(self.places.spreads))
+        return math.sqrt(2) * (self.centre - self.places.mean) / math.hypot(self.places.deviation, spread)
+
+
+def _densities(
+    score: Values, group: NDArray[np.intp], weights: Weights, places: _Places, shape: _Shape, top: float
+) -> Values:
+    """Background, particles and outliers at some scores, each times its weight: (3, n)."""
+    centre, spread = places.centres[group], places.spreads[group]
     particle = np.exp(-((score - centre) ** 2) / (2 * spread**2)) / (math.sqrt(2 * math.pi) * spread)
-    gap = max(centre - mean, 1e-9)
-    other = np.where(score <= centre, 0.9 / gap, 0.1 / max(top - centre, gap))
-    other = np.where(score < mean, 1e-300, other)
-    return [
-        weights[0] * shape(score, mean, deviation),
-        weights[1] * particle,
-        weights[2] * other,
-    ]
+    gap = np.maximum(centre - places.mean, 1e-9)
+    other = np.where(score <= centre, 0.9 / gap, 0.1 / np.maximum(top - centre, gap))
+    other = np.where(score < places.mean, 1e-300, other)
+    return np.stack(
+        [
+            weights[0] * shape(score, places.mean, places.deviation),
+            weights[1] * particle,
+            weights[2] * other,
+        ]
+    )
 
 
-def _two_populations(score: Values, shape: _Shape) -> tuple[Weights, Places, Values] | None:
-    """Weights and places of the populations and each score's probability; None if there are not two."""
+def _mean_densities(
+    dense: Values, group: NDArray[np.intp], fit: _Fit, shape: _Shape, top: float
+) -> tuple[Values, ...]:
+    """Densities of all micrographs together, each by its number of candidates."""
+    total = np.zeros((3, len(dense)))
+    for number, count in enumerate(np.bincount(group)):
+        same = np.full(len(dense), number, np.intp)
+        total += count / len(group) * _densities(dense, same, fit.weights, fit.places, shape, top)
+    return tuple(total)
+
+
+def _two_populations(
+    score: Values, group: NDArray[np.intp], count: int, shape: _Shape, scatter: float
+) -> _Fit | None:
+    """Fit of background and particles; None if there are not two populations."""
     n = len(score)
-    fits = [_expectation_maximisation(score, shape, start) for start in product(_STARTS, _OUTLIERS)]
-    fits = [fit for fit in fits if _distance(fit[2]) >= _SEPARATION and fit[1][1] * n >= 2]
+    starts = product(_STARTS, _OUTLIERS)
+    fits = [_expectation_maximisation(score, group, count, shape, start, scatter) for start in starts]
+    fits = [fit for fit in fits if fit.distance >= _SEPARATION and fit.weights[1] * n >= 2]
     if not fits:
         return None
-    likelihood, weights, places, posterior = max(fits, key=lambda fit: fit[0])
+    best = max(fits, key=lambda fit: fit.likelihood)
     # Outliers alone may not explain what a second population does.
-    alone = _expectation_maximisation(score, shape, None)
-    if 2 * (likelihood - alone[0]) - 3 * math.log(n) < _EVIDENCE:
+    alone = _expectation_maximisation(score, group, count, shape, None, scatter)
+    price = 3 * math.log(n) + (count - 1) * math.log(max(n / count, 1))
+    if 2 * (best.likelihood - alone.likelihood) - price < _EVIDENCE:
         return None
-    return weights, places, posterior
-
-
-def _distance(places: Places) -> float:
-    mean, deviation, centre, spread = places
-    return math.sqrt(2) * (centre - mean) / math.hypot(deviation, spread)
+    return best
 
 
 def _expectation_maximisation(
-    score: Values, shape: _Shape, start: tuple[float, float] | None
-) -> tuple[float, Weights, Places, Values]:
-    """Log-likelihood, weights, places and particles' probabilities; a start of None: there are none."""
+    score: Values,
+    group: NDArray[np.intp],
+    count: int,
+    shape: _Shape,
+    start: tuple[float, float] | None,
+    scatter: float,
+) -> _Fit:
+    """Fit from a start; of None: there are no particles."""
     n, top = len(score), float(score[-1])
     narrow = max(_NARROWEST * float(score.std()), 1e-9)
     low, high = score, score[n:]
@@ -218,16 +314,17 @@ def _expectation_maximisation(
         cut = min(max(int(start[0] * n), 3), n - 3)
         low, high = score[:cut], score[cut:]
         weights = (len(low) / n, (1 - start[1]) * len(high) / n, start[1] * len(high) / n)
-    places: Places = (
-        float(low.mean()),
-        max(float(low.std()), narrow),
-        float(high.mean()) if len(high) else top,
-        max(float(high.std()), narrow) if len(high) else 1.0,
+    centre = float(high.mean()) if len(high) else top
+    spread = max(float(high.std()), narrow) if len(high) else 1.0
+    mean = float(low.mean())
+    places = _Places(
+        mean, max(float(low.std()), narrow), np.full(count, centre), np.full(count, spread, np.float64)
     )
+    between = (_BETWEEN * (centre - mean)) ** 2
     before, likelihood = -math.inf, -math.inf
     shares = np.zeros((3, n))
     for _ in range(_ROUNDS):
-        parts = np.stack(_densities(score, weights, places, shape, top))
+        parts = _densities(score, group, weights, places, shape, top)
         total = parts.sum(axis=0) + 1e-300
         likelihood = float(np.log(total).sum())
         shares = parts / total
@@ -240,18 +337,33 @@ def _expectation_maximisation(
         weights = (float(sums[0] / sums.sum()), float(sums[1] / sums.sum()), float(sums[2] / sums.sum()))
         mean = float(shares[0] @ score / sums[0])
         deviation = max(math.sqrt(float(shares[0] @ (score - mean) ** 2 / sums[0])), narrow)
-        centre, spread = places[2:]
+        centres, spreads = places.centres, places.spreads
         if start is not None:
-            centre = float(shares[1] @ score / sums[1])
-            spread = math.sqrt(float(shares[1] @ (score - centre) ** 2 / sums[1]))
-            spread = max(min(spread, deviation + _SCATTER * max(centre - mean, 0.0)), narrow)
-        places = (mean, deviation, centre, spread)
-    return likelihood, weights, places, shares[1]
+            number = np.bincount(group, shares[1], count) + 1e-9
+            means = np.bincount(group, shares[1] * score, count) / number
+            centres, centre, between = _centres(means, np.asarray(spread**2 / number, np.float64), between)
+            spread = math.sqrt(float(shares[1] @ (score - centres[group]) ** 2 / sums[1]))
+            most_wide = deviation + scatter * np.maximum(centres - mean, 0.0)
+            spreads = np.maximum(np.minimum(spread, most_wide), narrow)
+            spread = float(np.average(spreads, weights=number))
+        places = _Places(mean, deviation, centres, spreads)
+    return _Fit(likelihood, weights, places, centre, shares[1])
 
 
-def _rising(score: Values, likely: Values) -> tuple[Values, Values]:
+def _centres(means: Values, variances: Values, between: float) -> tuple[Values, float, float]:
+    """Means of micrographs from those of their particles, their own mean, and the variance between them."""
+    weights = 1 / (variances + between)
+    centre = float(np.average(means, weights=weights))
+    trust = between * weights
+    centres = centre + trust * (means - centre)
+    least = _ALIKE**2 * float(variances.min())
+    between = max(float(np.mean((centres - centre) ** 2 + trust * variances)), least)
+    return centres, centre, between
+
+
+def _rising(score: Values, likely: Values, weights: Values | None = None) -> tuple[Values, Values]:
     """Probabilities that never fall with the score, their sum as it was."""
-    return score, np.clip(np.asarray(isotonic_regression(likely).x), 0, 1)
+    return score, np.clip(np.asarray(isotonic_regression(likely, weights=weights).x), 0, 1)
 
 
 def _above_noise(score: Values, null: NDArray | None, probability: float) -> Calibration:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from halfmap.steps.pick.calibrate import Calibration
-from halfmap.steps.pick.candidates import Candidates, read_candidates, write_candidates
+from halfmap.io.coordinates import read_coordinates
+from halfmap.steps.pick.candidates import Candidates, write_candidates
 from halfmap.steps.pick.image import Image, MicrographItem, load
-from halfmap.steps.pick.tables import CANDIDATES, picks_of
+from halfmap.steps.pick.tables import CANDIDATES, FOLDER
 
 PICTURES = "Micrographs"
 
@@ -60,13 +60,10 @@ def search_micrograph(item: MicrographItem, *, method: Method, folder: Path, see
     return {"name": item.name, "key": item.key, "count": len(found), "ctf": item.optics is not None}
 
 
-def draw_micrograph(
-    item: MicrographItem, *, calibration: Calibration, diameter: float, folder: Path
-) -> dict[str, Any]:
+def draw_micrograph(item: MicrographItem, *, diameter: float, folder: Path) -> dict[str, Any]:
     """Draw the picks of a micrograph over its low frequencies."""
     from halfmap.steps.pick import pictures
 
-    candidates, _ = read_candidates(folder / CANDIDATES / f"{item.key}.npz")
-    picks = picks_of(candidates, calibration, diameter)
+    picks = read_coordinates(folder / FOLDER / f"{item.key}.star")
     pictures.draw_picks(folder / PICTURES / f"{item.key}.png", item, picks, diameter)
     return {"key": item.key}

@@ -51,11 +51,13 @@ class PickMicrographs(Step):
     def method(self, ctx: Context, items: list[MicrographItem]) -> Method:
         """Prepare what searches a micrograph."""
 
-    def calibration(self, scores: NDArray, null: NDArray | None) -> Calibration:
-        """Threshold and probabilities, from the scores of all candidates and of noise."""
+    def calibration(
+        self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
+    ) -> Calibration:
+        """Threshold and probabilities, from all candidates' scores and micrographs, and scores of noise."""
         from halfmap.steps.pick.calibrate import calibrate
 
-        return calibrate(scores, null, probability=self.probability)
+        return calibrate(scores, null, probability=self.probability, micrograph=number)
 
     def run(self, ctx: Context) -> None:
         """Search every micrograph, calibrate the scores of all, write the picks and draw them."""
@@ -74,14 +76,15 @@ class PickMicrographs(Step):
             micrograph.search_micrograph, method=method, folder=ctx.folder, seed=self.seed
         )
         done = ctx.map(search, items, key=_name, unit="micrograph")
-        scores, null = tables.gather(ctx, done)
-        calibration = self.calibration(scores, null if len(null) else None)
+        scores, number, null = tables.gather(ctx, done)
+        calibration = self.calibration(scores, number, null if len(null) else None, method)
         if calibration.kind == "none":
             log.warning("no particles are told apart from noise, and none is picked")
         picks = {}
-        for row in done:
+        for i, row in enumerate(done):
             candidates, _ = read_candidates(ctx.folder / tables.CANDIDATES / f"{row['key']}.npz")
-            picks[row["name"]] = (row["key"], tables.picks_of(candidates, calibration, method.diameter))
+            found = tables.picks_of(candidates, calibration.part(i), method.diameter)
+            picks[row["name"]] = (row["key"], found)
         table = tables.write_picks(ctx, picks)
         log.info(
             "%d picks, %.1f of them false on average; about %.0f particles are missed",
@@ -91,12 +94,7 @@ class PickMicrographs(Step):
         )
         pictures.draw_summary(ctx.folder / "summary.png", scores, calibration, table, method.diameter)
         if self.pictures:
-            draw = functools.partial(
-                micrograph.draw_micrograph,
-                calibration=calibration,
-                diameter=method.diameter,
-                folder=ctx.folder,
-            )
+            draw = functools.partial(micrograph.draw_micrograph, diameter=method.diameter, folder=ctx.folder)
             found = {row["name"] for row in done}
             ctx.map(draw, [item for item in items if item.name in found], key=_name, unit="picture")
 
@@ -190,6 +188,18 @@ class PickTemplate(PickMicrographs, name="pick template", label=AUTOPICK):
 
         return references.prepare(self, ctx)
 
+    def calibration(
+        self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
+    ) -> Calibration:
+        """The same, of particles whose views differ in strength."""
+        from halfmap.steps.pick.calibrate import calibrate
+        from halfmap.steps.pick.template import Template
+
+        assert isinstance(method, Template)
+        return calibrate(
+            scores, null, probability=self.probability, micrograph=number, scatter=method.scatter
+        )
+
 
 class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
     """Pick with a network trained on simulated micrographs, or fine-tuned on picks by ``pick train``.
@@ -227,7 +237,9 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
             diameter = survey.blob(PickBlob(micrographs=self.micrographs), ctx, items).diameter
         return learned.Learned(diameter, model, ctx.device)
 
-    def calibration(self, scores: NDArray, null: NDArray | None) -> Calibration:
+    def calibration(
+        self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
+    ) -> Calibration:
         """The network's own probabilities, under the share of particles that the data have."""
         from halfmap.steps.pick.learned_calibration import calibrate_log_odds
 

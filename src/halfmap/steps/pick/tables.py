@@ -87,14 +87,15 @@ def _optics(settings: dict[str, Any]) -> dict[str, Any] | None:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def gather(ctx: Context, done: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of all candidates of a job and of noise."""
+def gather(ctx: Context, done: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of all candidates of a job, the number of each one's micrograph from 0, and scores of noise."""
     scores, null = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for row in done:
         candidates, noise = read_candidates(ctx.folder / CANDIDATES / f"{row['key']}.npz")
         scores.append(candidates.score)
         null.append(noise)
-    return np.concatenate(scores), np.concatenate(null)
+    number = np.repeat(np.arange(len(done)), [len(part) for part in scores[1:]])
+    return np.concatenate(scores), number, np.concatenate(null)
 
 
 def picks_of(candidates: Candidates, calibration: Calibration, diameter: float) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.ops.fourier import irfft2
+from halfmap.steps.pick.calibrate import SCATTER
 from halfmap.steps.pick.candidates import Candidates, find_peaks
 from halfmap.steps.pick.filter import LEAST_COVERAGE, Whitened, inside, mask_obstacles, surrogate, whiten
 from halfmap.steps.pick.image import Image
@@ -52,6 +53,12 @@ class Template:
     images: NDArray[np.float32]
     angles: NDArray[np.float64]
     device: str = "cpu"
+
+    @property
+    def scatter(self) -> float:
+        """Of the strengths of a micrograph's particles, over their mean: views differ as well."""
+        norm = np.sqrt(np.sum(self.images.astype(np.float64) ** 2, axis=(-2, -1)))
+        return float(np.hypot(SCATTER, norm.std() / norm.mean()))
 
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
         """Candidates of a micrograph in its coarse pixels, and scores of noise alone."""
