@@ -2,20 +2,25 @@
 
 Particles of `relion_preprocess` at the same coordinates are compared one by one, on real micrographs where
 `--real` names the folder of `apoferritin_empiar10146`, else on noise. Times are of micrographs of noise, 4096
-x 4096 in single precision. Before every run their pages are given up (`posix_fadvise`), so that they come
-from the disk, or from caches below it that no program can empty. Plain reading is one process that reads
-all files in a row. The rate of ours is that between the first and the last micrograph, without the start of
-Python; that of RELION is of its whole run. Stacks are written and flushed to the disk on the way. Seconds
-of CPU are those of one micrograph more, in all processes.
+x 4096 in single precision. Before every run from the disk their pages are given up (`posix_fadvise`), so that
+they come from the disk, or from caches below it that no program can empty; for a run from memory all of them
+are read once before. Plain reading is done by as many processes as extract, which share the files and read
+theirs one by one into memory that they keep, in the same state of the cache. "Copying" are as many processes
+that read the micrographs in the same way and after each write and flush as many bytes as its stack has,
+without a look at them. The rate of ours is that from the first micrographs' end to the last one's, without
+the start of Python; that of RELION, which is one process, of its whole run. Stacks are written and flushed to
+the disk on the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import multiprocessing
 import os
 import platform
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +39,7 @@ from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_micrographs, read_particles, write_micrographs
 
-SIZE, COUNT, FEW, PARTICLES = 4096, 24, 4, 200
+SIZE, COUNT, PARTICLES, WORKERS = 4096, 32, 200, (2, 4)
 BOX, SCALED, DIAMETER = 256, 128, 180.0
 TIMES = {
     "scaled to 1/2": ["--scaled-box", str(SCALED)],
@@ -42,7 +47,7 @@ TIMES = {
     "not scaled": [],
     "not scaled, float16": ["--float16"],
 }
-RELION_TIMES = {"scaled to 1/2": SCALED, "scaled to 1/4": BOX // 4, "not scaled": BOX}
+SIDES = {"scaled to 1/2": SCALED, "scaled to 1/4": BOX // 4, "not scaled": BOX, "not scaled, float16": BOX}
 CONFIGURATIONS: dict[str, tuple[list[str], list[str]]] = {
     "as it is": (["--background", "none", "--no-invert-contrast"], []),
     "ramp, inverted": ([], ["--norm", "--invert_contrast"]),
@@ -88,8 +93,6 @@ def make_noise(folder: Path) -> None:
         write_mrc(folder / name, np.roll(image, 101 * number, axis=1), pixel_size=1.0)
     places = [rng.uniform(BOX, SIZE - BOX, (PARTICLES, 2)) for _ in names]
     write_project(folder, names, places, 1.0)
-    table = read_micrographs(folder / "micrographs.star")
-    write_micrographs(folder / "few.star", table.with_rows(table.rows[:FEW]))
 
 
 def make_real(folder: Path, real: Path) -> None:
@@ -113,10 +116,9 @@ def run_ours(
     words: list[str],
     *,
     workers: int = 1,
-    table: str = "micrographs.star",
 ) -> Path:
     """Run our step; the folder of its job."""
-    command = [sys.executable, "-m", "halfmap", "extract", table]
+    command = [sys.executable, "-m", "halfmap", "extract", "micrographs.star"]
     command += ["--coordinates", "coordinates.star", "--box", str(box), "--diameter", str(diameter)]
     command += ["--background-diameter", str(diameter), "--min-distance", "0", "--workers", str(workers)]
     ended = subprocess.run([*command, "--project", ".", *words], cwd=folder, capture_output=True, text=True)
@@ -125,11 +127,9 @@ def run_ours(
     return max((folder / "Extract").iterdir())
 
 
-def run_relion(
-    folder: Path, name: str, box: int, words: list[str], *, table: str = "micrographs.star"
-) -> None:
+def run_relion(folder: Path, name: str, box: int, words: list[str]) -> None:
     """Run RELION's program; particles go to the folder `name`."""
-    command = ["relion_preprocess", "--i", table, "--coord_dir", "./"]
+    command = ["relion_preprocess", "--i", "micrographs.star", "--coord_dir", "./"]
     command += [
         "--coord_suffix",
         "_pick.star",
@@ -165,7 +165,8 @@ def correlations(folder: Path, job: Path, name: str) -> tuple[NDArray, NDArray]:
     sizes = read_micrographs(folder / "micrographs.star").rows["rlnMicrographName"]
     shape = ImageStack([sizes[0]], root=folder).shape
     x, y = both["x"].to_numpy(), both["y"].to_numpy()
-    half = (REAL_BOX if shape[0] < SIZE else BOX) // 2
+    # Mirroring begins just inside the edge.
+    half = (REAL_BOX if shape[0] < SIZE else BOX) // 2 + 4
     inside = (x >= half) & (y >= half) & (x + half <= shape[1]) & (y + half <= shape[0])
     return np.concatenate(found), inside
 
@@ -192,71 +193,107 @@ def compare(folder: Path, box: int, scaled: int, diameter: float, pixel_size: fl
     return rows
 
 
-def give_up_pages(folder: Path) -> None:
-    """Let the system forget the micrographs."""
-    for path in sorted((folder / "Micrographs").glob("*.mrc")):
-        number = os.open(path, os.O_RDONLY)
-        os.fsync(number)
-        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(number)
-
-
-def read_plainly(folder: Path) -> float:
-    """Bytes a second of reading all micrographs."""
-    give_up_pages(folder)
-    buffer, total = bytearray(1 << 26), 0
-    start = time.perf_counter()
+def set_cache(folder: Path, state: str) -> None:
+    """Let the system forget the micrographs, or know them all; nothing else is left for it to write."""
+    os.sync()
     for path in sorted((folder / "Micrographs").glob("*.mrc")):
         with path.open("rb", buffering=0) as stream:
-            while read := stream.readinto(buffer):
-                total += read
-    return total / (time.perf_counter() - start)
+            if state == "disk":
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                stream.readall()
 
 
-def run_timed(folder: Path, program: str, output: str, few: bool, name: str) -> tuple[float, float, Path]:
-    """Run a program on all micrographs or a few: its seconds, those of CPU, and our job's folder."""
-    table = "few.star" if few else "micrographs.star"
-    give_up_pages(folder)
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    job = folder
+def copy(paths: list[Path], target: Path | None, size: int) -> None:
+    """Read files, and write and flush `size` bytes for each if there is a target."""
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(_ROOM):
+                pass
+        if target is not None:
+            with (target / path.name).open("wb", buffering=0) as stream:
+                stream.write(memoryview(_ROOM)[:size])
+                os.fsync(stream.fileno())
+
+
+_ROOM = bytearray(os.urandom(1 << 20) * 65)
+
+
+def copy_plainly(folder: Path, workers: int, state: str, size: int = 0) -> float:
+    """Bytes a second of reading all micrographs, with `size` bytes written for each."""
+    paths = sorted((folder / "Micrographs").glob("*.mrc"))
+    target = folder / "copied" if size else None
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        # Memory of their own, which a fork has not.
+        few = [(paths[number : number + 1], None, 0) for number in range(workers)]
+        pool.starmap(copy, few, chunksize=1)
+        set_cache(folder, state)
+        if target:
+            target.mkdir()
+        start = time.perf_counter()
+        pool.starmap(copy, [(paths[n::workers], target, size) for n in range(workers)], chunksize=1)
+        seconds = time.perf_counter() - start
+    if target:
+        shutil.rmtree(target)
+    return 4 * SIZE**2 * len(paths) / seconds
+
+
+def run_timed(folder: Path, program: str, output: str, workers: int) -> float:
+    """Run a program: seconds a micrograph."""
+    start = time.perf_counter()
     if program == "Halfmap":
-        job = run_ours(folder, BOX, DIAMETER, TIMES[output], workers=2, table=table)
+        job = run_ours(folder, BOX, DIAMETER, TIMES[output], workers=workers)
+        events = [json.loads(line) for line in (job / "events.jsonl").open()]
+        ends = sorted(event["time"] for event in events if event["event"] == "item")
+        # What ends after the first of each process was done after those had ended.
+        seconds = (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
+        shutil.rmtree(job / "Particles")
     else:
-        side = RELION_TIMES[output]
+        side = SIDES[output]
         words = ["--norm", "--invert_contrast", "--bg_radius", f"{DIAMETER / 2 * side / BOX:g}"]
-        run_relion(folder, name, BOX, [*words, "--scale", str(side)], table=table)
-    seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, job
+        run_relion(folder, "timed", BOX, [*words, "--scale", str(side)])
+        seconds = (time.perf_counter() - start) / COUNT
+        shutil.rmtree(folder / "timed")
+    return seconds
 
 
 def measure(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Times of ours and RELION, each beside plain reading right before it; medians over repeats."""
-    size = 4 * SIZE**2
     rows = []
-    print(f"\n{'':40s}{'GB/s':>8s}{'of plain':>10s}{'CPU s each':>12s}")
-    pairs = [("Halfmap", output) for output in TIMES] + [("RELION", output) for output in RELION_TIMES]
-    for program, output in pairs:
-        rates, shares, costs = [], [], []
-        for repeat in range(repeats):
-            _, started, _ = run_timed(folder, program, output, True, f"few{repeat}{output[-1]}")
-            plain = read_plainly(folder)
-            seconds, used, job = run_timed(folder, program, output, False, f"all{repeat}{output[-1]}")
-            seconds /= COUNT
-            if program == "Halfmap":
-                events = [json.loads(line) for line in (job / "events.jsonl").open()]
-                ends = sorted(event["time"] for event in events if event["event"] == "item")
-                # Two at a time: what ends after the first two was done after they had ended.
-                seconds = (ends[-1] - ends[1]) / (len(ends) - 2)
-            rates.append(size / seconds / 1e9)
-            shares.append(size / seconds / plain)
-            costs.append((used - started) / (COUNT - FEW))
-        found = {"GB_per_s": float(np.median(rates)), "share": float(np.median(shares))}
-        found |= {"CPU_s": float(np.median(costs)), "shares": shares}
-        rows.append({"program": program, "output": output, **found})
-        values = (found["GB_per_s"], found["share"], found["CPU_s"])
-        print(f"{program + ', ' + output:40s}{values[0]:8.2f}{values[1]:10.2f}{values[2]:12.3f}", flush=True)
+    print(f"\n{'':52s}{'GB/s':>7s}{'plain':>7s}{'share':>7s}{'copying':>9s}")
+    runs = [("Halfmap", output, workers, "disk", repeats) for workers in WORKERS for output in TIMES]
+    runs += [("Halfmap", output, WORKERS[0], "memory", 1) for output in TIMES]
+    runs += [("RELION", output, 1, "disk", 1) for output in SIDES if "float16" not in output]
+    for program, output, workers, state, times in runs:
+        size = PARTICLES * SIDES[output] ** 2 * (2 if "float16" in output else 4)
+        found = []
+        for _ in range(times):
+            plain = copy_plainly(folder, workers, state)
+            copying = copy_plainly(folder, workers, state, size) if program == "Halfmap" else math.nan
+            set_cache(folder, state)
+            rate = 4 * SIZE**2 / run_timed(folder, program, output, workers)
+            found.append((rate / 1e9, plain / 1e9, rate / plain, copying / plain))
+        medians = np.median(found, axis=0).tolist()
+        labels = ("GB_per_s", "plain_GB_per_s", "share", "share_of_copying")
+        row = {"program": program, "output": output, "processes": workers, "from": state}
+        # JSON has no NaN.
+        values = {label: value for label, value in zip(labels, medians, strict=True) if value == value}
+        rows.append(row | values | {"shares": [each[2] for each in found]})
+        name = f"{program}, {output}, from {state}, {workers} process{'es' if workers > 1 else ''}"
+        print(f"{name:52s}{medians[0]:7.2f}{medians[1]:7.2f}{medians[2]:7.2f}{medians[3]:9.2f}", flush=True)
     return rows
+
+
+def verdicts_of(same: list[dict[str, Any]], times: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was asked for, and whether it is so."""
+    worst = min(row["minimum"] for row in same)
+    found = [{"name": "least correlation of a particle", "value": worst, "bar": SAME, "met": worst > SAME}]
+    for row in times:
+        if row["program"] == "Halfmap" and row["from"] == "disk":
+            name = f"share of plain reading, {row['output']}, {row['processes']} processes"
+            met = row["share"] >= SHARE
+            found.append({"name": name, "value": row["share"], "bar": SHARE, "met": met})
+    return found
 
 
 def main() -> int:
@@ -265,38 +302,31 @@ def main() -> int:
     parser.add_argument("--real", type=Path, help="folder with the folders of real micrographs")
     parser.add_argument("--scratch", type=Path, help="folder on the disk to be measured")
     parser.add_argument("--repeats", type=int, default=3, help="of every time (default 3)")
+    parser.add_argument("--part", choices=("same", "times"), help="do this only; the other stays as it was")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/extract.json")
     arguments = parser.parse_args()
+    record = json.loads(arguments.out.read_text()) if arguments.part else {}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as temporary:
         noise, real = Path(temporary) / "noise", Path(temporary) / "real"
-        make_noise(noise)
-        if arguments.real:
+        if arguments.part != "same" or not arguments.real:
+            make_noise(noise)
+        if arguments.part != "times" and arguments.real:
             make_real(real, arguments.real.resolve())
-            same = compare(real, REAL_BOX, REAL_SCALED, REAL_DIAMETER, REAL_PIXEL)
-        else:
-            same = compare(noise, BOX, SCALED, DIAMETER, 1.0)
-        run_ours(noise, BOX, DIAMETER, [])  # compiles what is compiled once in an installation
-        times = measure(noise, arguments.repeats)
-    worst = min(row["minimum"] for row in same)
-    share = next(row["share"] for row in times if row["program"] == "Halfmap")
-    verdicts = [
-        {"name": "least correlation of a particle", "value": worst, "bar": SAME, "met": worst > SAME},
-        {
-            "name": f"share of plain reading, {next(iter(TIMES))}",
-            "value": share,
-            "bar": SHARE,
-            "met": share >= SHARE,
-        },
-    ]
-    for entry in verdicts:
+            record["same"] = compare(real, REAL_BOX, REAL_SCALED, REAL_DIAMETER, REAL_PIXEL)
+        elif arguments.part != "times":
+            record["same"] = compare(noise, BOX, SCALED, DIAMETER, 1.0)
+        if arguments.part != "same":
+            run_ours(noise, BOX, DIAMETER, [], workers=WORKERS[0])  # compiles what is compiled once
+            record["times"] = measure(noise, arguments.repeats)
+    record["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    record["setting"] = {"micrographs": COUNT, "side": SIZE, "particles of each": PARTICLES, "box": BOX}
+    record["verdicts"] = verdicts_of(record["same"], record["times"])
+    for entry in record["verdicts"]:
         verdict = "met" if entry["met"] else "missed"
-        print(f"{entry['name']:48s}{entry['value']:9.4f}  bar {entry['bar']}: {verdict}")
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    setting = {"micrographs": COUNT, "side": SIZE, "particles of each": PARTICLES, "box": BOX}
-    record = {"machine": machine, "setting": setting, "same": same, "times": times, "verdicts": verdicts}
-    passed = all(entry["met"] for entry in verdicts)
-    arguments.out.write_text(json.dumps({**record, "passed": passed}, indent=2) + "\n")
-    return 0 if passed else 1
+        print(f"{entry['name']:60s}{entry['value']:9.4f}  bar {entry['bar']}: {verdict}")
+    record["passed"] = all(entry["met"] for entry in record["verdicts"])
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    return 0 if record["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import toy_step as toy
@@ -136,3 +137,11 @@ def test_a_result_that_cannot_be_sent_is_not_blamed_on_memory(tmp_path):
     ctx = Context(folder=tmp_path, project=tmp_path, options=RunOptions(executor="processes", workers=2))
     with pytest.raises(ItemsFailedError, match="pickle"):
         ctx.map(_unsendable, range(2))
+
+
+def test_an_item_goes_by_its_name_or_else_by_its_text(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    items = [SimpleNamespace(name="Movies/a.mrc"), 7]
+    assert ctx.map(str, items) == [str(item) for item in items]
+    keys = [json.loads(line)["key"] for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert keys == ["Movies/a.mrc", "7"]

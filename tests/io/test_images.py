@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError, TableError
-from halfmap.io.images import ImageStack, read_image
+from halfmap.io.images import ImageStack, checked_micrograph, read_image
 from halfmap.io.mrc import MrcStackWriter, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tiff import write_tiff_movie
@@ -157,6 +157,39 @@ def test_one_image_of_a_file(tmp_path: Path) -> None:
     write_tiff_movie(tmp_path / "b.tif", np.zeros((2, 4, 6), np.uint8))
     with pytest.raises(FileFormatError, match="holds 2 images where one belongs"):
         read_image(tmp_path / "b.tif")
+
+
+def test_a_micrograph_with_few_bad_pixels_is_mended_and_measured(recwarn: pytest.WarningsRecorder) -> None:
+    sound = np.random.default_rng(0).normal(50, 4, (300, 400)).astype(np.float32)
+    image = sound.copy()
+    image[3, 4], image[5, 6], image[7:9, 10:20] = np.inf, -np.inf, np.nan
+    found, median, deviation = checked_micrograph(image, "a.mrc")
+    bad = ~np.isfinite(image)
+    assert np.array_equal(found[~bad], sound[~bad])
+    assert found[bad] == pytest.approx(np.full(bad.sum(), median), abs=0.1)
+    assert (median, deviation) == (pytest.approx(50, abs=0.2), pytest.approx(4, rel=0.05))
+    assert found.dtype == np.float32 and np.isnan(image[7, 10])
+    assert checked_micrograph(sound, "a.mrc")[0] is sound
+    assert (
+        checked_micrograph(np.arange(4000, dtype=np.uint16).reshape(50, 80), "a.mrc")[0].dtype == np.float32
+    )
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.where(np.arange(9000).reshape(90, 100) < 90, np.nan, 1.0), "1 % of the pixels are not numbers"),
+        (np.full((90, 100), np.inf), "100 % of the pixels are not numbers"),
+        (np.full((90, 100), 7, np.uint8), "is blank: all pixels are alike"),
+        (np.minimum(np.arange(9000.0).reshape(90, 100), 6000), "is saturated or blank"),
+        (np.where(np.arange(9000).reshape(90, 100) % 7, 0.0, 1.0), "is saturated or blank"),
+    ],
+)
+def test_what_is_no_micrograph(image: np.ndarray, message: str, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(FileFormatError, match=f"a.mrc: {message}.*; leave it out"):
+        checked_micrograph(image, "a.mrc")
+    assert not recwarn.list
 
 
 def test_relions_particles(shared_data: Path) -> None:

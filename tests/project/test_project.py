@@ -17,9 +17,16 @@ import psutil
 import pytest
 import toy_step as toy
 
-from halfmap.engine import Context, Input, Out, RunOptions, Step
+from halfmap.engine import Context, Input, Out, Param, RunOptions, Step
 from halfmap.engine.ledger import Ledger
-from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError, ProjectError, ResourceError
+from halfmap.errors import (
+    HalfmapError,
+    ItemsFailedError,
+    ParameterError,
+    ProjectError,
+    ResourceError,
+    TableError,
+)
 from halfmap.io.names import find_files
 from halfmap.io.star import read_star
 from halfmap.project import Project
@@ -42,6 +49,22 @@ class Unfinished(Reading, name="unfinished"):
     """End without the output."""
 
     outputs = {"table": Out("table.star", "LogFile.star.toy")}
+
+
+class Refusing(Reading, name="refusing"):
+    """Refuse, or fail, after so much work."""
+
+    error: str = Param("table", "what it ends with", unit="none", section="Toy")
+    items: int = Param(0, "items done before", unit="none", section="Toy")
+    writes: bool = Param(False, "leave a file behind", unit="none", section="Toy")
+
+    def run(self, ctx: Context) -> None:
+        if self.items:
+            ctx.map(str, range(self.items))
+        if self.writes:
+            (ctx.folder / "half.txt").touch()
+        errors = {"table": TableError, "parameter": ParameterError, "resource": ResourceError}
+        raise errors[self.error]("is refused")
 
 
 @pytest.fixture
@@ -106,6 +129,49 @@ def test_a_failed_job_says_so_and_resumes(project):
     assert "every number failed" in (job.folder / "run.err").read_text()
     with pytest.raises(ItemsFailedError):
         project.resume("job001")
+
+
+@pytest.mark.parametrize("values", [{}, {"error": "parameter", "items": 2}], ids=str)
+def test_a_job_that_is_refused_before_any_work_leaves_nothing(project, caplog, values):
+    (project.root / "in.txt").touch()
+    project.run(toy.Toy(n=1))
+    before = project.pipeline
+    caplog.set_level("INFO", logger="halfmap")
+    with pytest.raises(HalfmapError, match="is refused"):
+        project.run(Refusing(files=("in.txt",), **values))
+    assert project.pipeline == before
+    assert not (project.root / Refusing.folder).exists()
+    assert "Refusing/job002/: refused before any work, and removed again" in caplog.text
+    assert "halfmap resume" not in caplog.text
+    assert project.run(toy.Toy(n=1)).name == "Toy/job002/"
+
+
+@pytest.mark.parametrize("values", [{"items": 2}, {"writes": True}, {"error": "resource"}], ids=str)
+def test_a_job_that_has_worked_is_kept_when_it_fails(project, caplog, values):
+    (project.root / "in.txt").touch()
+    caplog.set_level("INFO", logger="halfmap")
+    with pytest.raises(HalfmapError, match="is refused"):
+        project.run(Refusing(files=("in.txt",), **values))
+    assert project.job(1).status == "Failed"
+    assert "once the cause is mended, `halfmap resume" in caplog.text
+    # Nor is it taken away from whoever resumes it.
+    with pytest.raises(HalfmapError, match="is refused"):
+        project.resume(1)
+    assert [(p.name, p.status) for p in project.pipeline.processes] == [("Refusing/job001/", "Failed")]
+
+
+def test_the_number_of_a_refused_job_is_left_alone_if_another_has_come_since(project, monkeypatch):
+    (project.root / "in.txt").touch()
+    monkeypatch.setattr(Refusing, "run", lambda self, ctx: _interrupted_by(project))
+    with pytest.raises(TableError):
+        project.run(Refusing(files=("in.txt",)))
+    assert [p.name for p in project.pipeline.processes] == ["Toy/job002/"]
+    assert project.pipeline.counter == 3
+
+
+def _interrupted_by(project: Project) -> None:
+    project.new_job(toy.Toy(n=1))
+    raise TableError("is refused")
 
 
 def test_a_job_that_ended_well_is_not_resumed(project):

@@ -511,3 +511,19 @@ def test_a_plane_of_defocus_is_found_tile_by_tile():
     gradient, error = found.plane.state.surface[1:3], np.sqrt(np.diag(found.plane_covariance))[1:3]
     assert gradient[0] == pytest.approx(500, abs=4 * error[0] + 60)
     assert abs(gradient[1]) < 4 * error[1] + 20
+
+
+def test_tiles_leave_some_information_on_all_that_they_take_from():
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** rng.uniform(-3, 3, 8)
+    vectors = np.linalg.qr(rng.normal(size=(8, 8)))[0] * scale[:, None]
+    share = np.array([0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99])
+    whole = vectors @ vectors.T
+    taken = vectors * share @ vectors.T
+    assert np.array_equal(fits._left(whole, taken), whole - taken)
+    # More is taken along two directions than there is.
+    share[2:4] = 1.1, 40.0
+    left = fits._left(whole, vectors * share @ vectors.T)
+    expected = vectors * np.maximum(1 - share, 1e-3) @ vectors.T
+    np.testing.assert_allclose(left / scale[:, None] / scale, expected / scale[:, None] / scale, atol=1e-9)
+    assert (np.linalg.eigvalsh(left / scale[:, None] / scale) > 0).all()

@@ -1,4 +1,4 @@
-"""Segmentation of micrographs: film, contaminants, thick ice and empty places against drawn truth."""
+"""Segmentation of micrographs: carbon, contaminants, thick ice and empty places against drawn truth."""
 
 from __future__ import annotations
 
@@ -141,32 +141,32 @@ def test_the_diameter_says_what_is_a_particle():
 
 
 @pytest.mark.parametrize("radius", [5000.0, 12000.0, math.inf])
-def test_the_film_beyond_an_edge_is_found(radius):
+def test_the_carbon_beyond_an_edge_is_found(radius):
     rng = np.random.default_rng(7)
     y, x = _places()
     if math.isinf(radius):
-        film = 0.8 * x + 0.6 * y > 2100
+        carbon = 0.8 * x + 0.6 * y > 2100
     else:
-        film = np.hypot(x - 1900 + radius * 0.8, y - 1500 + radius * 0.6) > radius
-    darkness = np.where(film, 0.12, _crowd(rng, 120, 0.04, 180)) + 0.05 * x / x.max()
+        carbon = np.hypot(x - 1900 + radius * 0.8, y - 1500 + radius * 0.6) > radius
+    darkness = np.where(carbon, 0.12, _crowd(rng, 120, 0.04, 180)) + 0.05 * x / x.max()
     features = reduce_image(_image(darkness, rng), PIXEL_A)
     edge, found = find_edge(features)
-    truth = _grid(film, features)
+    truth = _grid(carbon, features)
     assert edge is not None
     assert _overlap(found, truth) > 0.95
     assert (segment(features).mask & truth).sum() > 0.99 * truth.sum()
 
 
-def test_film_as_bright_as_ice_is_told_by_its_texture():
+def test_carbon_as_bright_as_ice_is_told_by_its_texture():
     rng = np.random.default_rng(8)
     y, x = _places()
-    film = 0.6 * x - 0.8 * y > 300
+    carbon = 0.6 * x - 0.8 * y > 300
     noise = np.fft.rfft2(rng.normal(size=(SIZE, SIZE)))
     k = np.hypot(np.fft.fftfreq(SIZE, PIXEL_A)[:, None], np.fft.rfftfreq(SIZE, PIXEL_A))
     grain = np.fft.irfft2(noise * ((k > 1 / 60) & (k < 1 / 12)), s=(SIZE, SIZE))
-    features = reduce_image(_image(0.1 * film * grain / grain.std(), rng), PIXEL_A)
+    features = reduce_image(_image(0.1 * carbon * grain / grain.std(), rng), PIXEL_A)
     _, found = find_edge(features)
-    assert _overlap(found, _grid(film, features)) > 0.95
+    assert _overlap(found, _grid(carbon, features)) > 0.95
 
 
 def test_neither_a_gradient_nor_a_round_contaminant_is_an_edge():

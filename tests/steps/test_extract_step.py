@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import tifffile
 
 from halfmap.data import MicrographSet, ParticleSet
 from halfmap.data.columns import COLUMNS
@@ -300,8 +301,8 @@ def test_a_single_table_of_coordinates_will_do(project):
     [
         (None, "no such file|does not exist|not there"),
         (np.ones((40, 300)), "a box of 64 px does not fit into 300 × 40"),
-        (np.ones((SIDE, SIDE)), "where it is blank"),
-        (np.where(np.eye(SIDE), np.nan, 1), "256 of its pixels are not numbers"),
+        (np.ones((SIDE, SIDE)), "all 4 boxes are blank or broken"),
+        (np.full((SIDE, SIDE), np.nan), "all 4 boxes are blank or broken"),
     ],
 )
 def test_a_bad_micrograph_costs_its_own_particles_only(project, image, reason):
@@ -317,7 +318,89 @@ def test_a_bad_micrograph_costs_its_own_particles_only(project, image, reason):
     assert isinstance(failed, pl.DataFrame)
     assert pl.Series(failed["hmReason"]).str.contains(f"(?i){reason}").all()
     spoil(project / "Images/b.mrc")
-    _fails(project, "every micrograph failed", ItemsFailedError)
+    if "does not fit" in reason:
+        _fails(project, "is larger than the micrographs", ParameterError)
+    else:
+        _fails(project, "every micrograph failed", ItemsFailedError)
+
+
+def test_pixels_that_are_no_numbers_cost_the_boxes_that_hold_them(project, caplog):
+    image = _spots(PLACES["a"], 0)
+    image[75, 62], image[5, 250] = np.nan, np.inf
+    write_mrc(project / "Images/a.mrc", image, pixel_size=PIXEL)
+    folder, particles = _run(project)
+    assert particles.rows["rlnCoordinateX"].to_list() == [120, 180, 100, 80, 150]
+    assert np.isfinite(read_mrc(folder / "Particles/a.mrcs")).all()
+    assert "1 with pixels that are not numbers" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("mrc", "i2"), ("mrc", ">f4"), ("mrc", "f2"), ("tif", "f4")])
+def test_micrographs_of_all_kinds_give_the_same(project, kind, dtype):
+    images = {name: np.rint(10 * _spots(places, 0)) for name, places in PLACES.items()}
+    for name, image in images.items():
+        write_mrc(project / f"Images/{name}.mrc", image, pixel_size=PIXEL, dtype=np.float32)
+    expected = [read_mrc(_run(project)[0] / f"Particles/{name}.mrcs") for name in images]
+    for name, image in images.items():
+        path = project / f"Images/{name}.mrc"
+        if kind == "tif":
+            # Rows of TIFF files come from the top, and ours from the bottom.
+            tifffile.imwrite(project / f"Images/{name}.tif", image[::-1].astype(np.float32))
+        elif dtype == ">f4":
+            content = path.read_bytes()
+            header = np.frombuffer(content[:1024], ">u4").copy()
+            words = np.r_[0:52, 54:56]
+            header[words] = np.frombuffer(content[:1024], "<u4")[words]
+            header[53] = 0x11110000
+            path.write_bytes(header.tobytes() + image.astype(">f4").tobytes())
+        else:
+            write_mrc(path, image, pixel_size=PIXEL, dtype=dtype)
+    _micrographs(project, rlnMicrographName=[f"Images/{name}.{kind}" for name in images])
+    folder, _ = _run(project)
+    for name, before in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(read_mrc(folder / f"Particles/{name}.mrcs"), before)
+
+
+def test_a_box_larger_than_all_micrographs_is_refused_at_once(project):
+    message = "a box of 300 px, 600 Å, is larger than the micrographs, 256 × 256 px"
+    _fails(project, message, ParameterError, box=300, run=RunOptions(workers=2))
+    write_mrc(project / "Images/b.mrc", np.random.default_rng(0).normal(size=(310, 320)), pixel_size=PIXEL)
+    _, particles = _run(project, box=300)
+    assert particles.rows["rlnMicrographName"].unique().to_list() == ["Images/b.mrc"]
+
+
+def test_coordinates_of_one_micrograph_are_no_list(project):
+    message = "a.star: holds coordinates without the names of their micrographs; give the table"
+    _fails(project, message, coordinates="Picks/a.star")
+    for suffix in ("csv", "box", "txt"):
+        (project / f"Picks/a.{suffix}").write_text("10 10 64 64\n20 20 64 64\n")
+        _fails(project, f"a.{suffix}.*halfmap import coordinates", coordinates=f"Picks/a.{suffix}")
+
+
+def test_nothing_picked_at_all_is_said(project):
+    names = ["rlnMicrographName", "rlnMicrographCoordinates"]
+    write_star(project / "none.star", {"coordinate_files": pl.DataFrame({name: [""] for name in names})[:0]})
+    _fails(project, "none.star.*no particles", coordinates="none.star")
+    write_star(
+        project / "none.star", {"particles": _table(np.empty((0, 2)), rlnMicrographName=pl.lit("a.mrc"))}
+    )
+    _fails(project, "none.star.*no particles", coordinates="none.star")
+
+
+def test_a_killed_run_goes_on_to_the_same_files(project):
+    whole, expected = _run(project, scaled_box=BOX // 2)
+    folder, _ = _run(project, scaled_box=BOX // 2)
+    # As a kill leaves it after the first micrograph: a second one half written, and no table.
+    (folder / "Particles/.12345~b.mrcs").write_bytes((folder / "Particles/b.mrcs").read_bytes()[:5000])
+    ledger = (folder / "items.jsonl").read_text().splitlines(keepends=True)
+    (folder / "items.jsonl").write_text(ledger[0] + ledger[1][:40])
+    for name in ("Particles/b.mrcs", "particles.star", "particles.png", "RELION_JOB_EXIT_SUCCESS"):
+        (folder / name).unlink()
+    Project.at(project).resume(folder.relative_to(project).as_posix())
+    for path in sorted(whole.glob("Particles/*")):
+        assert (folder / "Particles" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in folder.glob("Particles/.*")) == []
+    again = read_particles(folder / "particles.star").rows
+    assert again.drop("rlnImageName").equals(expected.rows.drop("rlnImageName"))
 
 
 def test_a_micrograph_without_defocus_is_named(project):

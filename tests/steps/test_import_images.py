@@ -3,13 +3,15 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import tifffile
 from eer_writer import Events, encode, write_eer
+from matplotlib.axes import Axes
 
 from halfmap.cli import main
-from halfmap.errors import ItemsFailedError, ParameterError, ShapeError, TableError
+from halfmap.errors import FileFormatError, ItemsFailedError, ParameterError, ShapeError, TableError
 from halfmap.io.gain import is_divided, orient_gain
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
@@ -47,8 +49,10 @@ def movies(**parameters) -> ImportMovies:
 
 
 def written(project: Project) -> set[str]:
-    """Outputs in the newest job's folder, and whatever was left half-written."""
-    folder = max((project.root / "Import").iterdir())
+    """Outputs in the newest job's folder, if any was kept, and whatever was left half-written."""
+    folder = max(project.root.glob("Import/job*"), default=None)
+    if folder is None:
+        return set()
     own = {"movies.star", "gain.mrc", "movies.png", "micrographs.star", "micrographs.png"}
     return {
         path.name
@@ -237,7 +241,7 @@ def test_headers_without_a_pixel_size_need_the_users(project, capsys):
     )
     assert written(project) == set()
     assert main([*words, "--pixel-size", "1.1"]) == 0
-    assert read_movies("Import/job002/movies.star").pixel_size == 1.1
+    assert read_movies("Import/job001/movies.star").pixel_size == 1.1
 
 
 def test_headers_that_disagree_on_the_pixel_size_need_the_users(project):
@@ -276,6 +280,35 @@ def test_micrographs_are_listed_and_broken_ones_named(project):
     failed = read_star(job.folder / "failures.star")["failures"]["hmItem"].to_list()
     assert failed == ["Mics/3.mrc", "Mics/4.mrc"]
     assert job.outputs["picture"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_names_what_is_no_image_and_nothing_warns(project, monkeypatch, recwarn):
+    images = {name: np.random.default_rng(1).normal(100, 9, SHAPE).astype(np.float32) for name in "abcde"}
+    images["b"][:] = np.nan
+    images["c"][:20, :20] = np.nan
+    images["d"][3, 4], images["d"][5, 6] = np.inf, -np.inf
+    images["e"][:] = 7
+    for name, image in images.items():
+        write_mrc(f"Mics/{name}.mrc", image, pixel_size=1.3)
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, text, **_: titles.append(text))
+    job = project.run(ImportMicrographs(micrographs=("Mics/*.mrc",)))
+    flaw = ": holds NaN or infinity"
+    assert titles == ["a.mrc", f"b.mrc{flaw}", f"c.mrc{flaw}", f"d.mrc{flaw}", "e.mrc: blank"]
+    picture = matplotlib.image.imread(job.outputs["picture"])[..., :3]
+    red = (picture[..., 0] > 1.5 * picture[..., 1]).mean(axis=1)
+    assert red.max() > 0.2
+    assert not recwarn.list
+
+
+def test_a_movie_of_nan_does_not_hide_the_gain(project, caplog):
+    movie = np.full((4, *SHAPE), np.nan, np.float32)
+    write_mrc("Movies/a.mrcs", movie, pixel_size=0.9)
+    caplog.set_level("INFO", logger="halfmap")
+    project.run(movies(movies=("Movies/a.mrcs", "Movies/*.tif"), gain="gain.mrc"))
+    assert "the movies show no trace" not in caplog.text
+    with pytest.raises(FileFormatError, match=r"every frame of the first movies holds NaN"):
+        project.run(movies(movies=("Movies/a.mrcs",), gain="gain.mrc"))
 
 
 def test_real_micrographs(project, shared_data):

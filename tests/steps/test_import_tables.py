@@ -80,9 +80,9 @@ def test_a_table_without_pixel_size_takes_the_users(project, capsys):
     words = ["import", "particles", "--particles", str(source)]
     assert main(words) == 2
     assert "state the pixel size; give it with --pixel-size" in capsys.readouterr().err
-    assert not list(project.root.glob("Import/job001/particles*"))
+    assert not Path("Import").exists()
     assert main([*words, "--pixel-size", "2.5"]) == 0
-    assert read_particles("Import/job002/particles.star").pixel_size == 2.5
+    assert read_particles("Import/job001/particles.star").pixel_size == 2.5
 
 
 def test_a_pixel_size_against_the_tables_is_refused(project):
@@ -100,11 +100,11 @@ def test_a_missing_stack_is_named_with_its_row_and_remedy(project, capsys):
         f"halfmap: {source}, row 1: its image stack Extract/stack.mrcs is not there; "
         "give the folder that such names are relative to with --images"
     )
-    assert not list(project.root.glob("Import/job001/particles*"))
+    assert not Path("Import").exists()
     (project.root / "Moved/Extract").mkdir()
     Path("Moved/stack.mrcs").rename("Moved/Extract/stack.mrcs")
     assert main(["import", "particles", "--particles", str(source), "--images", "Moved"]) == 0
-    names = read_particles("Import/job002/particles.star").rows["rlnImageName"]
+    names = read_particles("Import/job001/particles.star").rows["rlnImageName"]
     assert names[0] == "000001@Moved/Extract/stack.mrcs"
 
 
@@ -240,8 +240,10 @@ def test_coordinates_of_no_micrograph_are_named(project, micrographs):
     failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
     assert set(failures) == {"grid_3.csv", "grid_10.csv", "grid_100.csv"}
     assert "row 1" in failures["grid_10.csv"]
-    with pytest.raises(TableError, match="no coordinates belong to these micrographs"):
+    with pytest.raises(TableError, match=r"grid_3\.csv: is of none of the micrographs.*such as grid_1$"):
         project.run(ImportCoordinates(coordinates=("grid_3.csv",), micrographs=micrographs))
+    with pytest.raises(TableError, match=r"none of 2 coordinate files is of use; the first one: .*abc|row 1"):
+        project.run(ImportCoordinates(coordinates=("grid_10.csv", "grid_3.csv"), micrographs=micrographs))
 
 
 def test_real_coordinates(project, shared_data):

@@ -63,7 +63,7 @@ class Context:
         function: Callable[[Item], Any],
         items: Sequence[Item],
         *,
-        key: Callable[[Item], str] = str,
+        key: Callable[[Item], str] | None = None,
         unit: str = "item",
     ) -> list[Any]:
         """Run `function` over `items` and return the results of those that succeeded, in the items' order.
@@ -79,8 +79,9 @@ class Context:
             own files (whole or not at all) and returns plain data that JSON can hold.
         items : sequence
             The items, of any picklable kind.
-        key : callable
-            Name of an item, unique among the items and the same in every run.
+        key : callable, optional
+            Name of an item, unique among the items and the same in every run; by default its attribute
+            `name`, or the item itself as text.
         unit : str
             Singular word for an item, unique among the loops of a step.
 
@@ -91,7 +92,7 @@ class Context:
         ResourceError
             If an item found the disk full or the folder closed to it, as all others would.
         """
-        keys = [key(item) for item in items]
+        keys = [(key or _name)(item) for item in items]
         if len(set(keys)) != len(keys):
             raise ValueError(f"two {unit}s have the same key")
         ledger = Ledger(self.folder / "items.jsonl")
@@ -156,6 +157,10 @@ class Context:
             f"more than the {allowed} allowed",
             hint=f"the last one: {self.failures[-1].reason}",
         )
+
+
+def _name(item: object) -> str:
+    return str(getattr(item, "name", item))
 
 
 def _repeat(messages: Iterable[logging.LogRecord]) -> None:

@@ -35,6 +35,10 @@ class Out:
     optional: bool = False
 
 
+_FOLDERS = {"class2d": "Class2D", "class3d": "Class3D"}
+"""Where RELION's spelling is another."""
+
+
 class Step(Form):
     """A step of the pipeline: its parameters as a frozen model, and `run`.
 
@@ -70,7 +74,7 @@ class Step(Form):
         if name in _REGISTRY and _REGISTRY[name].__module__ != cls.__module__:
             raise ValueError(f"two steps are called {name!r}")
         cls.label = label or f"halfmap.{name.replace(' ', '.')}"
-        cls.folder = name.split()[0].capitalize()
+        cls.folder = _FOLDERS.get(name) or name.split()[0].capitalize()
         _REGISTRY[name] = cls
 
     @abstractmethod

@@ -14,6 +14,8 @@ from halfmap.io.mrc import MrcHeader, read_header, read_mrc, read_sections
 from halfmap.io.tiff import read_tiff, tiff_info
 
 _PIECE_BYTES = 1 << 26
+_BAD_SHARE = 1e-3
+_SATURATED_SHARE = 0.2
 TIFF_SUFFIXES = (".tif", ".tiff", ".gain")
 
 
@@ -36,6 +38,48 @@ def read_image(path: str | Path) -> NDArray:
         message = f"holds {n_images} images where one belongs"
         raise FileFormatError(message, path=path, hint="give a single image")
     return read_tiff(path, 0) if is_tiff else read_mrc(path, 0)
+
+
+def checked_micrograph(image: NDArray, name: str) -> tuple[NDArray[np.float32], float, float]:
+    """Give a micrograph as float32 without what is no number, or say why it cannot be used.
+
+    Parameters
+    ----------
+    image : array (h, w)
+        As read.
+    name : str
+        File, for the error.
+
+    Returns
+    -------
+    image : ndarray (h, w), float32
+        NaN and infinite pixels have the median; the array given, where it is float32 and has none.
+    median, deviation : float
+        Of the pixels; the deviation is half of the range that holds 68 % of them.
+
+    Raises
+    ------
+    FileFormatError
+        If the image is constant or saturated, or more than one pixel of a thousand is no number.
+    """
+    image = np.asarray(image, np.float32)
+    sample = image[::7, ::5]
+    finite = np.isfinite(image)
+    if not finite.all():
+        share = 1 - float(finite.mean())
+        if share > _BAD_SHARE:
+            message = f"{max(100 * share, 1):.0f} % of the pixels are not numbers"
+            raise FileFormatError(message, path=name, hint="leave it out or make it anew")
+        sample = sample[finite[::7, ::5]]
+        image = np.where(finite, image, np.median(sample))
+    low, median, high = (float(value) for value in np.percentile(sample, (16, 50, 84)))
+    top = sample.max()
+    if top == sample.min():
+        raise FileFormatError("is blank: all pixels are alike", path=name, hint="leave it out")
+    if float((sample == top).mean()) > _SATURATED_SHARE or not high > low:
+        message = "is saturated or blank: many pixels have one and the same value"
+        raise FileFormatError(message, path=name, hint="leave it out")
+    return image, median, (high - low) / 2
 
 
 class ImageStack:

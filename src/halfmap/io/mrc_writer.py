@@ -16,7 +16,8 @@ from halfmap.io.atomic import atomic_path
 from halfmap.io.mrc_header import HEADER_BYTES, MODES
 
 _MODE_OF = {np.dtype(code): mode for mode, code in MODES.items() if mode != 101}
-_PIECE = 1 << 16  # values, so that double precision copies stay in the cache
+_BATCH_BYTES = 1 << 22
+"""Of images that are converted and written at a time, as large as a cache."""
 
 
 def write_mrc(
@@ -177,31 +178,43 @@ class MrcStackWriter:
     def append(self, images: ArrayLike) -> None:
         """Write an image (h, w) or several (n, h, w) after the last one."""
         images = np.asarray(images)
-        for image in images[None] if images.ndim == 2 else images:
-            self[self._length] = image
+        if images.ndim == 2:
+            images = images[None]
+        step = max(1, _BATCH_BYTES // max(1, images[:1].nbytes))
+        for first in range(0, len(images), step):
+            self._write(self._length, images[first : first + step])
 
     def __setitem__(self, index: int, image: ArrayLike) -> None:
         """Write image number `index`, counted from 0, in any order."""
-        image = np.asarray(image)
+        self._write(index, np.asarray(image)[None])
+
+    def _write(self, first: int, images: NDArray) -> None:
+        """Write neighbouring images (n, h, w)."""
         if self._stream is None:
             raise ParameterError("the stack is not open", path=self.path, hint="use it in a `with` block")
-        if image.shape != self.shape:
+        if images.shape[1:] != self.shape:
             raise ShapeError(
-                f"an image of shape {image.shape} does not fit the stack's {self.shape}", path=self.path
+                f"an image of shape {images.shape[1:]} does not fit the stack's {self.shape}", path=self.path
             )
-        if index < 0 or (self.n_images is not None and index >= self.n_images):
-            raise ShapeError(f"image {index} is outside the stack of {self.n_images} images", path=self.path)
-        stored = _convert(image, self.dtype, self.path)
-        start = HEADER_BYTES + index * stored.nbytes
+        last = first + len(images)
+        if first < 0 or (self.n_images is not None and last > self.n_images):
+            number = first if first < 0 else max(first, self.n_images or 0)
+            raise ShapeError(f"image {number} is outside the stack of {self.n_images} images", path=self.path)
+        stored = _convert(images, self.dtype, self.path)
+        moments = _moments(stored)
+        if self.dtype == np.float16 and np.isinf(moments[:, :2]).any() and np.isfinite(images).all():
+            message = f"a value of {np.abs(images).max():g} does not fit float16"
+            raise ParameterError(message, path=self.path, hint="write float32")
+        start = HEADER_BYTES + first * stored[0].nbytes
         if self._stream.tell() != start:
             self._stream.seek(start)
         self._stream.write(stored.data)
-        while index >= len(self._moments):
+        while last > len(self._moments):
             self._moments = np.concatenate([self._moments, np.zeros_like(self._moments)])
             self._written = np.concatenate([self._written, np.zeros_like(self._written)])
-        self._moments[index] = _moments(stored)
-        self._written[index] = True
-        self._length = max(self._length, index + 1)
+        self._moments[first:last] = moments
+        self._written[first:last] = True
+        self._length = max(self._length, last)
 
     def _finish(self) -> None:
         expected = self._length if self.n_images is None else self.n_images
@@ -236,39 +249,38 @@ class MrcStackWriter:
         return header
 
 
-def _convert(image: NDArray, dtype: np.dtype, path: Path) -> NDArray:
-    """Cast an image to a stored type, refusing values that the type cannot hold."""
-    if dtype.kind in "iu" and image.size:
-        if image.dtype.kind == "f":
-            image = np.rint(image)
+def _convert(images: NDArray, dtype: np.dtype, path: Path) -> NDArray:
+    """Cast images to a stored type, refusing values that the type cannot hold."""
+    if dtype.kind in "iu" and images.size:
+        if images.dtype.kind == "f":
+            images = np.rint(images)
         limits = np.iinfo(dtype)
         # NaN fails both comparisons and must be refused too.
-        if not (image.min() >= limits.min and image.max() <= limits.max):
+        if not (images.min() >= limits.min and images.max() <= limits.max):
             raise ParameterError(
-                f"values from {image.min()} to {image.max()} do not fit {dtype}",
+                f"values from {images.min()} to {images.max()} do not fit {dtype}",
                 path=path,
                 hint="write float32",
             )
+    if dtype == np.float16 and images.dtype == np.float32:
+        import torch
+
+        # In a quarter of NumPy's time, with the same rounding.
+        return torch.from_numpy(np.ascontiguousarray(images)).half().numpy()
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(image, dtype=dtype.newbyteorder("<"))
-    if dtype == np.float16 and np.isinf(stored).any() and np.isfinite(image).all():
-        raise ParameterError(
-            f"a value of {np.abs(image).max():g} does not fit float16", path=path, hint="write float32"
-        )
-    return stored
+        return np.ascontiguousarray(images, dtype=dtype.newbyteorder("<"))
 
 
-def _moments(image: NDArray) -> tuple[float, float, float, float]:
-    """Minimum, maximum, mean and mean square deviation, added up in double precision by pieces."""
-    flat = image.ravel()
-    pieces = [flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE)]
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = math.fsum(piece.sum(dtype=np.float64) for piece in pieces) / flat.size
-        square = math.fsum(_square_deviation(piece, mean) for piece in pieces) / flat.size
-    return float(flat.min()), float(flat.max()), mean, square
+def _moments(images: NDArray) -> NDArray[np.float64]:
+    """Minimum, maximum, mean and mean square deviation of every image, (n, 4)."""
+    from halfmap.io.mrc_kernel import mean_and_square
 
+    if images.dtype == np.float16:
+        import torch
 
-def _square_deviation(piece: NDArray, mean: float) -> float:
-    # Not a product of BLAS, whose threads round otherwise than one; single precision is enough for a piece.
-    deviation = np.subtract(piece, mean, dtype=np.result_type(piece.dtype, np.float32))
-    return float(np.square(deviation, out=deviation).sum(dtype=np.float64))
+        images = torch.from_numpy(images).float().numpy()
+    flat = images.reshape(len(images), -1)
+    found = np.empty((len(flat), 4))
+    found[:, 0], found[:, 1] = flat.min(axis=1), flat.max(axis=1)
+    mean_and_square(flat, found[:, 2:])
+    return found

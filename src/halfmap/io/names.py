@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from halfmap.errors import TableError
 
 
 def without_dots(path: str | Path) -> Path:
@@ -38,3 +42,42 @@ def find_files(pattern: str | Path, root: Path) -> list[Path]:
     if (root / pattern).exists():
         return [root / pattern]
     return [root / name for name in glob.glob(str(pattern), root_dir=root)]  # noqa: PTH207 - absolute patterns
+
+
+def unique_stems(names: Sequence[str], *, table: str | Path | None = None) -> list[str]:
+    """Names for the files made of each file of a table: its own without folder and ending.
+
+    Where two would get the same, their folders are added; if that does not tell them apart, their endings; at
+    last their rows. What a file gets does not depend on the order of the others, except at last.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Micrographs or movies, as a table names them.
+    table : path, optional
+        The table, for messages.
+
+    Raises
+    ------
+    TableError
+        If a file is listed twice; names the row.
+    """
+    seen: set[str] = set()
+    for row, name in enumerate(names, start=1):
+        if name in seen:
+            raise TableError(f"lists {name} again", path=table, row=row, hint="keep one of these rows")
+        seen.add(name)
+    paths = [PurePosixPath(name) for name in names]
+    stems = [path.stem for path in paths]
+    for longer in (
+        lambda path: "_".join(_folders_and_name(path.with_suffix(""))),
+        lambda path: "_".join(_folders_and_name(path)).replace(".", "_"),
+    ):
+        count = Counter(stems)
+        stems = [stem if count[stem] == 1 else longer(path) for stem, path in zip(stems, paths, strict=True)]
+    count = Counter(stems)
+    return [stem if count[stem] == 1 else f"{row:06d}_{stem}" for row, stem in enumerate(stems, start=1)]
+
+
+def _folders_and_name(path: PurePosixPath) -> list[str]:
+    return [part for part in path.parts if part not in ("/", "..")]

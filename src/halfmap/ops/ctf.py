@@ -23,7 +23,7 @@ _Polynomial = dict[tuple[int, int], Tensor]
 
 
 def ctf(
-    shape: Sequence[int],
+    shape: Sequence[int] | Tensor,
     *,
     pixel_size: float | Tensor,
     defocus_u: float | Tensor,
@@ -39,15 +39,15 @@ def ctf(
     even_zernike: Tensor | Sequence[float] | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Contrast transfer function on the half-spectrum of an image, positive at low frequency in underfocus.
+    """Contrast transfer function of an image, positive at low frequency in underfocus.
 
     The phase of the lens is a polynomial of the frequency: defocus and astigmatism of degree 2, spherical
     aberration of degree 4, Zernike terms of any even degree. It is differentiable in every parameter.
 
     Parameters
     ----------
-    shape : (h, w)
-        Shape of the image in real space.
+    shape : (h, w) or Tensor (m, 2)
+        Shape of the image in real space, whose half-spectrum is filled; or frequencies (kx, ky) in 1/px.
     pixel_size : float or Tensor (...,)
         In Å; this and all further numbers broadcast against each other to the batch of the result.
     defocus_u, defocus_v : float or Tensor (...,)
@@ -73,7 +73,7 @@ def ctf(
 
     Returns
     -------
-    Tensor (..., h, w // 2 + 1)
+    Tensor (..., h, w // 2 + 1) or (..., m)
         CTF, float32 unless a parameter is a float64 tensor.
 
     Raises
@@ -125,12 +125,13 @@ def ctf(
         decay = _times(r2, -0.25 * _double(b_factor, device))
         result = result * torch.exp(_evaluate(decay, shape, dtype))
     if isinstance(scale, Tensor) or scale != 1:
-        result = result * _double(scale, device)[..., None, None].to(dtype)
+        axes = (None,) if isinstance(shape, Tensor) else (None, None)
+        result = result * _double(scale, device)[..., *axes].to(dtype)
     return result
 
 
 def odd_aberration_phase(
-    shape: Sequence[int],
+    shape: Sequence[int] | Tensor,
     *,
     pixel_size: float | Tensor,
     voltage_kV: float | Tensor,
@@ -144,8 +145,8 @@ def odd_aberration_phase(
 
     Parameters
     ----------
-    shape : (h, w)
-        Shape of the image in real space.
+    shape : (h, w) or Tensor (m, 2)
+        As for `ctf`.
     pixel_size, voltage_kV, cs_mm, magnification, device
         As for `ctf`.
     beam_tilt_mrad : Tensor (..., 2) or two floats, optional
@@ -156,7 +157,7 @@ def odd_aberration_phase(
 
     Returns
     -------
-    Tensor (..., h, w // 2 + 1)
+    Tensor (..., h, w // 2 + 1) or (..., m)
         Complex factors of modulus 1; multiply by the conjugate to remove the aberration from an image.
 
     Notes
@@ -364,13 +365,18 @@ def _sum(polynomials: Sequence[_Polynomial]) -> _Polynomial:
 
 
 def _evaluate(
-    polynomial: _Polynomial, shape: Sequence[int], dtype: torch.dtype, *, wrap: bool = False
+    polynomial: _Polynomial, shape: Sequence[int] | Tensor, dtype: torch.dtype, *, wrap: bool = False
 ) -> Tensor:
-    """Values (..., h, w // 2 + 1) of a polynomial of the frequency in 1/px, up to whole turns where `wrap`.
+    """Values (..., h, w // 2 + 1) or (..., m) of a polynomial of frequencies in 1/px, up to whole turns.
 
     Terms in x alone and y alone hold nearly all of a phase of hundreds of radian. They are summed on their
     axis in double precision and wrapped to one turn, so that the grid needs single precision only.
     """
+    if isinstance(shape, Tensor):
+        x, y = shape.double().unbind(-1)
+        powers = torch.stack([x**i * y**j for i, j in polynomial])
+        values = torch.stack(torch.broadcast_tensors(*polynomial.values()), dim=-1) @ powers
+        return (torch.remainder(values, 2 * torch.pi) if wrap else values).to(dtype)
     if len(shape) != 2:
         raise ShapeError(f"an image has two axes, not shape {tuple(shape)}")
     device = next(iter(polynomial.values())).device

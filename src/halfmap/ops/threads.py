@@ -39,7 +39,12 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Run torch on one thread inside the block, or the function decorated, so that sums round the same."""
+    """Run torch on one thread inside the block, or the function decorated; compiled kernels keep theirs.
+
+    torch cuts arrays between threads, and where it cuts, sums are ordered and functions rounded otherwise.
+    One unit in the last place of an expected count changes a count now and then, and a seed must not mean
+    another result on another machine. The compiled kernels are written so that threads change nothing.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,18 +20,29 @@ from typing import Any
 import halfmap
 from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.device import choose_device
-from halfmap.errors import FileFormatError, HalfmapError, ParameterError, ProjectError
+from halfmap.errors import (
+    FileFormatError,
+    HalfmapError,
+    ParameterError,
+    ProjectError,
+    ShapeError,
+    TableError,
+)
 from halfmap.io.atomic import remove_temporaries, write_text, writing
 from halfmap.io.names import find_files, name_in
 from halfmap.log import log
-from halfmap.project.messages import logging_to
-from halfmap.project.outcome import closing_lines, shortened, write_failures
+from halfmap.project.messages import WARNINGS_FILE, logging_to
+from halfmap.project.outcome import FAILURES_FILE, closing_lines, shortened, write_failures
 
 _MARKERS = {
     "Succeeded": "RELION_JOB_EXIT_SUCCESS",
     "Failed": "RELION_JOB_EXIT_FAILURE",
     "Aborted": "RELION_JOB_EXIT_ABORTED",
 }
+_RECORDS = {"job.json", "job.star", "note.txt", "run.out", WARNINGS_FILE, ".lock", *_MARKERS.values()}
+"""Files that any job has, whatever its step has done."""
+
+_LEDGERS = {"events.jsonl", "items.jsonl", FAILURES_FILE}
 _PATIENCE_s = 0.5
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
@@ -182,7 +193,24 @@ class Job:
         ):
             file.write(f" ++++ Executing continued job on {_now()}\n")
 
-    def run(self, options: RunOptions, changes: Sequence[str] = (), new: Sequence[str] = ()) -> None:
+    def is_refused(self, error: HalfmapError | None) -> bool:
+        """Whether the step has ended with a user's error before it did anything worth keeping.
+
+        What checks of items have found is worth nothing to a job whose parameters cannot be.
+        """
+        if not isinstance(error, ParameterError | TableError | FileFormatError | ShapeError):
+            return False
+        worthless = _RECORDS | _LEDGERS if isinstance(error, ParameterError) else _RECORDS
+        return {path.name for path in self.folder.iterdir()} <= worthless
+
+    def run(
+        self,
+        options: RunOptions,
+        changes: Sequence[str] = (),
+        new: Sequence[str] = (),
+        *,
+        is_new: bool = False,
+    ) -> None:
         """Run the job, or go on with it where it stopped.
 
         Parameters
@@ -193,6 +221,8 @@ class Job:
             What has changed since it ran before, to be warned of.
         new : sequence of str
             Input files that have come since.
+        is_new : bool
+            Whether it runs for the first time and will be taken back if it is refused.
 
         Raises
         ------
@@ -214,7 +244,7 @@ class Job:
             if new:
                 log.info("new since the job ran before: %s", shortened(new))
             start = time.monotonic()
-            status, advice = "Failed", ""
+            status, advice, stopped_by = "Failed", "", None
             try:
                 self.step.run(ctx)
                 self._check_outputs()
@@ -223,6 +253,7 @@ class Job:
                 status = "Aborted"
                 raise
             except HalfmapError as error:
+                stopped_by = error
                 log.error("%s", error, extra={"quiet": True})
                 if not (isinstance(error, ParameterError) or ctx.failures):
                     advice = f"; once the cause is mended, `{self.resume_command}` goes on"
@@ -233,9 +264,12 @@ class Job:
             finally:
                 write_failures(self.folder, ctx.failures)
                 self._end(status)
-                how = {"Succeeded": "done in", "Failed": "failed after", "Aborted": "interrupted after"}
-                log.info("%s: %s %.1f s%s", self.name, how[status], time.monotonic() - start, advice)
-                self._say_outcome(ctx, seen.texts)
+                if is_new and self.is_refused(stopped_by):
+                    log.info("%s: refused before any work, and removed again", self.name)
+                else:
+                    how = {"Succeeded": "done in", "Failed": "failed after", "Aborted": "interrupted after"}
+                    log.info("%s: %s %.1f s%s", self.name, how[status], time.monotonic() - start, advice)
+                    self._say_outcome(ctx, seen.texts)
 
     def _say_outcome(self, ctx: Context, warnings: Sequence[str]) -> None:
         here = Path.cwd()

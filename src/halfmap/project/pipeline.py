@@ -45,6 +45,11 @@ class Pipeline:
             if process.name == name:
                 process.status = status
 
+    def remove(self, name: str) -> None:
+        """Take a job out that has written nothing."""
+        self.processes = [process for process in self.processes if process.name != name]
+        self.inputs = [edge for edge in self.inputs if edge[1] != name]
+
     def connect(self, name: str, inputs: list[str], outputs: dict[str, str]) -> None:
         """Record a job's edges: files it read that other jobs wrote, and files it wrote with their types."""
         self.inputs += [

@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +15,7 @@ from halfmap.engine import RunOptions, Step
 from halfmap.engine.device import choose_device
 from halfmap.engine.executor import prepare_workers
 from halfmap.engine.parameters import Parameter
-from halfmap.errors import ParameterError, ProjectError
+from halfmap.errors import HalfmapError, ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
@@ -164,7 +165,7 @@ class Project:
                     )
 
     def run(self, step: Step, options: RunOptions | None = None) -> Job:
-        """Run `step` as a new job and wait for its end.
+        """Run `step` as a new job and wait for its end; one that is refused before any work is taken back.
 
         Raises
         ------
@@ -175,8 +176,24 @@ class Project:
         step = self._checked(step)
         _check_machine(options)  # what is refused leaves no job behind
         job = self._make_job(step)
-        self._run(job, options)
+        try:
+            self._run(job, options, is_new=True)
+        except HalfmapError as error:
+            if job.is_refused(error):
+                self._take_back(job)
+            raise
         return job
+
+    def _take_back(self, job: Job) -> None:
+        """Remove a job from the graph and the disk, and give its number to the next one if it is the last."""
+        with edit_pipeline(self.root) as pipeline:
+            pipeline.remove(job.name)
+            number = int(job.name.rstrip("/").rsplit("job", 1)[1])
+            if pipeline.counter == number + 1:
+                pipeline.counter = number
+        shutil.rmtree(job.folder, ignore_errors=True)
+        with suppress(OSError):
+            job.folder.parent.rmdir()
 
     def resume(self, name: str | Path, options: RunOptions | None = None) -> Job:
         """Go on with a job that was killed, interrupted or failed; finished items are kept.
@@ -207,12 +224,18 @@ class Project:
         return job
 
     def _run(
-        self, job: Job, options: RunOptions, changes: Sequence[str] = (), new: Sequence[str] = ()
+        self,
+        job: Job,
+        options: RunOptions,
+        changes: Sequence[str] = (),
+        new: Sequence[str] = (),
+        *,
+        is_new: bool = False,
     ) -> None:
         job.keep_options(options)
         self._set_status(job, "Running")
         try:
-            job.run(options, changes, new)
+            job.run(options, changes, new, is_new=is_new)
         except KeyboardInterrupt:
             log.warning("interrupted; go on with: %s", job.resume_command)
             raise

@@ -30,6 +30,9 @@ _WINDOW = 15
 UNKNOWN_CS_MM = 100.0
 """Standard error of a Cs of which the rings tell nothing."""
 
+_LEAST_LEFT, _ROUNDED = 1e-3, 1e-9
+"""Least share of the information on anything that is left, and what is none but for rounding."""
+
 _DD = 11
 """Place of the information on defocus among the sums."""
 
@@ -217,8 +220,22 @@ def _system(problem: Problem, state: State, sums: NDArray) -> _System:
     tile_score -= precision * np.concatenate([state.profile, state.relative[:, None] - 1], axis=1)
     solved = _deviations(tiles, np.concatenate([cross, tile_score[..., None]], axis=2))
     taken = np.tensordot(cross, solved, axes=([0, 1], [0, 1]))
-    information, score = information - taken[:, :-1], score - taken[:, -1]
+    information, score = _left(information, taken[:, :-1]), score - taken[:, -1]
     return _System(information, score, rings, ring_score, tiles, tile_score, cross)
+
+
+def _left(information: NDArray, taken: NDArray) -> NDArray[np.float64]:
+    """Information less what tiles take for their own, of which a little always stays.
+
+    Rough rings have taken theirs before. Where there is little else, both take the same and more than all.
+    """
+    diagonal = np.diag(information)
+    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    left = information - taken
+    values, vectors = np.linalg.eigh(left / scale[:, None] / scale)
+    if values[0] >= -_ROUNDED:
+        return left
+    return (vectors * np.maximum(values, _LEAST_LEFT)) @ vectors.T * scale[:, None] * scale
 
 
 def _deviations(tiles: NDArray, right: NDArray) -> NDArray:

@@ -66,16 +66,12 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
         items = tables.list_micrographs(self, ctx, micrographs)
         if self.fit_cs:
             measure = functools.partial(micrograph.measure_cs, step=self)
-            measured = ctx.map(measure, items, key=_name, unit="Cs estimate")
+            measured = ctx.map(measure, items, unit="Cs estimate")
             items, micrographs = tables.with_fitted_cs(items, micrographs, measured)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         estimate = functools.partial(micrograph.estimate_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(estimate, items, key=_name, unit="micrograph")
+        done = ctx.map(estimate, items, unit="micrograph")
         table = tables.tabulate(ctx, micrographs, done)
         write_micrographs(ctx.folder / "micrographs_ctf.star", table)
         tables.warn_of_cs(done, items)
         pictures.draw_summary(ctx.folder / "summary.png", done)
-
-
-def _name(item: object) -> str:
-    return str(getattr(item, "name", item))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from halfmap.data import MicrographSet
 from halfmap.errors import TableError
+from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.ctf import quality
 from halfmap.steps.ctf.average import Optics
@@ -44,8 +43,7 @@ def list_micrographs(step: CtfStep, ctx: Context, micrographs: MicrographSet) ->
     """
     optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
     rows = micrographs.rows.to_dicts()
-    names = Counter(row["rlnMicrographName"] for row in rows)
-    stems = Counter(Path(row["rlnMicrographName"]).stem for row in rows)
+    keys = unique_stems([row["rlnMicrographName"] for row in rows], table=micrographs.path)
     items = []
     for number, row in enumerate(rows, start=1):
         group = optics[row["rlnOpticsGroup"]]
@@ -63,9 +61,6 @@ def list_micrographs(step: CtfStep, ctx: Context, micrographs: MicrographSet) ->
             message = f"has rlnAmplitudeContrast {settings['rlnAmplitudeContrast']:g}"
             raise TableError(message, path=micrographs.path, row=number, hint="state a part, 0 to 1")
         name = row["rlnMicrographName"]
-        if names[name] > 1:
-            message = f"names {name}, as another row does"
-            raise TableError(message, path=micrographs.path, row=number, hint="keep one of them")
         used = (row.get("rlnMicrographNameNoDW") if step.use_unweighted else None) or name
         a, b, c, d = (
             float(settings.get(label, default))
@@ -74,7 +69,7 @@ def list_micrographs(step: CtfStep, ctx: Context, micrographs: MicrographSet) ->
         items.append(
             MicrographItem(
                 name=name,
-                key=_key(name, unique=stems[Path(name).stem] == 1),
+                key=keys[number - 1],
                 path=ctx.resolve(used),
                 pixel_size=float(settings["rlnMicrographPixelSize"]),
                 optics=Optics(
@@ -190,9 +185,3 @@ def relative_thickness(rows: list[dict[str, Any]]) -> list[float]:
             brightest = np.percentile(intensity[inside], _BRIGHTEST)
             result[inside] = np.log(brightest / intensity[inside])
     return result.tolist()
-
-
-def _key(name: str, *, unique: bool) -> str:
-    """Name of the pictures: that of the micrograph, with its folders where two would get the same."""
-    path = Path(name).with_suffix("")
-    return path.name if unique else "_".join(part for part in path.parts if part not in ("/", ".."))

@@ -11,6 +11,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError
+from halfmap.io.images import checked_micrograph
 from halfmap.ops.threads import in_threads
 from halfmap.steps.ctf._kernels import add_to_bins
 from halfmap.steps.ctf.directions import level_directions
@@ -114,26 +115,10 @@ def checked_image(image: NDArray, name: str) -> NDArray[np.float32]:
     Raises
     ------
     FileFormatError
-        If the image is constant, saturated, or not finite in more than one pixel of a thousand.
+        As `halfmap.io.images.checked_micrograph`.
     """
-    image = np.asarray(image, np.float32)
-    sample = image[::7, ::5]
-    if not math.isfinite(float(image.sum(dtype=np.float64))):
-        bad = ~np.isfinite(image)
-        if bad.mean() > 1e-3:
-            message = f"{100 * bad.mean():.0f} % of the pixels are not numbers"
-            raise FileFormatError(message, path=name, hint="leave it out or make it anew")
-        sample = sample[np.isfinite(sample)]
-        image = np.where(bad, np.median(sample), image)
-    median = float(np.median(sample))
-    low, high = np.percentile(sample, (16, 84))
-    top = float(sample.max())
-    if not top > float(sample.min()):
-        raise FileFormatError("is blank: all pixels are alike", path=name, hint="leave it out")
-    if float((sample == top).mean()) > 0.2 or not high > low:
-        message = "is saturated or blank: many pixels have one and the same value"
-        raise FileFormatError(message, path=name, hint="leave it out")
-    reach = _OUTLIER * float(high - low) / 2
+    image, median, deviation = checked_micrograph(image, name)
+    reach = _OUTLIER * deviation
     return np.clip(image, median - reach, median + reach)
 
 

@@ -1,4 +1,4 @@
-"""The edge of the supporting film: a line or arc across the field, with a step along all of it."""
+"""The edge of the carbon film, or a gold one: a line or arc across the field, with a step along all of it."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _ALONG = 0.92
 
 @dataclass(frozen=True)
 class Edge:
-    """An arc: film lies where ``distance(x, y) > 0``.
+    """An arc: carbon lies where ``distance(x, y) > 0``.
 
     Parameters
     ----------
     angle : float
-        Direction from the clear side to the film at the arc's middle, radians from x to y.
+        Direction from the clear side to the carbon at the arc's middle, radians from x to y.
     offset : float
         Distance of the arc from the middle of the field along that direction, pixels of the grid.
     curvature : float
@@ -59,7 +59,7 @@ class Edge:
 
 
 def find_edge(features: Features) -> tuple[Edge | None, NDArray[np.bool_]]:
-    """Find the edge of the film and what lies beyond it.
+    """Find the edge of the carbon and what lies beyond it.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def find_edge(features: Features) -> tuple[Edge | None, NDArray[np.bool_]]:
     Edge or None
         None if there is none.
     array (h, w) of bool
-        What is film.
+        What is carbon.
 
     Notes
     -----
@@ -116,7 +116,7 @@ def _best_arc(values: NDArray[np.float32], pixel_size: float, least: float) -> E
     if not len(score):
         return None
     best = int(np.argmax(score))
-    # Where film covers much of the field, a good part of all arcs cross its edge; the weakest do not.
+    # Where carbon covers much of the field, a good part of all arcs cross its edge; the weakest do not.
     if score[best] < _SIGNIFICANT * np.percentile(np.abs(score), 30) / 0.385:
         return None
     edge = _refined(values, pixel_size, arcs[best])

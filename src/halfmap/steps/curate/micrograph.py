@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError
-from halfmap.io.images import read_image
+from halfmap.io.images import checked_micrograph, read_image
 from halfmap.io.mrc import write_mrc
 from halfmap.steps.curate.features import reduce_image
 from halfmap.steps.curate.objects import DIAMETER_A
@@ -50,17 +49,14 @@ def segment_micrograph(item: MicrographItem, *, step: CurateStep, folder: Path) 
     image = checked(raw, item)
     features = reduce_image(image, item.pixel_size)
     found = segment(features, diameter=step.diameter or DIAMETER_A)
-    stem = folder / FOLDER / item.key
-    mask_path, picture = (str(stem) + suffix for suffix in ("_mask.mrc", ".png"))
+    # As the job's folder has them: the project may move before the job is resumed.
+    files = {"mask": f"{FOLDER}/{item.key}_mask.mrc", "picture": f"{FOLDER}/{item.key}.png"}
     usable = stretched(~found.mask, image.shape, features.block)
-    write_mrc(
-        mask_path, usable.astype(np.int8), pixel_size=item.pixel_size * image.shape[1] / usable.shape[1]
-    )
-    pictures.draw_thumbnail(picture, features, found)
+    write_mrc(folder / files["mask"], usable.astype(np.int8), pixel_size=features.pixel_size)
+    pictures.draw_thumbnail(folder / files["picture"], features, found)
     return {
         "name": item.name,
-        "mask": mask_path,
-        "picture": picture,
+        **files,
         "hmMicrographMaskedFraction": float(found.mask.mean()),
         "hmMaskedBy": in_words(found),
         "hmCoarseContrast": found.coarse_contrast,
@@ -74,27 +70,15 @@ def checked(raw: NDArray, item: MicrographItem) -> NDArray[np.float32]:
     Raises
     ------
     FileFormatError
-        If it is constant, saturated, too small, or not finite in more than one pixel of a thousand.
+        If it is too small, and as `halfmap.io.images.checked_micrograph`.
     """
     if min(raw.shape) * item.pixel_size < _SMALLEST_A or min(raw.shape) < 32:
         height, width = (n * item.pixel_size for n in raw.shape)
         message = f"is too small to be judged: {width:.0f} x {height:.0f} Å"
         raise FileFormatError(message, path=item.name, hint="is the pixel size right?")
-    image = np.asarray(raw, np.float32)
-    sample = image[::5, ::7]
-    finite = np.isfinite(sample)
-    if not math.isfinite(float(image.sum(dtype=np.float64))):
-        share = 1 - float(np.isfinite(image).mean())
-        if share > 1e-3:
-            message = f"{100 * share:.0f} % of the pixels are not numbers"
-            raise FileFormatError(message, path=item.name, hint="leave it out or make it anew")
-        image = np.where(np.isfinite(image), image, np.median(sample[finite]))
-    low, median, high = np.percentile(sample[finite], (15.87, 50, 84.13))
-    if not high > low:
-        message = "is blank or saturated: most pixels have one and the same value"
-        raise FileFormatError(message, path=item.name, hint="leave it out")
+    image, median, deviation = checked_micrograph(raw, item.name)
     # Dark parts of the field may be far from its level; single pixels above it are hot.
-    return np.minimum(image, median + _HOT * (high - low) / 2)
+    return np.minimum(image, median + _HOT * deviation)
 
 
 def statistics(image: NDArray[np.float32], mask: NDArray[np.bool_], block: int) -> dict[str, float]:

@@ -86,7 +86,7 @@ def draw_sheets(
     reasons : sequence of sequence of str
         Why each micrograph is rejected.
     thumbnails : sequence of str
-        Picture of each micrograph.
+        Picture of each micrograph, named from the folder.
     """
     worst = severity(judgements, len(reasons))
     lost = np.array([bool(own) for own in reasons])
@@ -96,7 +96,9 @@ def draw_sheets(
             continue
         shown, detail = _choose(rows, sign * worst, accepted=name == "accepted")
         title = f"{len(rows):,} of {len(reasons):,} micrographs {name}"
-        cells = [(thumbnails[row], *_caption(table, judgements, reasons, worst, row)) for row in shown]
+        cells = [
+            (folder / thumbnails[row], *_caption(table, judgements, reasons, worst, row)) for row in shown
+        ]
         _draw_sheet(folder / f"{name}.png", title, detail, cells)
 
 
@@ -145,7 +147,7 @@ def _caption(
 
 
 def _draw_sheet(
-    path: Path, title: str, detail: str, cells: Sequence[tuple[str, str, list[str], bool]]
+    path: Path, title: str, detail: str, cells: Sequence[tuple[Path, str, list[str], bool]]
 ) -> None:
     across = min(_ACROSS, max(len(cells), 3))
     down = -(-len(cells) // across)
@@ -260,5 +262,8 @@ def _span(values: NDArray, limits: Sequence[float]) -> tuple[float, float]:
     for limit in limits:
         if near - 2 * reach < limit < far + 2 * reach:
             low, high = min(low, limit), max(high, limit)
-    room = 0.04 * max(high - low, 1e-9)
+    if not high > low:
+        # All alike: an axis that shows where, not their last digits.
+        low, high = min(0.9 * low, 1.1 * low), max(0.9 * low, 1.1 * low) or 1.0
+    room = 0.04 * (high - low)
     return (0.0 if low >= 0 and low < room else low - room), high + room

@@ -29,7 +29,7 @@ class Segmentation:
     parts : dict of str to array (h, w) of bool
         The same by kind: ``carbon``, ``contaminant``, ``thick ice``, ``empty``.
     edge : Edge or None
-        Of the supporting film.
+        Of the carbon.
     coarse_contrast : float
         Robust standard deviation of the darkness of the specimen, blurred to 140 Å: particles make little,
         mottled crystalline ice much.
@@ -42,7 +42,7 @@ class Segmentation:
 
 
 def segment(features: Features, *, diameter: float = DIAMETER_A) -> Segmentation:
-    """Find what is no specimen: film, contaminants, ice too thick, holes in the ice.
+    """Find what is no specimen: carbon, contaminants, ice too thick, holes in the ice.
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ def segment(features: Features, *, diameter: float = DIAMETER_A) -> Segmentation
         Of the largest particles, Å; what is no larger is masked only where it is far too dark.
     """
     margin = _MARGIN_A / features.pixel_size
-    edge, film = find_edge(features)
-    film = _grow(film, margin)
-    objects = find_objects(features, diameter=diameter, ignored=film)
-    grown = {"carbon": film} | {name: _grow(part, margin) for name, part in objects.items()}
+    edge, carbon = find_edge(features)
+    carbon = _grow(carbon, margin)
+    objects = find_objects(features, diameter=diameter, ignored=carbon)
+    grown = {"carbon": carbon} | {name: _grow(part, margin) for name, part in objects.items()}
     mask = np.logical_or.reduce(list(grown.values()))
     return Segmentation(mask, grown, edge, _coarse_contrast(features, mask))
 

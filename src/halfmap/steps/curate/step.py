@@ -16,7 +16,7 @@ LIMITS, MORE = "Limits of CTF and motion", "Limits of ice and image"
 class CurateStep(Step, name="curate", label="relion.select"):
     """Accept or reject micrographs by their CTF, motion, ice and image, and mask what is no specimen.
 
-    Film beyond the edge of its hole, contaminants, ice too thick and empty places are found in the image and
+    Carbon beyond the edge of a hole, contaminants, ice too thick and empty places are found in the image and
     masked; picking and extraction pass over them. Then each micrograph is judged by every quantity that the
     table knows: it is rejected where it is beyond a limit given here, of no possible use, or at once unlike
     the others of its optics group and worse than what is fine in any data set. Micrographs that are all alike
@@ -104,18 +104,15 @@ class CurateStep(Step, name="curate", label="relion.select"):
 
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         items = tables.list_micrographs(ctx, micrographs)
+        criteria.refuse_unknown(micrographs, self)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         work = functools.partial(micrograph.segment_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(work, items, key=_name, unit="micrograph")
+        done = ctx.map(work, items, unit="micrograph")
         table = tables.tabulate(ctx, micrographs, done)
-        tables.warn(table, has_diameter=self.diameter is not None)
         judgements = criteria.judge(table, self)
+        tables.warn(table, judgements, self)
         reasons = criteria.reasons(judgements, table, automatic=self.automatic)
         thumbnails = [row["picture"] for row in done]
         pictures.draw_summary(ctx.folder / "summary.png", table, judgements, reasons)
         pictures.draw_sheets(ctx.folder, table, judgements, reasons, thumbnails)
         tables.write_tables(ctx.folder, table, judgements, reasons)
-
-
-def _name(item: object) -> str:
-    return str(getattr(item, "name", item))

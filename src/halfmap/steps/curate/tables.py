@@ -7,10 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from halfmap.data import MicrographSet
 from halfmap.errors import ItemsFailedError, TableError
+from halfmap.io.names import unique_stems
 from halfmap.io.tables import write_micrographs
 from halfmap.log import log
 from halfmap.steps.curate import criteria
@@ -18,6 +20,7 @@ from halfmap.steps.curate.micrograph import MicrographItem
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
+    from halfmap.steps.curate.step import CurateStep
 
 _MANY = 0.1
 _SHARE = 0.5
@@ -33,29 +36,15 @@ def list_micrographs(ctx: Context, micrographs: MicrographSet) -> list[Micrograp
     """
     rows = micrographs.rows.to_dicts()
     sizes = micrographs.column("rlnMicrographPixelSize").to_list()
-    names = [row["rlnMicrographName"] for row in rows]
-    stems = Counter(Path(name).stem for name in names)
-    items, seen = [], set()
-    for number, (row, size) in enumerate(zip(rows, sizes, strict=True), start=1):
-        name = row["rlnMicrographName"]
-        if name in seen:
-            raise TableError(
-                f"{name} comes twice", path=micrographs.path, row=number, hint="remove one of the rows"
-            )
-        seen.add(name)
+    keys = unique_stems([row["rlnMicrographName"] for row in rows], table=micrographs.path)
+    items = []
+    for number, (row, key, size) in enumerate(zip(rows, keys, sizes, strict=True), start=1):
         if size is None or not math.isfinite(size):
             message, hint = "has no rlnMicrographPixelSize", "import the micrographs with their pixel size"
             raise TableError(message, path=micrographs.path, row=number, hint=hint)
-        path = Path(name).with_suffix("")
-        parts = [part for part in path.parts if part not in ("/", "..")]
-        items.append(
-            MicrographItem(
-                name=name,
-                key=path.name if stems[path.name] == 1 else "_".join(parts),
-                path=ctx.resolve(row.get("rlnMicrographNameNoDW") or name),
-                pixel_size=float(size),
-            )
-        )
+        name = row["rlnMicrographName"]
+        path = ctx.resolve(row.get("rlnMicrographNameNoDW") or name)
+        items.append(MicrographItem(name=name, key=key, path=path, pixel_size=float(size)))
     return items
 
 
@@ -64,7 +53,9 @@ def tabulate(ctx: Context, micrographs: MicrographSet, done: list[dict[str, Any]
     by_name = {row["name"]: row for row in done}
     kept = micrographs.rows.filter(pl.col("rlnMicrographName").is_in(list(by_name)))
     rows = [by_name[name] for name in kept["rlnMicrographName"]]
-    columns: dict[str, list[Any]] = {"hmMicrographMask": [ctx.relative(row["mask"]) for row in rows]}
+    columns: dict[str, list[Any]] = {
+        "hmMicrographMask": [ctx.relative(ctx.folder / row["mask"]) for row in rows]
+    }
     for label in rows[0]:
         if label.startswith("hm"):
             columns[label] = [row[label] for row in rows]
@@ -101,14 +92,26 @@ def write_tables(
     write_micrographs(folder / "micrographs.star", table.select(keep))
 
 
-def warn(table: MicrographSet, *, has_diameter: bool) -> None:
-    """Log what the table says nothing about, and masks that may be particles."""
+def warn(table: MicrographSet, judgements: list[criteria.Judgement], step: CurateStep) -> None:
+    """Log what is not judged, limits that tell nothing apart, and masks that may be particles."""
+    rows = table.rows
     unknown = criteria.missing(table)
     if unknown:
         log.info("not judged, as the table lacks their columns: %s", ", ".join(unknown))
-    rows = table.rows
+    smallest = min(Counter(rows["rlnOpticsGroup"]).values())
+    if step.automatic and smallest < criteria.FEWEST:
+        text = "optics groups of fewer than %d micrographs are not compared: only useless ones are rejected"
+        log.info(text, criteria.FEWEST)
+    for judgement in judgements:
+        option, title = judgement.option(step), judgement.criterion.in_text
+        without = int(np.isnan(judgement.values).sum())
+        if option and without:
+            log.warning("%d of %d have no %s and are kept whatever %s", without, rows.height, title, option)
+        if not option and step.automatic and judgement.is_loose():
+            text = "too many micrographs are poor by their %s to tell them from the others: see summary.png, "
+            log.warning(text + "and give a limit", title)
     other = (pl.col("hmMicrographMaskedFraction") > _MANY) & ~pl.col("hmMaskedBy").str.contains("carbon")
-    if not has_diameter and rows.filter(other).height > _SHARE * rows.height:
+    if step.diameter is None and rows.filter(other).height > _SHARE * rows.height:
         log.warning(
             "most micrographs are masked by more than %d %%: give --diameter if particles are above 300 Å",
             round(100 * _MANY),

@@ -15,36 +15,42 @@ _ANY_ORDER = {"reassoc", "contract"}
 """Sums may be taken in any order, the same one every time: several pixels at once."""
 
 
+FRAYED_px = 4
+"""Outermost pixels that a mirrored image is made without: motion correction may leave there what is none."""
+
+
 @njit(nogil=True, cache=True)
 def fold(place, length, mirror):
-    """Pixel that stands for one beyond the edges: that mirrored at the edge's pixel, or that pixel itself."""
-    if place < 0:
-        return -place if mirror else 0
-    if place >= length:
-        return 2 * (length - 1) - place if mirror else length - 1
-    return place
+    """Pixel that stands for one beyond the edges: that mirrored just inside, or the edge's own."""
+    if mirror:
+        if place < FRAYED_px:
+            place = 2 * FRAYED_px - place
+        if place >= length - FRAYED_px:
+            place = 2 * (length - 1 - FRAYED_px) - place
+    return min(max(place, 0), length - 1)
 
 
 @njit(nogil=True, cache=True)
-def cut(image, left, top, mirror, boxes):
+def cut(image, mirror, left, top, boxes):
     """Cut boxes out of a micrograph, no larger than it.
 
     Parameters
     ----------
     image : array (h, w)
         Micrograph.
+    mirror : bool
+        Whether the image is mirrored just inside its edges, or their pixels repeated.
     left, top : array (b,)
         Column and row of each box's first pixel.
-    mirror : bool
-        Whether the image is mirrored at its edges, or their pixels repeated.
     boxes : array (b, n, n)
         Written to.
     """
     height, width = image.shape
     n = boxes.shape[1]
+    frayed = FRAYED_px if mirror else 0
     for i in range(len(boxes)):
-        first = min(max(-left[i], 0), n)
-        last = max(min(width - left[i], n), 0)
+        first = min(max(frayed - left[i], 0), n)
+        last = max(min(width - frayed - left[i], n), first)
         for y in range(n):
             row = image[fold(top[i] + y, height, mirror)]
             out = boxes[i, y]
@@ -56,13 +62,11 @@ def cut(image, left, top, mirror, boxes):
 
 
 @njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
-def normalise(images, starts, stops, solve, subtract, divide, sign, statistics):
+def normalise(starts, stops, solve, subtract, divide, sign, images, statistics):
     """Subtract the background's plane or mean, divide by its standard deviation, turn the contrast; in place.
 
     Parameters
     ----------
-    images : array (b, m, m)
-        Particles.
     starts, stops : array (m,)
         First column of the circle around the particle in each row, and the first behind it; all else is
         background.
@@ -74,6 +78,8 @@ def normalise(images, starts, stops, solve, subtract, divide, sign, statistics):
         Whether to divide by the standard deviation; images without any stay as they are.
     sign : float
         -1 turns the contrast.
+    images : array (b, m, m)
+        Particles.
     statistics : array (b, N_STATISTICS)
         Written to.
     """

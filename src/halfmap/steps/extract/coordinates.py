@@ -102,8 +102,16 @@ def read(step: ExtractStep, ctx: Context, micrographs: MicrographSet) -> Picks:
 
 
 def _read_rows(path: Path, ctx: Context) -> ParticleSet:
+    if path.suffix.lower() in (".box", ".txt", ".csv"):
+        hint = "import such files first: halfmap import coordinates"
+        raise TableError("is a coordinate file of another program", path=path, hint=hint)
     tables = [] if path.suffix == ".cs" else list(read_star(path).values())
-    lists = [table for table in tables if isinstance(table, pl.DataFrame) and FILES in table.columns]
+    tables = [table for table in tables if isinstance(table, pl.DataFrame)]
+    lists = [table for table in tables if FILES in table.columns]
+    if any({X, Y} <= set(table.columns) and not {MICROGRAPH, IMAGE} & set(table.columns) for table in tables):
+        message = "holds coordinates without the names of their micrographs"
+        hint = "give the table that lists such files, as picking and `halfmap import coordinates` write it"
+        raise TableError(message, path=path, hint=hint)
     if not lists:
         particles = read_particles(path)
         for label in (MICROGRAPH, X, Y):

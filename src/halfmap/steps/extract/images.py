@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise, repeat
+from functools import lru_cache, partial
+from itertools import pairwise
 
 import numpy as np
 import scipy.fft
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.threads import in_threads
-from halfmap.steps.extract._kernels import N_STATISTICS, cut, normalise
+from halfmap.steps.extract._kernels import FRAYED_px, N_STATISTICS, cut, normalise
 from halfmap.steps.extract.step import Background
 
-_BATCH_BYTES = 1 << 22
-"""Of the boxes that are held at a time, as large as a cache."""
+_BATCH_BYTES = 1 << 20
+"""Of the boxes that a thread holds at a time, as large as its cache."""
 
 _SUBTRACT: dict[Background, int] = {"none": 0, "mean": 1, "ramp": 2}
 
@@ -106,6 +106,7 @@ def cut_particles(
     y: NDArray[np.int64],
     recipe: Recipe,
     *,
+    ready: Callable[[int], object] | None = None,
     flip: PhaseFlip | None = None,
     rng: np.random.Generator | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float64]]]:
@@ -119,6 +120,8 @@ def cut_particles(
         Pixel that becomes the middle ``box // 2``.
     recipe : Recipe
         What to do.
+    ready : callable, optional
+        Called with the number of rows of the image, from the first one, that the next boxes are made of.
     flip : PhaseFlip, optional
         How to flip phases, if they are to be.
     rng : Generator, optional
@@ -133,11 +136,16 @@ def cut_particles(
         skewness within the circle of the finished image.
     """
     side = recipe.box if flip is None else flip.box
-    step = max(1, _BATCH_BYTES // (4 * side**2))
+    step = torch.get_num_threads() * max(1, _BATCH_BYTES // (4 * side**2))
     circle = circle_of(recipe.scaled_box, recipe.circle * recipe.scaled_box)
     for first in range(0, len(x), step):
         chosen = slice(first, min(first + step, len(x)))
-        boxes = _cut(image, x[chosen], y[chosen], side, mirror=recipe.mirror)
+        boxes = np.empty((len(x[chosen]), side, side), np.float32)
+        left, top = x[chosen] - side // 2, y[chosen] - side // 2
+        if ready is not None:
+            # What sticks out is mirrored.
+            ready(max(int(top.max()) + side, 2 * FRAYED_px + 1 - int(top.min())))
+        _in_parts(partial(cut, image, recipe.mirror), left, top, boxes)
         if recipe.white_dust is not None or recipe.black_dust is not None:
             _remove_dust(boxes, recipe, rng or np.random.default_rng(0))
         if flip is not None:
@@ -147,24 +155,14 @@ def cut_particles(
         yield boxes, _normalise(boxes, circle, recipe.background, invert=recipe.invert)
 
 
-def _cut(
-    image: NDArray[np.float32], x: NDArray[np.int64], y: NDArray[np.int64], side: int, *, mirror: bool
-) -> NDArray[np.float32]:
-    boxes = np.empty((len(x), side, side), np.float32)
-    parts = _parts(len(x))
-    left, top = _split(x - side // 2, parts), _split(y - side // 2, parts)
-    in_threads(cut, repeat(image), left, top, repeat(mirror), _split(boxes, parts))
-    return boxes
-
-
-def _parts(count: int) -> list[slice]:
-    """Images for each thread."""
+def _in_parts(function: Callable[..., None], *arrays: NDArray) -> None:
+    """Call a function on parts of the arrays, one for each thread."""
+    count = len(arrays[0])
+    if torch.get_num_threads() == 1 or count == 1:
+        function(*arrays)
+        return
     edges = np.linspace(0, count, min(count, torch.get_num_threads()) + 1).astype(int).tolist()
-    return [slice(*pair) for pair in pairwise(edges)]
-
-
-def _split(array: NDArray, parts: list[slice]) -> list[NDArray]:
-    return [array[part] for part in parts]
+    in_threads(function, *([array[slice(*pair)] for pair in pairwise(edges)] for array in arrays))
 
 
 def _flip_phases(boxes: NDArray[np.float32], signs: Tensor, box: int) -> NDArray[np.float32]:
@@ -198,14 +196,8 @@ def _normalise(
     """Normalise images in place; their statistics."""
     statistics = np.empty((len(images), N_STATISTICS))
     subtract, sign = _SUBTRACT[background], -1.0 if invert else 1.0
-    parts = _parts(len(images))
-    in_threads(
-        lambda some, found: normalise(
-            some, circle.starts, circle.stops, circle.solve, subtract, subtract > 0, sign, found
-        ),
-        _split(images, parts),
-        _split(statistics, parts),
-    )
+    how = (circle.starts, circle.stops, circle.solve, subtract, subtract > 0, sign)
+    _in_parts(partial(normalise, *how), images, statistics)
     return statistics
 
 

@@ -20,13 +20,14 @@ from halfmap.io.mrc import MrcStackWriter
 from halfmap.ops.ctf import ctf
 from halfmap.steps.extract._kernels import N_STATISTICS
 from halfmap.steps.extract.images import PhaseFlip, Recipe, cut_particles
+from halfmap.steps.extract.reading import Arriving, arriving
 
 if TYPE_CHECKING:
     from halfmap.steps.extract.step import ExtractStep
 
 FOLDER = "Particles"
 
-REASONS = ("outside", "edge", "masked", "duplicate", "blank")
+REASONS = ("outside", "edge", "masked", "duplicate", "blank", "broken")
 """Why particles are left out, in the order in which they are looked at."""
 
 _USABLE = 0.5
@@ -85,35 +86,33 @@ def extract_micrograph(item: MicrographItem, *, step: ExtractStep, folder: Path)
     Raises
     ------
     FileFormatError
-        If the micrograph cannot be read or is not finite everywhere.
+        If the micrograph cannot be read, or is blank or no number in all boxes.
     ShapeError
         If it is smaller than the box.
     """
-    image = _read(item)
-    kept, left_out = choose(item, image.shape)
-    statistics = np.empty((0, N_STATISTICS))
-    if len(kept):
-        good, statistics = _write(item, image, kept, folder, np.float16 if step.float16 else np.float32)
-        left_out["blank"] = len(kept) - len(statistics)
-        kept = kept[good]
+    with arriving(item.path) as micrograph:
+        shape = micrograph.image.shape
+        if item.recipe.box > min(shape):
+            message = f"a box of {item.recipe.box} px does not fit into {shape[1]} × {shape[0]} px"
+            raise ShapeError(message, path=item.name, hint="give a smaller --box")
+        kept, left_out = choose(item, shape)
+        statistics = np.empty((0, N_STATISTICS))
+        if len(kept):
+            dtype = np.float16 if step.float16 else np.float32
+            statistics = _write(item, micrograph, kept, folder, dtype)
+            good = _is_sound(statistics)
+            left_out["broken"] = int((~np.isfinite(statistics).all(axis=1)).sum())
+            left_out["blank"] = int((~good).sum()) - left_out["broken"]
+            kept, statistics = kept[good], statistics[good]
+            if not good.all():
+                # Images have places in the stack before it is known which ones are no good.
+                statistics = _write(item, micrograph, kept, folder, dtype)
     return {
         "name": item.name,
         "kept": kept.tolist(),
         "statistics": [[float(f"{value:.{_DIGITS}g}") for value in row] for row in statistics.tolist()],
         "left_out": {reason: int(count) for reason, count in left_out.items() if count},
     }
-
-
-def _read(item: MicrographItem) -> NDArray[np.float32]:
-    image = np.ascontiguousarray(read_image(item.path), np.float32)
-    # A sum is quicker than a look at every pixel, and not finite if one of them is not.
-    if not np.isfinite(image.sum()) and (count := int((~np.isfinite(image)).sum())):
-        message = f"{count} of its pixels are not numbers"
-        raise FileFormatError(message, path=item.name, hint="make the micrograph again, or leave it out")
-    if item.recipe.box > min(image.shape):
-        message = f"a box of {item.recipe.box} px does not fit into {image.shape[1]} × {image.shape[0]} px"
-        raise ShapeError(message, path=item.name, hint="give a smaller --box")
-    return image
 
 
 def choose(item: MicrographItem, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], dict[str, int]]:
@@ -187,27 +186,37 @@ def duplicates(
 
 
 def _write(
-    item: MicrographItem, image: NDArray[np.float32], kept: NDArray[np.int64], folder: Path, dtype: DTypeLike
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Write the stack; which of the particles are in it, and their statistics."""
+    item: MicrographItem, micrograph: Arriving, kept: NDArray[np.int64], folder: Path, dtype: DTypeLike
+) -> NDArray[np.float64]:
+    """Write the stack, in the order of the table; the statistics of its images."""
     rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(item.number,)))
+    # From top to bottom, as the rows arrive.
+    order = np.argsort(item.cut[kept, 1], kind="stable")
+    rows, shape = kept[order], micrograph.image.shape
     flip = None
     if item.ctf is not None:
-        box = min(_FLIP_ROOM * item.recipe.box, *(length // 2 * 2 for length in image.shape))
-        flip = PhaseFlip(box, partial(_signs, item.ctf.with_rows(item.ctf.rows[kept]), box))
-    side = item.recipe.scaled_box
-    x, y = item.cut[kept].T
+        box = min(_FLIP_ROOM * item.recipe.box, *(length // 2 * 2 for length in shape))
+        flip = PhaseFlip(box, partial(_signs, item.ctf.with_rows(item.ctf.rows[rows]), box))
+    side, found = item.recipe.scaled_box, np.empty((len(kept), N_STATISTICS))
     path = folder / FOLDER / f"{item.key}.mrcs"
-    found = []
     with MrcStackWriter(path, shape=(side, side), pixel_size=item.pixel_size, dtype=dtype) as stack:
-        for images, statistics in cut_particles(image, x, y, item.recipe, flip=flip, rng=rng):
-            stack.append(images[statistics[:, 1] > 0])
-            found.append(statistics)
-        if not len(stack):
-            message = f"all {len(kept)} particles lie where it is blank"
-            raise FileFormatError(message, path=item.name, hint="leave it out")
-    every = np.concatenate(found)
-    return every[:, 1] > 0, every[every[:, 1] > 0]
+        parts = cut_particles(
+            micrograph.image, *item.cut[rows].T, item.recipe, ready=micrograph.wait, flip=flip, rng=rng
+        )
+        places = iter(order.tolist())
+        for images, statistics in parts:
+            for image, numbers in zip(images, statistics, strict=True):
+                place = next(places)
+                stack[place], found[place] = image, numbers
+        if not _is_sound(found).any():
+            hint = "leave it out, or make it anew"
+            raise FileFormatError(f"all {len(kept)} boxes are blank or broken", path=item.name, hint=hint)
+    return found
+
+
+def _is_sound(statistics: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether images are numbers throughout, and not all the same one."""
+    return np.isfinite(statistics).all(axis=1) & (statistics[:, 1] > 0)
 
 
 def _signs(particles: ParticleSet, box: int, chosen: slice) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,17 +106,24 @@ def draw_summary(path: Path, particles: ParticleSet) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels = (
         ("Defocus, µm", defocus, normal),
-        ("Spread outside the circle, before", rows[STATISTICS[1]].to_numpy(), normal),
-        ("Mean within the circle", rows[STATISTICS[2]].to_numpy(), odd),
-        ("Standard deviation within the circle", rows[STATISTICS[3]].to_numpy(), odd),
-        ("Skewness within the circle", rows[STATISTICS[4]].to_numpy(), odd),
+        ("Noise around particles in the micrograph", rows[STATISTICS[1]].to_numpy(), normal),
+        ("Mean of a particle, as stored", rows[STATISTICS[2]].to_numpy(), odd),
+        ("Standard deviation of a particle, as stored", rows[STATISTICS[3]].to_numpy(), odd),
+        ("Skewness of a particle", rows[STATISTICS[4]].to_numpy(), odd),
     )
     for place, (name, values, marked) in enumerate(panels, start=1):
-        _histogram(_panel(figure, place, name, f"median {np.median(values):.4g}"), values, marked)
+        _histogram(_panel(figure, place, name, f"median {_median(values)}"), values, marked)
     if odd.any():
         text = f"red: particles with a value more than {OUTLIER:g} robust standard deviations from the median"
         add_text(figure, _WIDTH - 24, _HEIGHT - 18, text, size=9, color=_ODD, va="top", ha="right")
     save(figure, path)
+
+
+def _median(values: NDArray) -> str:
+    """Median to a tenth of the values' spread."""
+    spread = np.median(np.abs(values - np.median(values)))
+    decimals = max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 3
+    return f"{np.median(values) + 0.0:.{decimals}f}".replace("-", "−")
 
 
 def _panel(figure, place: int, title: str, detail: str) -> Axes:

@@ -132,7 +132,7 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         """Place the particles, choose the box, cut micrograph after micrograph, tabulate, draw."""
         from halfmap.errors import ParameterError
         from halfmap.io.tables import read_micrographs, write_particles
-        from halfmap.steps.extract import coordinates, micrograph, pictures, tables
+        from halfmap.steps.extract import coordinates, micrograph, pictures, reading, tables
 
         if self.background == "none" and (self.white_dust or self.black_dust):
             raise ParameterError(
@@ -145,12 +145,9 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         items = tables.list_items(self, ctx, picks, plan)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         extract = functools.partial(micrograph.extract_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(extract, items, key=_name, unit="micrograph")
+        done = ctx.map(extract, items, unit="micrograph")
+        reading.forget_micrograph()
         particles = tables.tabulate(self, ctx, picks, plan, items, done)
         write_particles(ctx.folder / "particles.star", particles)
         pictures.draw_particles(ctx.folder / "particles.png", ctx, particles)
         pictures.draw_summary(ctx.folder / "summary.png", particles)
-
-
-def _name(item: object) -> str:
-    return str(getattr(item, "name", item))

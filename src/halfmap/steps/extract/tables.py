@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +12,15 @@ import polars as pl
 
 from halfmap.data import ParticleSet
 from halfmap.data.optics import GROUP
-from halfmap.errors import TableError
+from halfmap.errors import HalfmapError, ParameterError, TableError
+from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.extract import coordinates
 from halfmap.steps.extract.box import Box, background_diameter, choose_box, needed_extent, typical
 from halfmap.steps.extract.coordinates import CUT, DEFOCUS, IMAGE, INDEX, MICROGRAPH, PIXEL, Picks
 from halfmap.steps.extract.images import Recipe
 from halfmap.steps.extract.micrograph import FOLDER, REASONS, MicrographItem
+from halfmap.steps.extract.reading import image_shape
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -49,6 +50,7 @@ _WORDS = {
     "masked": "in masked areas",
     "duplicate": "close to a better one",
     "blank": "where the micrograph is blank",
+    "broken": "with pixels that are not numbers",
 }
 
 
@@ -135,13 +137,16 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
     ------
     TableError
         If phases are to be flipped and a setting of the microscope is missing.
+    ParameterError
+        If no micrograph is as large as a box.
     """
     rows, known = picks.rows, picks.micrographs.rows
     distance = step.min_distance if step.min_distance is not None else _CLOSE * (plan.diameter or 0.0)
     margin = (plan.diameter or plan.circle) / plan.micrograph_pixel_size / 2
     margin = plan.box.size // 2 if step.edges == "leave-out" else margin
     label = next((label for label in SCORES if label in rows.columns), None)
-    stems = Counter(Path(name).stem for name in known[MICROGRAPH])
+    names = known[MICROGRAPH].to_list()
+    keys = dict(zip(names, unique_stems(names, table=picks.micrographs.path), strict=True))
     bright = picks.micrographs.column(BRIGHT, default=-1.0)
     for_ctf = _with_pixel_size(picks, plan.micrograph_pixel_size) if step.phase_flip else None
     items = []
@@ -161,7 +166,7 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
         items.append(
             MicrographItem(
                 name=name,
-                key=stack_name(name, unique=stems[Path(name).stem] == 1),
+                key=keys[name],
                 number=number,
                 path=ctx.resolve(name),
                 mask=None if mask in (None, "", "None") else ctx.resolve(mask),
@@ -178,13 +183,26 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
     if not items:
         message = "no micrograph that has particles has a defocus"
         raise TableError(message, path=picks.micrographs.path, hint="estimate the CTF first: halfmap ctf")
+    _check_room(items, plan)
     return items
 
 
-def stack_name(name: str, *, unique: bool) -> str:
-    """Name of a micrograph's stack: its own, with its folders where two would get the same."""
-    path = Path(name).with_suffix("")
-    return path.name if unique else "_".join(part for part in path.parts if part not in ("/", ".."))
+def _check_room(items: list[MicrographItem], plan: Plan) -> None:
+    """Refuse a box that fits into no micrograph; if it fits into some, the others fail one by one."""
+    shapes = []
+    for item in items:
+        try:
+            shapes.append(image_shape(item.path))
+        except HalfmapError:
+            continue  # its turn comes
+        if plan.box.size <= min(shapes[-1]):
+            return
+    if shapes:
+        height, width = max(shapes, key=min)
+        side = plan.box.size * plan.micrograph_pixel_size
+        message = f"a box of {plan.box.size} px, {side:.0f} Å, is larger than the micrographs,"
+        message += f" {width} × {height} px"
+        raise ParameterError(message, hint="give a smaller --box or --diameter (in Å)")
 
 
 def _with_pixel_size(picks: Picks, pixel_size: float) -> ParticleSet:

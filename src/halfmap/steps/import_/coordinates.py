@@ -29,8 +29,10 @@ def gather(
 
     Raises
     ------
+    HalfmapError
+        If no file can be read and belongs to any of the micrographs.
     TableError
-        If none belongs to any of the micrographs, most lie outside them, or two micrographs have one name.
+        If most coordinates lie outside the micrographs, or two micrographs have one name.
     """
     names: dict[str, str] = {}
     for row, name in enumerate(micrographs.rows[MICROGRAPH], start=1):
@@ -39,20 +41,22 @@ def gather(
             hint = "coordinates go by the names of files: import these micrographs' coordinates apart"
             raise TableError(message, path=micrographs.path, row=row, hint=hint)
     found: dict[str, list[pl.DataFrame]] = {}
+    problems: list[tuple[Path, HalfmapError]] = []
     for file in files:
         try:
             parts = list(_by_micrograph(file, step, names))
         except HalfmapError as error:
-            ctx.fail("coordinate file", ctx.relative(file), str(error))
+            problems.append((file, error))
             continue
         for name, table in parts:
             found.setdefault(name, []).append(table)
+    if not found and len(problems) == 1:
+        raise problems[0][1]
     if not found:
-        reason = f"; {ctx.failures[0].reason}" if ctx.failures else ""
-        hint = "names of coordinate files begin with their micrograph's"
-        raise TableError(
-            f"no coordinates belong to these micrographs{reason}", path=micrographs.path, hint=hint
-        )
+        message = f"none of {len(problems)} coordinate files is of use; the first one: {problems[0][1]}"
+        raise TableError(message, path=micrographs.path)
+    for file, error in problems:
+        ctx.fail("coordinate file", ctx.relative(file), str(error))
     if step.min_score is not None:
         found = _best(found, step.min_score)
     return _inside(ctx, found, micrographs)
@@ -78,7 +82,8 @@ def _by_micrograph(
     if MICROGRAPH not in table.columns:
         owner = _owner(_stem(file.name), names)
         if owner is None:
-            raise TableError("is of none of the micrographs by its name", path=file)
+            hint = f"begin its name with a micrograph's, such as {next(iter(names))}"
+            raise TableError("is of none of the micrographs by its name", path=file, hint=hint)
         return [(owner, table)]
     parts, strangers = [], 0
     for (name,), part in table.group_by(MICROGRAPH, maintain_order=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
-from halfmap.errors import ParameterError
+from halfmap.errors import FileFormatError, ParameterError
 from halfmap.log import log
 
 if TYPE_CHECKING:
@@ -86,8 +86,14 @@ def _mean_frame(step: ImportMovies, headers: list[dict[str, Any]]) -> np.ndarray
         movie = open_movie(header["file"], eer_grouping=step.eer_grouping, eer_upsampling=step.eer_upsampling)
         for first in range(0, movie.n_frames, FRAMES_AT_A_TIME):
             part = movie.read(first, min(first + FRAMES_AT_A_TIME, movie.n_frames))
-            total += part.sum(axis=0, dtype=np.float64)
-            frames += len(part)
+            sound = np.isfinite(part).all(axis=(1, 2))
+            total += part[sound].sum(axis=0, dtype=np.float64)
+            frames += int(sound.sum())
+    if not frames:
+        message = "the gain reference cannot be compared: every frame of the first movies holds NaN"
+        raise FileFormatError(
+            message, path=headers[0]["file"], hint="make the movies again, or leave them out"
+        )
     return (total / frames).astype(np.float32)
 
 

@@ -21,7 +21,7 @@ THUMBNAIL_px = 384
 PARTICLE_px = 64
 """Averaging down to this makes particles stand out of their noise."""
 TITLE_inch, LABEL_inch, GAP_inch = 0.4, 0.25, 0.1
-MARKER_COLOUR = "#ff9500"
+MARKER_COLOUR, MISSING_COLOUR = "#ff9500", "#b03030"
 
 
 def draw_movies(path: Path, ctx: Context, movies: MovieSet) -> None:
@@ -130,14 +130,23 @@ def _movie_sum(path: Path, gain: np.ndarray | None, optics: dict) -> np.ndarray:
     movie = open_movie(path, eer_grouping=grouping, eer_upsampling=upsampling)
     total = np.zeros(movie.shape, np.float32)
     for frame in range(movie.n_frames):
-        total += movie.read(frame, frame + 1)[0]
+        total += _numbers(movie.read(frame, frame + 1)[0])
     return _thumbnail(total if gain is None else total * gain)
+
+
+def _numbers(image: np.ndarray) -> np.ndarray:
+    """An image as float32 with NaN for all that is no number: both infinities have no sum."""
+    import numpy as np
+
+    image = image.astype(np.float32, copy=False)
+    finite = np.isfinite(image)
+    return image if finite.all() else np.where(finite, image, np.float32(np.nan))
 
 
 def _image(path: Path, *, shrink: bool = True) -> np.ndarray:
     from halfmap.io.movies import open_movie
 
-    image = open_movie(path).read()[0].astype("float32")
+    image = _numbers(open_movie(path).read()[0])
     return _thumbnail(image) if shrink else image
 
 
@@ -149,7 +158,16 @@ def _thumbnail(image: np.ndarray, size: int = THUMBNAIL_px) -> np.ndarray:
     """Shrink an image to about `size` by averaging blocks of pixels."""
     factor = _factor(image, size)
     h, w = (side // factor * factor for side in image.shape)
-    return image[:h, :w].reshape(h // factor, factor, w // factor, factor).mean(axis=(1, 3))
+    blocks = image[:h, :w].reshape(h // factor, factor, w // factor, factor)
+    # float64: the sum of what is no image may overflow.
+    return blocks.mean(axis=(1, 3), dtype="float64")
+
+
+def _flaw(image: np.ndarray, finite: np.ndarray) -> str:
+    """Say what is wrong with an image as a whole, or nothing."""
+    if not finite.all():
+        return "holds NaN or infinity"
+    return "blank" if image.min() == image.max() else ""
 
 
 def _draw_panels(
@@ -165,6 +183,7 @@ def _draw_panels(
 ) -> None:
     """Draw images side by side, each stretched between its 1st and 99th percentile."""
     import numpy as np
+    from matplotlib import colormaps
     from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure
 
@@ -187,11 +206,14 @@ def _draw_panels(
     places |= {"wspace": GAP_inch / inch, "hspace": LABEL_inch / side}
     panels = figure.subplots(lines, columns, squeeze=False, gridspec_kw=places).ravel()
     for number, (panel, image, name) in enumerate(zip(panels, images, titles, strict=False)):
-        low, high = np.percentile(image, (1, 99))
+        finite = np.isfinite(image)
+        low, high = np.percentile(image[finite], (1, 99)) if finite.any() else (0.0, 1.0)
         if low == high:
-            low, high = image.min(), image.max()
-        panel.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
-        panel.set_title(name, fontsize=7)
+            low, high = image[finite].min(), image[finite].max()
+        # Red where there is nothing to be seen, which no grey could say.
+        colours = colormaps["gray"].with_extremes(bad=MISSING_COLOUR)
+        panel.imshow(image, cmap=colours, vmin=low, vmax=high, origin="lower")
+        panel.set_title(f"{name}: {flaw}" if (flaw := _flaw(image, finite)) else name, fontsize=7)
         if points is not None:
             size = sizes[number] if sizes else None
             style = {"facecolors": "none", "edgecolors": MARKER_COLOUR, "linewidths": 0.7}

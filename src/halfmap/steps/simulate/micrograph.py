@@ -11,11 +11,11 @@ from numpy.random import SeedSequence
 
 from halfmap.io.mrc import write_mrc
 from halfmap.ops import grids
+from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.simulate import exposure as exposures
 from halfmap.steps.simulate import truth
 from halfmap.steps.simulate.detector import Camera, build_camera
 from halfmap.steps.simulate.ice import fading, tabulated, white_noise
-from halfmap.steps.simulate.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from halfmap.steps.simulate.specimen import Specimen

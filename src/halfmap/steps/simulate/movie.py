@@ -15,13 +15,13 @@ from halfmap.io.atomic import write_text
 from halfmap.io.mrc import MrcStackWriter, write_mrc
 from halfmap.io.tiff import write_tiff_movie
 from halfmap.ops import fourier
+from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.simulate import exposure as exposures
 from halfmap.steps.simulate import truth
 from halfmap.steps.simulate.detector import Camera, build_camera
 from halfmap.steps.simulate.exposure import Exposure
 from halfmap.steps.simulate.ice import FlowingIce
 from halfmap.steps.simulate.motion import Motion, random_motion
-from halfmap.steps.simulate.threads import one_torch_thread
 from halfmap.steps.simulate.warp import displace, illuminate, spline_coefficients, spline_response
 
 if TYPE_CHECKING:

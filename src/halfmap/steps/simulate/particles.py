@@ -15,12 +15,12 @@ from torch import Tensor
 
 from halfmap.io.mrc import MrcStackWriter
 from halfmap.ops import fourier, grids
+from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.simulate import exposure as exposures
 from halfmap.steps.simulate import scene as scenes
 from halfmap.steps.simulate.ice import fading, noise_amplitude, tabulated
 from halfmap.steps.simulate.molecules import project_to_pixels
 from halfmap.steps.simulate.optics import Defocus
-from halfmap.steps.simulate.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from halfmap.steps.simulate.specimen import Specimen

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from halfmap.io.atomic import atomic_path
@@ -21,20 +23,18 @@ from halfmap.steps.simulate.motion import Motion, read_motion
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
-    from halfmap.steps.simulate.step import (
-        SimulateExposures,
-        SimulateMicrographs,
-        SimulateMovies,
-        SimulateParticles,
-    )
+    from halfmap.steps.simulate.step import SimulateMicrographs, SimulateMovies, SimulateParticles
 
 _THUMBNAIL_px = 700
 _TILE = 512
 _COLOURS = {"real": "tab:green", "overlapping": "tab:orange", "broken": "tab:red"}
 
 
-def draw_movies(step: SimulateMovies, ctx: Context, rows: list[dict[str, Any]]) -> None:
-    """Draw the first movie, aligned by its true drift, its power spectrum, its motion, the truth map."""
+def draw_movies(step: SimulateMovies, ctx: Context, rows: list[dict[str, Any]], *, diameter: float) -> None:
+    """Draw the first movie, aligned by its true drift, its power spectrum, its motion, the truth map.
+
+    Circles around particles are of their diameter, which is in Å.
+    """
     from halfmap.steps.simulate.movie import movie_file
 
     index = rows[0]["index"]
@@ -45,7 +45,7 @@ def draw_movies(step: SimulateMovies, ctx: Context, rows: list[dict[str, Any]]) 
     )
     figure = Figure(figsize=(15, 10), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=(2, 1, 1))
-    _draw_view(figure.add_subplot(grid[:, 0]), image, ctx.folder, index, step, pixel)
+    _draw_view(figure.add_subplot(grid[:, 0]), image, ctx.folder, index, pixel, diameter)
     _draw_spectrum(figure.add_subplot(grid[0, 1]), image, pixel)
     _draw_motion(figure.add_subplot(grid[1, 1]), motion, step)
     _draw_map(figure.add_subplot(grid[0, 2]), ctx.folder)
@@ -58,15 +58,17 @@ def draw_movies(step: SimulateMovies, ctx: Context, rows: list[dict[str, Any]]) 
     _save(figure, ctx.folder)
 
 
-def draw_micrographs(step: SimulateMicrographs, ctx: Context, rows: list[dict[str, Any]]) -> None:
-    """Draw the first micrograph, its power spectrum, and the truth map."""
+def draw_micrographs(
+    step: SimulateMicrographs, ctx: Context, rows: list[dict[str, Any]], *, diameter: float
+) -> None:
+    """Draw the first micrograph, its power spectrum, and the truth map; circles are of a diameter in Å."""
     from halfmap.steps.simulate.micrograph import micrograph_file
 
     index = rows[0]["index"]
     image = read_mrc(micrograph_file(ctx.folder, index), 0)
     figure = Figure(figsize=(13, 10), layout="constrained")
     grid = figure.add_gridspec(3, 2, width_ratios=(3, 1))
-    _draw_view(figure.add_subplot(grid[:, 0]), image, ctx.folder, index, step, step.pixel_size)
+    _draw_view(figure.add_subplot(grid[:, 0]), image, ctx.folder, index, step.pixel_size, diameter)
     _draw_spectrum(figure.add_subplot(grid[0, 1]), image, step.pixel_size)
     _draw_profile(figure.add_subplot(grid[1, 1]), image, step.pixel_size)
     _draw_map(figure.add_subplot(grid[2, 1]), ctx.folder)
@@ -119,9 +121,7 @@ def _montage(images: NDArray, columns: int) -> NDArray:
     return sheet
 
 
-def _draw_view(
-    axes: Axes, image: NDArray, folder: Path, index: int, step: SimulateExposures, pixel: float
-) -> None:
+def _draw_view(axes: Axes, image: NDArray, folder: Path, index: int, pixel: float, diameter: float) -> None:
     """An image with its particles circled by kind."""
     factor = max(1, max(image.shape) // _THUMBNAIL_px)
     h, w = (size // factor * factor for size in image.shape)
@@ -133,13 +133,26 @@ def _draw_view(
         for kind, colour in _COLOURS.items():
             chosen = np.array(particles["hmParticleKind"]) == kind
             x, y = (np.array(particles[label])[chosen] for label in ("rlnCoordinateX", "rlnCoordinateY"))
-            axes.scatter(x, y, s=160, facecolors="none", edgecolors=colour, linewidths=0.7, label=kind)
-        axes.legend(loc="upper right", fontsize=8)
+            circles = EllipseCollection(
+                *(diameter / pixel, diameter / pixel, 0),
+                units="xy",
+                offsets=np.stack([x, y], axis=-1),
+                offset_transform=axes.transData,
+                facecolors="none",
+                edgecolors=colour,
+                linewidths=0.7,
+                label=kind,
+            )
+            axes.add_collection(circles, autolim=False)
+        axes.legend(
+            handles=[Line2D([], [], color=colour, label=kind) for kind, colour in _COLOURS.items()],
+            loc="upper right",
+            fontsize=8,
+        )
     axes.set(
         xlim=(0, w),
         ylim=(0, h),
-        title=f"{exposures.name(index)}" + (f", shrunk {factor} times" if factor > 1 else ""),
-        xlabel="px",
+        title=f"{exposures.name(index)} (px)" + (f", shrunk {factor} times" if factor > 1 else ""),
     )
 
 

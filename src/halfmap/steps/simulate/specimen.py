@@ -25,9 +25,9 @@ from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.log import log
 from halfmap.ops import grids, planewise
 from halfmap.ops.potential import atomic_volume
+from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.simulate.projector import Planes, fill_transform, transform_shape
 from halfmap.steps.simulate.solvent import ICE_POTENTIAL_V, solvent_planes, solvent_size
-from halfmap.steps.simulate.threads import one_torch_thread
 
 _FINER = 1.125
 """Volumes are computed with pixels finer by this, so that projections are sound up to Nyquist."""

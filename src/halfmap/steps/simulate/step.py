@@ -242,7 +242,7 @@ class SimulateMovies(SimulateExposures, name="simulate movies", label="halfmap.s
         expose = functools.partial(movie.simulate, step=self, specimen=specimen, folder=ctx.folder)
         exposures = ctx.map(expose, range(self.n_movies), key=exposure.name, unit="movie")
         truth.write_movie_tables(self, ctx, exposures)
-        pictures.draw_movies(self, ctx, exposures)
+        pictures.draw_movies(self, ctx, exposures, diameter=specimen.diameter)
         preparation.discard(specimen, ctx)
 
 
@@ -288,7 +288,7 @@ class SimulateMicrographs(
         expose = functools.partial(micrograph.simulate, step=self, specimen=specimen, folder=ctx.folder)
         exposures = ctx.map(expose, range(self.n_micrographs), key=exposure.name, unit="micrograph")
         truth.write_micrograph_tables(self, ctx, exposures)
-        pictures.draw_micrographs(self, ctx, exposures)
+        pictures.draw_micrographs(self, ctx, exposures, diameter=specimen.diameter)
         preparation.discard(specimen, ctx)
 
 
