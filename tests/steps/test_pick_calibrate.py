@@ -125,3 +125,42 @@ def test_micrographs_in_any_order_give_the_same_thresholds():
     other = calibrate(np.concatenate([score[i] for i in order]), micrograph=np.repeat(range(3), 390))
     for place, i in enumerate(order):
         assert other.part(place).threshold == pytest.approx(one.part(i).threshold)
+
+
+def test_fragments_are_counted_as_false_and_pairs_are_not():
+    rng = np.random.default_rng(9)
+    background, single = _maxima(rng, 3000), rng.normal(6.0, 0.8, 900)
+    pairs = rng.uniform(6.5, 10.5, 90)
+    fragments = 0.85 + 5.1 * rng.uniform(0, 0.9, 120)
+    score = np.concatenate([background, fragments, single, pairs])
+    found = calibrate(score, _maxima(rng, 3000))
+    picked = found.picks(score)
+    assert picked[-990:].mean() > 0.97
+    wrong = picked[:-990].sum() / picked.sum()
+    assert found.false_discovery_rate == pytest.approx(wrong, abs=0.02)
+
+
+def test_strengths_that_multiply_are_calibrated_too():
+    rng = np.random.default_rng(10)
+    score = np.concatenate([_maxima(rng, 4000), 0.85 + 6 * np.exp(rng.normal(0, 0.3, 1000))])
+    found = calibrate(score, _maxima(rng, 4000), scatter=0.3)
+    picked = found.picks(score)
+    assert picked[4000:].mean() > 0.95
+    assert found.false_discovery_rate == pytest.approx(picked[:4000].sum() / picked.sum(), abs=0.02)
+
+
+def test_what_is_far_stronger_than_particles_is_not_picked():
+    rng = np.random.default_rng(11)
+    dirt = rng.uniform(30, 60, 40)
+    score = np.concatenate([_maxima(rng, 2000), rng.normal(6.0, 0.8, 500), dirt])
+    found = calibrate(score, _maxima(rng, 2000))
+    assert found.picks(score)[2000:2500].mean() > 0.97
+    assert not found.picks(dirt).any()
+    assert found.of(dirt).max() < 0.05
+
+
+def test_a_micrograph_without_candidates_takes_the_usual_threshold():
+    rng = np.random.default_rng(12)
+    score = np.concatenate([_maxima(rng, 800), rng.normal(6.0, 0.8, 200)])
+    found = calibrate(score, micrograph=rng.integers(0, 3, 1000))
+    assert found.part(3).threshold == found.threshold

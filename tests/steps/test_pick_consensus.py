@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from halfmap.steps.pick.consensus import join, weigh
+from halfmap.steps.pick.consensus import Joined, join, weigh, with_own
 
 
 def _picks(*rows):
@@ -65,3 +65,13 @@ def test_agreement_is_more_probable():
     votes = np.array([[1, 1, 1]] * 60 + [[1, 1, 0]] * 20 + [[1, 0, 0]] * 15 + [[0, 0, 1]] * 15, bool)
     probability, _, _ = weigh(votes, 200.0)
     assert probability[0] > probability[60] > probability[-1]
+
+
+def test_agreement_makes_no_pick_surer_than_its_surest_picker():
+    votes = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]], bool)
+    own = np.where(votes, [[0.7, 0.8, 0.6], [0.95, 0.9, 0], [0, 0, 0.6], [np.nan, 0, 0]], np.nan)
+    joined = Joined(np.zeros(4), np.zeros(4), votes, own)
+    found = with_own(np.array([0.999, 0.99, 0.4, 0.9]), joined)
+    assert (found[:3] <= np.nanmax(own[:3], axis=1)).all()
+    # The last one's picker gives no probabilities.
+    assert found[3] == pytest.approx(0.9)

@@ -7,8 +7,9 @@ import pytest
 import scipy.ndimage
 
 from halfmap.steps.pick.blob import learn
-from halfmap.steps.pick.filter import mask_obstacles, match, surrogate, whiten
+from halfmap.steps.pick.filter import match, surrogate, whiten
 from halfmap.steps.pick.image import Image, flattened
+from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, zero_radius
 from halfmap.steps.pick.references import diameter_of, turned
 from halfmap.steps.pick.template import best_of, components

@@ -137,11 +137,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         items = tables.list_movies(self, ctx, movies)
         (ctx.folder / movie.FOLDER).mkdir(exist_ok=True)
         correct = functools.partial(movie.correct_movie, step=self, folder=ctx.folder, device=ctx.device)
-        done = ctx.map(correct, items, key=_name, unit="movie")
+        done = ctx.map(correct, items, unit="movie")
         write_micrographs(ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done))
         pictures.draw_summary(ctx.folder / "summary.png", done)
         tables.report(done)
-
-
-def _name(item: object) -> str:
-    return str(getattr(item, "name", item))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path, PurePosixPath
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import polars as pl
 
 from halfmap.data import MicrographSet, MovieSet
 from halfmap.errors import TableError
+from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.motion import sums
 from halfmap.steps.motion.frames import EER_GROUPING, EER_UPSAMPLING
@@ -181,21 +181,7 @@ def unique_keys(names: list[str], *, path: Path | None = None) -> list[str]:
     TableError
         If a movie is listed twice.
     """
-    seen: set[str] = set()
-    for number, name in enumerate(names, start=1):
-        if name in seen:
-            raise TableError(f"lists {name} again", path=path, row=number, hint="list every movie once")
-        seen.add(name)
-    whole = [PurePosixPath(name) for name in names]
-    keys = [name.stem for name in whole]
-    for longer in (
-        lambda name: "_".join(part for part in name.with_suffix("").parts if part not in ("/", "..")),
-        lambda name: "_".join(part for part in name.parts if part not in ("/", "..")).replace(".", "_"),
-    ):
-        count = Counter(keys)
-        keys = [key if count[key] == 1 else longer(name) for key, name in zip(keys, whole, strict=True)]
-    count = Counter(keys)
+    keys = unique_stems(names, table=path)
     return [
-        f"{number:06d}_{key}" if count[key] > 1 or key.endswith(_SUFFIXES) else key
-        for number, key in enumerate(keys, start=1)
+        f"{number:06d}_{key}" if key.endswith(_SUFFIXES) else key for number, key in enumerate(keys, start=1)
     ]

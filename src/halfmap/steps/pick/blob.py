@@ -17,12 +17,12 @@ from halfmap.steps.pick.filter import (
     LEAST_COVERAGE,
     Whitened,
     excess,
-    mask_obstacles,
     match,
     surrogate,
     whiten,
 )
 from halfmap.steps.pick.image import Image, coarser
+from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, mean_profile, zero_radius
 
 PIXELS = 12

@@ -56,6 +56,14 @@ class Candidates:
         """The same in pixels that are 1 / x as wide and 1 / y as high."""
         return replace(self, x=np.float32(x) * self.x, y=np.float32(y) * self.y)
 
+    def pixels(self, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the nearest pixels of an image."""
+        y, x = (
+            np.clip(np.rint(values), 0, n - 1).astype(np.intp)
+            for values, n in zip((self.y, self.x), shape, strict=True)
+        )
+        return y, x
+
     def columns(self) -> dict[str, Values]:
         """Arrays by name, of those that there are."""
         return {name: values for name, values in vars(self).items() if values is not None}

@@ -150,21 +150,27 @@ def weigh(votes: NDArray[np.bool_], empty: float) -> tuple[NDArray[np.float64], 
     return likely[:-1][index.ravel()], found, false
 
 
-def with_own(probability: NDArray, joined: Joined, found: NDArray, false: NDArray) -> NDArray[np.float64]:
+def with_own(probability: NDArray, joined: Joined) -> NDArray[np.float64]:
     """Sharpen probabilities by what pickers themselves gave each pick.
 
-    A picker's own odds, over those of its average pick, multiply the odds from the votes.
+    A picker's own odds, over those of its average pick, multiply the odds from the votes. Pickers are
+    deceived by the same things, fragments most of all: a pick is no more probable than the picker that is
+    surest of it says.
     """
     odds = np.clip(probability, 1e-9, 1 - 1e-9)
     log_odds = np.log(odds / (1 - odds))
+    surest = np.full(len(odds), -math.inf)
     for i in range(joined.votes.shape[1]):
         own = np.clip(joined.own[:, i], 0.02, 0.98)
         given = np.isfinite(own)
+        surest[given] = np.maximum(surest[given], joined.own[given, i])
+        # What a picker without probabilities says has no bound.
+        surest[joined.votes[:, i] & ~given] = 1.0
         if given.sum() < 2:
             continue
         mean = float(np.clip(own[given].mean(), 0.02, 0.98))
         log_odds[given] += np.log(own[given] / (1 - own[given])) - math.log(mean / (1 - mean))
-    return 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
+    return np.minimum(1 / (1 + np.exp(-np.clip(log_odds, -30, 30))), surest)
 
 
 def run(step: PickConsensus, ctx: Context) -> None:
@@ -202,7 +208,7 @@ def run(step: PickConsensus, ctx: Context) -> None:
         )
     own = np.concatenate([part.own for part in joined.values()])
     whole = Joined(np.zeros(len(votes)), np.zeros(len(votes)), votes, own)
-    probability = with_own(probability, whole, found, false)
+    probability = with_own(probability, whole)
     least = _least(probability, step.probability, step.precision)
     picks, start = {}, 0
     for item in shared:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import scipy.fft
-import scipy.ndimage
 from numpy.typing import NDArray
 
-from halfmap.steps.pick.candidates import find_peaks
 from halfmap.steps.pick.image import Image
 
 Map = NDArray[np.float32]
@@ -23,14 +20,6 @@ _FLOOR = 12
 """Last rings of a spectrum, whose median is the noise that is there at all frequencies."""
 
 _CLIP = 5.0
-_FAINT, _STRONG = 3.0, 6.0
-"""Robust deviations of the average over a particle: where something begins, and what is no particle."""
-
-_MANY, _TWICE = 8, 2.0
-"""Dark spots of which most are particles, and how much darker than these something else is."""
-
-_LARGE = 3.0
-"""Areas of particles that something must be larger than to be masked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,51 +158,6 @@ def surrogate(white: Whitened, rng: np.random.Generator) -> Whitened:
     image = white.image
     noise = rng.standard_normal(image.values.shape, dtype=np.float32) * image.mask
     return replace(white, spectrum=_forward(noise, white.shape))
-
-
-def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Image:
-    """Mask what is much darker or brighter than a micrograph's rest, and larger than particles.
-
-    Parameters
-    ----------
-    image : Image
-        Flat micrograph.
-    diameter : float
-        Of a particle in Å.
-    largest : float
-        Diameter in Å of particles that there may be as well.
-
-    Notes
-    -----
-    Averages over a particle that differ from the median by six standard deviations, with all around them that
-    differ by three. The deviation comes from the quartiles, so that it is large where particles are many.
-    Where there are many dark spots, most are particles, and what is to be masked must be twice as dark:
-    groups of particles are not.
-    """
-    sigma = diameter / 3 / image.pixel_size
-    mean = scipy.ndimage.gaussian_filter(image.values, sigma)
-    low, median, high = np.percentile(mean[image.mask], (25, 50, 75))
-    darkness = (median - mean) * np.float32(1.349 / max(float(high - low), 1e-9))
-    spots = find_peaks(darkness, pixel_size=image.pixel_size, distance=diameter, mask=image.mask).score
-    spots = spots[spots > _FAINT]
-    usual = float(np.median(spots)) if len(spots) >= _MANY else 0.0
-    away = np.where(darkness > 0, darkness / max(_TWICE * usual / _STRONG, 1.0), -darkness)
-    labelled: Any = scipy.ndimage.label((away > _FAINT) & image.mask)
-    parts, count = labelled
-    if count == 0:
-        return image
-    index = np.arange(1, count + 1)
-    area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    peak = scipy.ndimage.maximum(away, parts, index)
-    least = np.pi / 4 * max(_LARGE * diameter**2, largest**2) / image.pixel_size**2
-    odd = np.concatenate([[False], (np.asarray(peak) > _STRONG) & (area > least)])
-    if not odd.any():
-        return image
-    near: Any = scipy.ndimage.distance_transform_edt(~odd[parts])
-    mask = image.mask & (near > diameter / 3 / image.pixel_size)
-    if not mask.any():
-        return image
-    return replace(image, mask=mask, values=np.where(mask, image.values, 0).astype(np.float32))
 
 
 def _fast(length: int) -> int:

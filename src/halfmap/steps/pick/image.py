@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.errors import FileFormatError
-from halfmap.io.images import read_image
+from halfmap.io.images import checked_micrograph, read_image
 from halfmap.io.mrc import read_mrc
 from halfmap.ops.ctf import ctf
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
@@ -25,7 +25,6 @@ _OUTLIER = 6.0
 """Robust standard deviations from the median at which a pixel is hot or dead."""
 
 _SMALLEST_px = 32
-_BAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,10 @@ class Image:
         Arguments of `halfmap.ops.ctf.ctf`; None without a CTF.
     scale : tuple of 2 float
         (x, y): what a coordinate here is to be multiplied with to be one of the micrograph.
+    level : array (h, w), float32, optional
+        The same before its background was subtracted; of any scale.
+    background : float
+        Width in Å of the Gaussian average that was subtracted.
     """
 
     values: NDArray[np.float32]
@@ -77,6 +80,8 @@ class Image:
     mask: NDArray[np.bool_]
     optics: dict[str, Any] | None
     scale: tuple[float, float]
+    level: NDArray[np.float32] | None = None
+    background: float = BACKGROUND_A
 
     def ctf(self, shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """CTF on the half-spectrum of a shape, by default that of the image; without one that is known, -1.
@@ -120,7 +125,8 @@ def load(
     scale = (raw.shape[1] / values.shape[1], raw.shape[0] / values.shape[0])
     size = item.pixel_size * math.sqrt(scale[0] * scale[1])
     mask = _mask(item, values.shape)
-    return Image(flattened(values, mask, background / size), size, mask, item.optics, scale)
+    flat = flattened(values, mask, background / size)
+    return Image(flat, size, mask, item.optics, scale, values, background)
 
 
 def coarser(image: Image, pixel_size: float) -> Image:
@@ -136,7 +142,8 @@ def coarser(image: Image, pixel_size: float) -> Image:
     values = np.where(mask, values * np.float32(2 / max(high - low, 1e-12)), 0)
     size = image.pixel_size * math.sqrt(ratio[0] * ratio[1])
     scale = (image.scale[0] * ratio[1], image.scale[1] * ratio[0])
-    return Image(values, size, mask, image.optics, scale)
+    level = None if image.level is None else cropped(image.level, image.pixel_size, pixel_size)
+    return Image(values, size, mask, image.optics, scale, level, image.background)
 
 
 def cropped(values: NDArray[np.float32], pixel_size: float, wanted: float) -> NDArray[np.float32]:
@@ -155,16 +162,9 @@ def _even(length: float) -> int:
 
 def mended(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """Replace pixels that are hot, dead or no numbers, or say why the image cannot be used."""
-    sample = image[::7, ::5]
-    finite = np.isfinite(sample)
-    if not finite.any() or (~finite).mean() > _BAD:
-        raise FileFormatError("holds pixels that are no numbers", path=name, hint="leave it out")
-    low, median, high = np.percentile(sample[finite], (16, 50, 84))
-    if not high > low:
-        raise FileFormatError("is blank or saturated", path=name, hint="leave it out")
-    reach = _OUTLIER * (high - low) / 2
-    # Comparisons with NaN are false.
-    odd = ~(np.abs(image - median) <= reach)
+    image, median, deviation = checked_micrograph(image, name)
+    reach = _OUTLIER * deviation
+    odd = np.abs(image - median) > reach
     if odd.any():
         image = image.copy()
         near = scipy.ndimage.uniform_filter(np.where(odd, 0, image), 5)
@@ -173,7 +173,7 @@ def mended(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         image[odd] = np.where(
             alone[odd],
             near[odd] / np.maximum(count[odd], 0.1),
-            np.clip(np.nan_to_num(image[odd], nan=median), median - reach, median + reach),
+            np.clip(image[odd], median - reach, median + reach),
         )
     return image
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import Candidates, find_peaks
 from halfmap.steps.pick.image import Image, local_mean
+from halfmap.steps.pick.strength import evidence, strengths
 
 PIXELS = 24
 """Pixels of a particle's diameter in the images that the network sees."""
@@ -103,7 +104,11 @@ class Learned:
         peaks = find_peaks(score, pixel_size=pixel_size, distance=DISTANCE * self.diameter, mask=mask)
         high, wide = network_shape(image.values.shape, image.pixel_size, self.diameter)
         factor = [STRIDE * n / m for n, m in zip(image.values.shape, (high, wide), strict=True)]
-        return peaks.scaled(factor[1], factor[0]), np.zeros(0, np.float32)
+        found = peaks.scaled(factor[1], factor[0])
+        whole = evidence(found.score, strengths(image, found, self.diameter))
+        found = replace(found, score=(found.score + whole).astype(np.float32))
+        order = np.argsort(-found.score, kind="stable")
+        return found.select(order), np.zeros(0, np.float32)
 
 
 def network_shape(shape: tuple[int, ...], pixel_size: float, diameter: float) -> tuple[int, int]:

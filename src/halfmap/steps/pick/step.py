@@ -75,7 +75,7 @@ class PickMicrographs(Step):
         search = functools.partial(
             micrograph.search_micrograph, method=method, folder=ctx.folder, seed=self.seed
         )
-        done = ctx.map(search, items, key=_name, unit="micrograph")
+        done = ctx.map(search, items, unit="micrograph")
         scores, number, null = tables.gather(ctx, done)
         calibration = self.calibration(scores, number, null if len(null) else None, method)
         if calibration.kind == "none":
@@ -96,7 +96,7 @@ class PickMicrographs(Step):
         if self.pictures:
             draw = functools.partial(micrograph.draw_micrograph, diameter=method.diameter, folder=ctx.folder)
             found = {row["name"] for row in done}
-            ctx.map(draw, [item for item in items if item.name in found], key=_name, unit="picture")
+            ctx.map(draw, [item for item in items if item.name in found], unit="picture")
 
 
 class PickBlob(PickMicrographs, name="pick blob", label=AUTOPICK):
@@ -206,7 +206,8 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
 
     The micrograph is scaled to the particle's diameter and its background made even. A small convolutional
     network gives the log-odds of a particle's centre at every place. They were calibrated on simulated
-    micrographs, and are lowered where the data hold fewer particles than those.
+    micrographs, and are lowered where the data hold fewer particles than those, and for candidates that are
+    weaker than the other particles of their micrograph, as fragments are.
 
     References
     ----------
@@ -377,7 +378,3 @@ class PickExport(Step, name="pick export", label="halfmap.pick.export"):
         from halfmap.steps.pick import export
 
         export.run(self, ctx)
-
-
-def _name(item: object) -> str:
-    return str(getattr(item, "name", item))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import polars as pl
 
 from halfmap.errors import TableError
 from halfmap.io.coordinates import write_coordinates
+from halfmap.io.names import unique_stems
 from halfmap.io.star import write_star
 from halfmap.log import log
 from halfmap.steps.pick.calibrate import Calibration
@@ -45,11 +44,11 @@ def list_micrographs(
     Raises
     ------
     TableError
-        If a micrograph has no pixel size.
+        If a micrograph has no pixel size, or is listed twice.
     """
     optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
     rows = micrographs.rows.to_dicts()
-    stems = Counter(Path(row[MICROGRAPH]).stem for row in rows)
+    keys = unique_stems([row[MICROGRAPH] for row in rows], table=micrographs.path)
     items = []
     for number, row in enumerate(rows, start=1):
         settings = optics[row["rlnOpticsGroup"]] | {k: v for k, v in row.items() if v is not None}
@@ -58,13 +57,11 @@ def list_micrographs(
             hint = "import the micrographs with the microscope's settings"
             raise TableError("has no rlnMicrographPixelSize", path=micrographs.path, row=number, hint=hint)
         name = row[MICROGRAPH]
-        path = Path(name)
-        parts = [part for part in path.with_suffix("").parts if part not in ("/", "..")]
         mask = row.get("hmMicrographMask")
         items.append(
             MicrographItem(
                 name=name,
-                key=path.stem if stems[path.stem] == 1 else "_".join(parts),
+                key=keys[number - 1],
                 path=ctx.resolve(name),
                 pixel_size=float(size),
                 mask=None if mask in (None, "", "None") else ctx.resolve(str(mask)),
@@ -100,7 +97,7 @@ def gather(ctx: Context, done: list[dict[str, Any]]) -> tuple[np.ndarray, np.nda
 
 def picks_of(candidates: Candidates, calibration: Calibration, diameter: float) -> pl.DataFrame:
     """Table of the candidates above the threshold, with their probabilities."""
-    chosen = candidates.select(candidates.score >= calibration.threshold)
+    chosen = candidates.select(calibration.picks(candidates.score))
     columns: dict[str, Any] = {
         X: chosen.x.astype(np.float64).round(2),
         Y: chosen.y.astype(np.float64).round(2),

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.ops.fourier import irfft2
-from halfmap.steps.pick.calibrate import SCATTER
 from halfmap.steps.pick.candidates import Candidates, find_peaks
-from halfmap.steps.pick.filter import LEAST_COVERAGE, Whitened, inside, mask_obstacles, surrogate, whiten
+from halfmap.steps.pick.filter import LEAST_COVERAGE, Whitened, inside, surrogate, whiten
 from halfmap.steps.pick.image import Image
+from halfmap.steps.pick.mixture import SCATTER
+from halfmap.steps.pick.obstacles import mask_obstacles
 
 DISTANCE = 0.7
 """Least distance of two particles over the diameter."""
@@ -71,11 +72,7 @@ class Template:
         scale = 1 / np.sqrt(np.maximum(coverage, LEAST_COVERAGE / 2))
         found, best = self._peaks(white, parts, mixture, mask, scale)
         noise, _ = self._peaks(surrogate(white, rng), parts, mixture, mask, scale)
-        y, x = (
-            np.clip(np.rint(values).astype(int), 0, n - 1)
-            for values, n in zip((found.y, found.x), best.shape, strict=True)
-        )
-        chosen = best[y, x]
+        chosen = best[found.pixels(best.shape)]
         turns = len(self.angles)
         return (
             Candidates(

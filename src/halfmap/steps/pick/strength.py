@@ -1,0 +1,94 @@
+"""How strong a candidate is beside the particles of its micrograph, which tells fragments from whole ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from halfmap.steps.pick.candidates import Candidates
+from halfmap.steps.pick.filter import match, whiten
+from halfmap.steps.pick.image import Image, coarser
+from halfmap.steps.pick.obstacles import mask_obstacles
+from halfmap.steps.pick.profiles import Shell
+
+PIXELS = 12
+"""Pixels that a particle is wide where strengths are measured."""
+
+_BLUR = 0.1
+_NEAR = 5
+"""Pixels, a side, in which the best fit is looked for: the network's centres are not exact."""
+
+_ROUNDS = 20
+_USUAL, _DOUBT = 0.15, 10.0
+"""Deviation of strengths that is expected, and with how many particles' weight."""
+
+_FEWEST = 8
+_LEAST = -10.0
+"""Log-likelihood ratio beyond which a candidate is not worse."""
+
+
+def strengths(image: Image, candidates: Candidates, diameter: float) -> NDArray[np.float64]:
+    """Matched filter's score of a ball at candidates, NaN beside obstacles.
+
+    Parameters
+    ----------
+    image : Image
+        Micrograph.
+    candidates : Candidates
+        Coordinates in pixels of the image.
+    diameter : float
+        Of the ball in Å.
+    """
+    coarse = coarser(image, diameter / PIXELS)
+    factor = [new / old for new, old in zip(coarse.values.shape, image.values.shape, strict=True)]
+    white = whiten(mask_obstacles(coarse, diameter), 2 * diameter)
+    score, _ = match(white, Shell(diameter, 0.0, _BLUR).transform(white.frequency).astype(np.float32))
+    score = np.where(white.image.mask, scipy.ndimage.maximum_filter(score, _NEAR), np.nan)
+    return score[candidates.scaled(factor[1], factor[0]).pixels(score.shape)].astype(np.float64)
+
+
+def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
+    """What the strengths of a micrograph's candidates add to their log-odds of being particles.
+
+    Parameters
+    ----------
+    log_odds : array (n,)
+        Of being a particle, by the candidates' looks.
+    strength : array (n,)
+        Of any scale; NaN where it is not known, which adds nothing.
+
+    Returns
+    -------
+    array (n,)
+        Log-likelihood ratios. All are 0 where there are too few particles to compare with.
+
+    Notes
+    -----
+    Particles' strengths are normal about their middle, fragments' anywhere between that and nothing. What is
+    stronger than a particle is no less one: particles overlap. Middle and deviation are found by
+    expectation-maximisation that starts from the looks alone.
+    """
+    result = np.zeros(len(log_odds))
+    known = np.isfinite(strength)
+    own, looks = strength[known], np.asarray(log_odds, np.float64)[known]
+    ratio = np.zeros(len(own))
+    for _ in range(_ROUNDS):
+        likely = 1 / (1 + np.exp(-np.clip(looks + ratio, -50, 50)))
+        if likely.sum() < _FEWEST:
+            return result
+        order = np.argsort(own)
+        middle = float(np.interp(0.5, np.cumsum(likely[order]) / likely.sum(), own[order]))
+        if middle <= 0:
+            return result
+        short = np.minimum(own / middle - 1, 0)
+        # The lower half alone, which no overlap widens.
+        square = 2 * float(likely @ short**2) + _DOUBT * _USUAL**2
+        deviation = math.sqrt(square / (float(likely.sum()) + _DOUBT))
+        before, ratio = ratio, -((short / deviation) ** 2) / 2 - math.log(math.sqrt(2 * math.pi) * deviation)
+        if np.abs(ratio - before).max() < 1e-6:
+            break
+    result[known] = np.maximum(ratio, _LEAST)
+    return result

@@ -1,0 +1,67 @@
+"""What is masked before picking, and what is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from halfmap.steps.pick.image import Image, flattened
+from halfmap.steps.pick.obstacles import ice_level, mask_obstacles
+
+PIXEL_A, DIAMETER_A = 6.0, 72.0
+SIZE = 320
+
+
+def _image(level):
+    """Micrograph of some level, flattened as `load` does it."""
+    mask = np.ones(level.shape, bool)
+    level = level.astype(np.float32)
+    return Image(flattened(level, mask, 1000 / PIXEL_A), PIXEL_A, mask, None, (1, 1), level)
+
+
+def _ice(rng, n=120):
+    """Ice with discs of a particle's size, less dense than a tenth of the carbon."""
+    places = rng.uniform(0, SIZE, (n, 2))
+    y, x = np.mgrid[:SIZE, :SIZE]
+    level = 100 + rng.normal(0, 3, (SIZE, SIZE)) + 1e-3 * x
+    for px, py in places:
+        level -= 2.5 * ((x - px) ** 2 + (y - py) ** 2 < (DIAMETER_A / 2 / PIXEL_A) ** 2)
+    return level
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4])
+def test_carbon_is_masked_up_to_its_edge_and_ice_is_not(share):
+    rng = np.random.default_rng(1)
+    level = _ice(rng)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    border = share * SIZE + 8 * np.sin(y / 25)
+    carbon = x < border
+    found = mask_obstacles(_image(np.where(carbon, level - 30, level)), DIAMETER_A)
+    assert not found.mask[carbon].any()
+    # A third of a particle, and the blur over which the edge is seen, beside it.
+    far = x > border + 1.5 * DIAMETER_A / PIXEL_A
+    assert found.mask[far].mean() > 0.99
+    # Beside carbon ice must be flat, or it would look like one large bright thing.
+    near = far & (x < border + 4 * DIAMETER_A / PIXEL_A)
+    blurred = scipy.ndimage.gaussian_filter(np.where(found.mask, found.values, 0), 8)
+    assert abs(blurred[near].mean() - blurred[far & ~near].mean()) < 0.15
+
+
+def test_thicker_ice_at_one_side_is_not_masked():
+    level = _ice(np.random.default_rng(2))
+    slope = np.linspace(0, 12, SIZE)
+    assert mask_obstacles(_image(level - slope), DIAMETER_A).mask.mean() > 0.98
+
+
+def test_crowds_of_particles_are_not_masked():
+    level = _ice(np.random.default_rng(3), n=700)
+    assert mask_obstacles(_image(level), DIAMETER_A).mask.mean() > 0.98
+
+
+def test_ice_is_the_brightest_level_of_many_pixels():
+    rng = np.random.default_rng(4)
+    carbon, ice, dirt = rng.normal(60, 0.2, 4000), rng.normal(100, 1, 3500), rng.uniform(30, 100, 500)
+    assert ice_level(np.concatenate([carbon, ice, dirt])) == pytest.approx(100, abs=1)
+    few = rng.normal(130, 1, 200)
+    assert ice_level(np.concatenate([carbon, ice, few])) == pytest.approx(100, abs=1)

@@ -1,0 +1,53 @@
+"""Fragments among the picks of a network, told by their strength."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from halfmap.steps.pick.candidates import Candidates
+from halfmap.steps.pick.image import Image, flattened
+from halfmap.steps.pick.strength import evidence, strengths
+
+
+def test_fragments_lose_and_particles_keep_their_odds():
+    rng = np.random.default_rng(1)
+    whole, broken = rng.normal(6, 0.7, 300), rng.uniform(1, 3.6, 40)
+    pairs = rng.uniform(7, 11, 30)
+    strength = np.concatenate([whole, pairs, broken])
+    looks = np.full(len(strength), 3.0)
+    found = looks + evidence(looks, strength)
+    assert (found[:330] > 0).mean() > 0.98
+    # The weakest 1.5 in a thousand whole ones are as strong as the strongest fragment.
+    assert (found[330:] < 0).mean() > 0.9
+    assert found[300:330].min() >= np.median(found[:300]) - 1
+
+
+def test_strengths_of_any_scale_say_the_same():
+    rng = np.random.default_rng(2)
+    strength, looks = rng.normal(5, 1, 100), rng.normal(2, 1, 100)
+    np.testing.assert_allclose(evidence(looks, strength), evidence(looks, 30 * strength), atol=1e-6)
+
+
+def test_few_particles_and_unknown_strengths_add_nothing():
+    rng = np.random.default_rng(3)
+    assert (evidence(np.full(5, 4.0), rng.normal(5, 1, 5)) == 0).all()
+    strength = np.append(rng.normal(5, 1, 50), np.nan)
+    assert evidence(np.full(51, 4.0), strength)[-1] == 0
+    assert (evidence(np.zeros(0), np.zeros(0))).shape == (0,)
+
+
+def test_half_of_a_ball_is_weaker_than_a_whole_one():
+    rng = np.random.default_rng(4)
+    y, x = np.mgrid[:300, :300]
+    places = [(60 + 45 * i, 60 + 45 * j) for i in range(5) for j in range(5)]
+    image = rng.normal(size=(300, 300))
+    for k, (px, py) in enumerate(places):
+        chord = 2 * np.sqrt(np.maximum(100 - (x - px) ** 2 - (y - py) ** 2, 0)) / 20
+        image -= (2.0 if k % 2 else 1.0) * chord
+    mask = np.ones(image.shape, bool)
+    micrograph = Image(flattened(image.astype(np.float32), mask, 150), 5.0, mask, None, (1, 1))
+    px, py = np.array(places, np.float32).T
+    found = strengths(micrograph, Candidates(px, py, np.ones(25, np.float32)), 100.0)
+    whole = np.median(found[1::2])
+    assert (found[::2] < 0.7 * whole).mean() > 0.9
+    assert (found[1::2] > 0.7 * whole).mean() > 0.9
