@@ -199,6 +199,10 @@ rlnGroupName str none name of that group
 rlnNormCorrection float none factor that the image is divided by to have the average intensity
 rlnLogLikeliContribution float none the particle's part of the log-likelihood
 rlnMaxValueProbDistribution float none largest posterior probability of a pose
+hmClassProbability float none posterior probability of the particle's class
+hmPosteriorEntropy float none entropy of the posterior over classes and poses, in nats
+hmAnglePsiError float ° standard deviation of the angle in the plane, about the best pose
+hmOriginError float Å standard deviation of the shift along an axis, about the best pose
 rlnNrOfSignificantSamples int none poses that hold 99.9 % of the posterior in the first pass
 rlnNrOfFrames int none movie frames of the particle
 rlnAutopickFigureOfMerit float none score of the picker, larger = better
@@ -224,6 +228,7 @@ hmParticleMean float none mean of a particle's image within the circle that the 
 hmParticleStd float none standard deviation of the image there
 hmParticleSkewness float none skewness of the image there
 hmParticleZScore float none largest distance of these three from their medians, in robust standard deviations
+hmParticleScore float none probability that the particle is whole, single and no contaminant, 0 to 1
 hmParticleDiameter float Å longest diameter of the particle that was picked
 hmPickProbability float none probability that the pick is a particle
 hmPickAgreement int none number of pickers that have the pick
@@ -241,9 +246,11 @@ hmMotionY float Å displacement of the specimen along y
 _MODELS = """
 rlnReferenceImage str none map or class average
 rlnClassDistribution float none fraction of the particles in the class
+hmNrParticles int none particles in the class
 rlnClassIndex int none number of the class in the model file
 rlnClassScore float none predicted quality of a class average, 0 to 1
 rlnPredictedClassScore float none predicted quality of a class average, 0 to 1
+hmGoodLost float none expected share of the good particles that a selection rejects
 rlnClassPriorOffsetX float px prior of the class on the shift along x
 rlnClassPriorOffsetY float px prior of the class on the shift along y
 rlnEstimatedResolution float Å estimated resolution of a reference

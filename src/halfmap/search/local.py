@@ -1,0 +1,259 @@
+"""Poses refined continuously: the maximum of the posterior near a pose, and its width."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from halfmap.ops.rotations import from_rotation_vector, to_rotation_vector
+from halfmap.ops.threads import in_threads
+from halfmap.search import _pose_kernels as kernels
+from halfmap.search.disc import DiscImages
+from halfmap.search.projector import SplineVolume, parts, sample_gradients
+
+_TRIALS = 15
+"""Largest number of poses tried for each image; three to six are usual."""
+
+_GAIN = 2e-3
+"""Of the log-likelihood: a step that promises less is a twentieth of the posterior's width."""
+
+_NOTHING = 1e30
+"""Logarithm below all others, of a pose that nothing determines."""
+
+_LEAST_PRECISION = 1e-9
+"""Part of the largest precision below which a pose counts as undetermined."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalPoses:
+    """Maxima of the posterior, one for each pose that was refined.
+
+    Attributes
+    ----------
+    rotations : Tensor (n, 3, 3), float64
+    shifts_px : Tensor (n, 2), float64
+        (x, y), moving the images so that they are centred.
+    log_likelihood : Tensor (n,), float64
+        With the prior of shifts, but for a constant.
+    precision : Tensor (n, 5, 5), float64
+        Inverse of the covariance of turns about x, y and z of the image, in radians, and of shifts along x
+        and y, in pixels.
+    """
+
+    rotations: Tensor
+    shifts_px: Tensor
+    log_likelihood: Tensor
+    precision: Tensor
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of turns in radians and shifts in pixels, (n, 5, 5); infinite where nothing is determined."""
+        scale = self.precision.diagonal(dim1=1, dim2=2).sqrt()
+        bad = ~(scale > _LEAST_PRECISION * scale.amax(1, keepdim=True)).all(1)
+        scale = torch.where(bad[:, None], torch.ones_like(scale), scale)
+        unit = self.precision / (scale[:, :, None] * scale[:, None, :])
+        factor, failed = torch.linalg.cholesky_ex(torch.where(bad[:, None, None], _eye(unit), unit))
+        bad |= failed != 0
+        inverse = torch.cholesky_inverse(torch.where(bad[:, None, None], _eye(unit), factor))
+        inverse = inverse / (scale[:, :, None] * scale[:, None, :])
+        return torch.where(bad[:, None, None], torch.full_like(inverse, math.inf), inverse)
+
+    @property
+    def deviations(self) -> Tensor:
+        """Standard deviations (n, 5): turns about x, y and z of the image in degrees, shifts in pixels."""
+        deviations = self.covariance.diagonal(dim1=1, dim2=2).sqrt()
+        return deviations * deviations.new_tensor([180 / math.pi] * 3 + [1, 1])
+
+    def shares(self, owner: Tensor) -> Tensor:
+        """Part (n,) that each maximum holds of the posterior of its image, all of which sum to 1.
+
+        Parameters
+        ----------
+        owner : Tensor (n,) of int
+            Image of each.
+
+        Notes
+        -----
+        Laplace's approximation: a normal distribution about each maximum. Of those that are one and the same,
+        nearer to each other than a standard deviation, the best has the whole share.
+        """
+        logs = self.log_likelihood - 0.5 * torch.linalg.slogdet(self.precision).logabsdet
+        logs = torch.where(logs.isfinite(), logs, torch.full_like(logs, -_NOTHING))
+        order = torch.argsort(self.log_likelihood, descending=True, stable=True)
+        order = order[torch.argsort(owner[order], stable=True)]
+        same = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        for apart in range(1, int(owner.bincount().max()) if len(owner) else 0):
+            near = self._distance(order[:-apart], order[apart:]) < 1
+            same[apart:] |= near & (owner[order[:-apart]] == owner[order[apart:]])
+        logs[order[same]] = -math.inf
+        n = int(owner.max()) + 1 if len(owner) else 0
+        greatest = logs.new_full((n,), -math.inf).scatter_reduce_(0, owner, logs, "amax")
+        shares = (logs - greatest[owner]).exp()
+        return shares / shares.new_zeros(n).index_add_(0, owner, shares)[owner]
+
+    def _distance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Between some poses and as many others, in standard deviations of the first."""
+        turn = self.rotations[second] @ self.rotations[first].transpose(1, 2)
+        shift = self.shifts_px[second] - self.shifts_px[first]
+        apart = torch.cat([torch.deg2rad(to_rotation_vector(turn)), shift], dim=1)
+        return torch.einsum("ni,nij,nj->n", apart, self.precision[first], apart).clamp_min(0).sqrt()
+
+
+def refine_poses(
+    volume: SplineVolume,
+    images: DiscImages,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    *,
+    owner: Tensor | None = None,
+    radius: float | None = None,
+    deviation_px: float = math.inf,
+) -> LocalPoses:
+    """Climb from poses to the maxima of the posterior near them.
+
+    Parameters
+    ----------
+    volume : SplineVolume
+    images : DiscImages
+        b of them.
+    rotations, shifts_px : Tensor (n, 3, 3), (n, 2)
+        Where to begin; shifts move the images.
+    owner : Tensor (n,) of int, optional
+        Image of each pose; by default the poses are one for each image.
+    radius : float, optional
+        Largest frequency used, in Fourier pixels; by default the disc's.
+    deviation_px : float
+        Standard deviation of the normal prior of shifts.
+
+    Returns
+    -------
+    LocalPoses
+
+    Notes
+    -----
+    Levenberg's damped Gauss-Newton steps on ``Re Σ X* P - ½ Σ W |P|²``, X the weighted image and P the slice.
+    A turn by the small vector w, in the frame of the image, changes the slice at k by ``-(R ∇P) · (w × k)``.
+    The matrix of the last step is Fisher's information: its inverse is the covariance of the pose, if the
+    map is right and the noise as modelled.
+
+    References
+    ----------
+    .. [1] Marquardt 1963, J. Soc. Ind. Appl. Math. 11, 431-441, DOI 10.1137/0111030
+    """
+    disc, count = images.disc, images.disc.count(radius or images.disc.radius)
+    device = volume.values.device
+    owner = torch.arange(len(rotations), device=device) if owner is None else owner.to(device)
+    points = volume.check(disc.points[:count])
+    precision = deviation_px**-2
+    rotations, shifts_px = (pose.to(device, torch.float64, copy=True) for pose in (rotations, shifts_px))
+    if device.type != "cpu":
+        return _climb_torch(volume, images, rotations, shifts_px, owner, points, precision)
+    _ = volume.turns(rotations)
+    real = volume.values.real.dtype
+    linear = torch.view_as_real(images.linear).flatten(1).to(real).numpy()
+    squared, sums = images.squared.to(real).numpy(), torch.empty(len(rotations), 21, dtype=torch.float64)
+    turn, move, found, whose = rotations.numpy(), shifts_px.numpy(), sums.numpy(), owner.numpy()
+    fixed = volume.flat(), volume.origin, volume.scale
+    shape = disc.box, disc.radius, points.numpy()
+
+    def climb(part: tuple[int, int]) -> None:
+        for n in range(*part):
+            image = linear[whose[n], : 2 * count], squared[whose[n], :count]
+            kernels.polish(*fixed, turn[n], move[n], *shape, *image, precision, _TRIALS, _GAIN, found[n])
+
+    in_threads(climb, parts(len(rotations)))
+    return LocalPoses(rotations, shifts_px, sums[:, 0], _symmetric(sums[:, 6:]))
+
+
+def likelihood_derivatives(
+    volume: SplineVolume, images: DiscImages, rotations: Tensor, shifts_px: Tensor, points: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-likelihood, gradient and Gauss-Newton matrix at one pose of each image, on any device.
+
+    Parameters
+    ----------
+    volume, images
+        As for `refine_poses`.
+    rotations, shifts_px : Tensor (b, 3, 3), (b, 2)
+    points : Tensor (p, 2)
+        The first of the disc.
+
+    Returns
+    -------
+    tuple of Tensor (b,), (b, 5), (b, 5, 5), float64
+        By turns in radians about the axes of the image, and shifts in pixels.
+    """
+    slices, slopes = sample_gradients(volume, rotations, points)
+    weight = images.squared[:, : len(points)].to(slices.real)
+    wave = images.disc.shifts(shifts_px)[:, : len(points)]
+    shifted = (images.linear[:, : len(points)] * wave).to(slices)
+    x, y = points.to(slices.real).unbind(1)
+    hx, hy, hz = (slopes @ rotations.transpose(1, 2).to(slopes)).unbind(-1)
+    step = 2j * math.pi / images.disc.box * slices
+    columns = torch.view_as_real(torch.stack([-y * hz, x * hz, y * hx - x * hy, step * x, step * y], dim=1))
+    lacking = shifted - weight * slices
+    value = ((shifted + lacking) * slices.conj()).real.double().sum(1) / 2
+    gradient = (columns * torch.view_as_real(lacking)[:, None]).sum((2, 3)).double()
+    weighted = (columns * weight[:, None, :, None]).flatten(2)
+    return value, gradient, (weighted @ columns.flatten(2).transpose(1, 2)).double()
+
+
+def _climb_torch(
+    volume: SplineVolume,
+    images: DiscImages,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    owner: Tensor,
+    points: Tensor,
+    precision: float,
+) -> LocalPoses:
+    """As `_pose_kernels.polish`, all poses at a time."""
+    mine = DiscImages(images.disc, images.linear[owner], images.squared[owner])
+    shift_part = torch.diag(rotations.new_tensor([0.0, 0, 0, 1, 1]) * precision)
+
+    def evaluate(rotations: Tensor, shifts_px: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, gradient, matrix = likelihood_derivatives(volume, mine, rotations, shifts_px, points)
+        value = value - precision / 2 * shifts_px.square().sum(1)
+        gradient[:, 3:] -= precision * shifts_px
+        return value, gradient, matrix + shift_part
+
+    value, gradient, matrix = evaluate(rotations, shifts_px)
+    damping = torch.full_like(value, kernels.BEGIN)
+    for _ in range(1, _TRIALS):
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(damping[:, None] * diagonal))
+        able = (failed == 0) & (damping <= kernels.MOST)
+        factor = torch.where(able[:, None, None], factor, _eye(factor))
+        step = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+        able &= (step * gradient).sum(1) / 2 >= _GAIN
+        if not bool(able.any()):
+            break
+        step = torch.where(able[:, None], step, torch.zeros_like(step))
+        other = from_rotation_vector(torch.rad2deg(step[:, :3])) @ rotations
+        moved = shifts_px + step[:, 3:]
+        tried = evaluate(other, moved)
+        better = able & (tried[0] > value)
+        rotations = torch.where(better[:, None, None], other, rotations)
+        shifts_px = torch.where(better[:, None], moved, shifts_px)
+        value = torch.where(better, tried[0], value)
+        gradient = torch.where(better[:, None], tried[1], gradient)
+        matrix = torch.where(better[:, None, None], tried[2], matrix)
+        eased = (damping / kernels.EASE).clamp_min(kernels.LEAST)
+        damping = torch.where(better, eased, damping * kernels.EASE**2)
+    return LocalPoses(rotations, shifts_px, value, matrix)
+
+
+def _symmetric(triangles: Tensor) -> Tensor:
+    """Matrices (n, 5, 5) from lower triangles (n, 15), row by row."""
+    row, column = torch.tril_indices(5, 5)
+    matrices = triangles.new_empty(len(triangles), 5, 5)
+    matrices[:, row, column] = triangles
+    matrices[:, column, row] = triangles
+    return matrices
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device).expand_as(like)

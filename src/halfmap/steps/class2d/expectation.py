@@ -1,0 +1,196 @@
+"""The expectation step on a part of the particles: probabilities, what they add up to, the best of each."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.io.atomic import atomic_path
+from halfmap.ops.threads import in_threads, one_torch_thread
+from halfmap.search.inplane import InPlaneSearch, Posterior, Sums
+from halfmap.steps.class2d.model import Model, explained
+from halfmap.steps.class2d.plan import Plan, open_images, to_device
+
+BEST = (
+    "row",
+    "class",
+    "psi",
+    "x",
+    "y",
+    "greatest",
+    "class_probability",
+    "entropy",
+    "psi_error",
+    "shift_error",
+    "evidence",
+)
+"""What is kept of each particle: its row, its class from 0, the angle in degrees and shift in Å that bring it
+onto the average, the largest probability of a pose and of a class, the entropy in nats, errors of angle and
+shift, and the logarithm of its likelihood over that of noise alone."""
+
+_AHEAD = 8
+"""Batches that are in work at a time, or wait."""
+
+_WINDOW = 4
+"""Angles on either side of the best that are taken for the same peak."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A part of the particles of an iteration."""
+
+    name: str
+    rows: NDArray[np.intp]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(path: Path, device: str) -> Model:
+    return Model.load(path, device)
+
+
+def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: Path) -> dict[str, Any]:
+    """Search the particles of a shard, and write what they add up to as a file.
+
+    Parameters
+    ----------
+    shard : Shard
+        Rows of particles, all of one optics group.
+    plan, model_file
+        The classification and its model.
+    radius : int
+        Outer ring.
+    folder : path
+        Where the file goes.
+    """
+    model = _load(model_file, plan.device)
+    grids = plan.grids(radius)
+    fine = grids[-1]
+    averages = fine.sample(model.averages)
+    search = InPlaneSearch(
+        grids,
+        averages,
+        torch.log(model.shares),
+        range_px=plan.range_px,
+        deviation_px=model.deviation_px,
+    )
+    images = open_images(plan.source)
+    group, support = int(plan.groups[shard.rows[0]]), plan.support()
+    noise = model.noise[group : group + 1, : fine.rings]
+    look = functools.partial(_search_batch, plan=plan, search=search, noise=noise)
+    sums: Sums | None = None
+    best, power, shares, shift2 = [], 0.0, 0.0, 0.0
+    stream = images.stream(shard.rows, plan.batch(radius))
+    while some := list(itertools.islice(stream, _AHEAD)):
+        for found in in_threads(look, *zip(*some, strict=True)):
+            sums = found.sums if sums is None else sums + found.sums
+            power, shares = power + found.power, shares + found.shares
+            shift2 += found.shift2
+            best.append(found.best)
+    assert sums is not None
+    inside = float(support.square().mean())
+    table = np.concatenate(best)
+    path = folder / f"{shard.name}.npz"
+    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            linear=sums.linear.cpu().numpy(),
+            squared=sums.squared.cpu().numpy(),
+            power=torch.as_tensor(power).cpu().numpy() / inside,
+            signal=explained(sums, averages, noise[0], fine).cpu().numpy() / inside,
+            shares=torch.as_tensor(shares).cpu().numpy(),
+            best=table,
+        )
+    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, -1].sum())}
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What one batch of images gives."""
+
+    sums: Sums
+    power: Tensor
+    shares: Tensor
+    shift2: float
+    best: NDArray[np.float64]
+
+
+# Threads work on batches, not within operations: none waits, and how many there are changes no sum.
+@one_torch_thread()
+def _search_batch(
+    rows: NDArray[np.intp],
+    pictures: Tensor,
+    *,
+    plan: Plan,
+    search: InPlaneSearch,
+    noise: Tensor,
+) -> _Found:
+    grid = search.grid
+    samples = grid.sample(to_device(pictures, plan.device) * plan.support())
+    ctf = plan.transfer(rows, grid)
+    if ctf.is_complex():  # an odd aberration is taken off the image
+        samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
+    posterior = search(samples, ctf, noise)
+    return _Found(
+        posterior.sums().double(),
+        samples.abs().square().mean(2).sum(0).double(),
+        posterior.probability.sum((0, 1, 2)).double(),
+        _expected_shift2(posterior),
+        _best(posterior, rows, grid.angles, plan.pixel_size),
+    )
+
+
+def _expected_shift2(posterior: Posterior) -> float:
+    """Sum over images of the expected squared shift along one axis, px²."""
+    mass = posterior.probability.sum((0, 3))
+    return 0.5 * float((mass * posterior.shifts_px.square().sum(-1)).sum())
+
+
+def _best(
+    posterior: Posterior, rows: NDArray[np.intp], angles: int, pixel_size: float
+) -> NDArray[np.float64]:
+    """Best class of each image, and mean pose about its best one; see `BEST`."""
+    probability = posterior.probability.transpose(0, 1)  # (b, angles, t, k)
+    batch, _, shifts, classes = probability.shape
+    greatest, place = probability.reshape(batch, -1).max(1)
+    angle, kind = place // (shifts * classes), place % classes
+    each = torch.arange(batch, device=place.device)
+    by_class = probability.sum((1, 2))
+    window = torch.arange(-_WINDOW, _WINDOW + 1, device=place.device)
+    peak = probability[each[:, None], (angle[:, None] + window) % angles, :, kind[:, None]]  # (b, window, t)
+    peak = peak / peak.sum((1, 2), keepdim=True)
+    step = 360 / angles
+    turn, turn_error = _mean_and_error(peak.sum(2), window.float(), 1 / math.sqrt(12))
+    shift = (peak.sum(1)[..., None] * posterior.shifts_px).sum(1)
+    spread = (peak.sum(1)[..., None] * (posterior.shifts_px - shift[:, None]).square()).sum(1).mean(1).sqrt()
+    information = -(probability * probability.clamp(min=1e-30).log()).sum((1, 2, 3))
+    columns = [
+        torch.from_numpy(rows).to(place.device),
+        kind,
+        # The average turned by +angle from x to y is what RELION calls psi = -angle.
+        -((angle + turn) * step + 180) % 360 - 180,
+        shift[:, 0] * pixel_size,
+        shift[:, 1] * pixel_size,
+        greatest,
+        by_class[each, kind],
+        information,
+        turn_error * step,
+        spread * pixel_size,
+        posterior.log_evidence,
+    ]
+    return torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
+
+
+def _mean_and_error(weights: Tensor, positions: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Mean (b,) and standard deviation of positions under weights (b, n), which are those of cells."""
+    mean = (weights * positions).sum(1)
+    variance = (weights * positions.square()).sum(1) - mean.square()
+    return mean, (variance.clamp(min=0) + least**2).sqrt()

@@ -1,0 +1,166 @@
+"""One iteration: parts of the particles are compared, what they give added up, the model estimated anew."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from halfmap.errors import ItemsFailedError
+from halfmap.io.atomic import write_text
+from halfmap.log import log
+from halfmap.search.inplane import Sums
+from halfmap.steps.class2d.expectation import Shard, expect
+from halfmap.steps.class2d.model import Model, Statistics, maximise
+from halfmap.steps.class2d.plan import Iteration, Plan, open_images
+from halfmap.steps.class2d.reseed import reseed
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+
+FOLDER = "Iterations"
+_MARGIN = 1.6
+"""Rings that are searched over those that have signal, so that resolution can grow."""
+
+
+def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Model:
+    """Run one iteration and write its model.
+
+    Parameters
+    ----------
+    ctx : Context
+        Of the job.
+    plan, model
+        The classification, and the model that the iteration before gave.
+    iteration : Iteration
+        To run.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ItemsFailedError
+        If a part of the particles failed.
+    """
+    folder = ctx.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    if model.iteration == 0:
+        model.save(_model_file(ctx, 0))
+    radius = min(iteration.radius, max(plan.iterations[0].radius, round(_MARGIN * model.supported) + 4))
+    name = f"it{iteration.number:03d}"
+    parts = plan.shards(iteration)
+    shards = [Shard(f"{name}_{i + 1:04d}", rows) for i, rows in enumerate(parts)]
+    work = functools.partial(
+        expect, plan=plan, model_file=_model_file(ctx, model.iteration), radius=radius, folder=folder
+    )
+    done = ctx.map(work, shards, key=_name, unit="part")
+    if len(done) < len(shards):
+        raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
+    sums, statistics, best = _add_up(plan, folder, done)
+    share = len(best) / len(plan.groups)
+    new = maximise(plan, model, plan.grids(radius)[-1], sums, statistics, share=share)
+    new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
+    _say(ctx, plan, new, iteration, radius, best, seeded)
+    np.save(folder / f"{name}_best.npy", best)
+    new.save(_model_file(ctx, iteration.number))
+    _tidy(folder, iteration, done)
+    return new
+
+
+def resume(ctx: Context) -> Model | None:
+    """Give the model of the last iteration that was finished, if there is one."""
+    found = sorted((ctx.folder / FOLDER).glob("it*_model.npz"))
+    return Model.load(found[-1], ctx.device) if found else None
+
+
+def last_assignments(ctx: Context, plan: Plan) -> NDArray[np.float64]:
+    """What the last iteration found for every particle, in the order of the table."""
+    best = np.load(ctx.folder / FOLDER / f"it{plan.iterations[-1].number:03d}_best.npy")
+    return best[np.argsort(best[:, 0])]
+
+
+def _name(shard: Shard) -> str:
+    return shard.name
+
+
+def _model_file(ctx: Context, number: int) -> Path:
+    return ctx.folder / FOLDER / f"it{number:03d}_model.npz"
+
+
+def _add_up(
+    plan: Plan, folder: Path, done: list[dict[str, Any]]
+) -> tuple[Sums, Statistics, NDArray[np.float64]]:
+    """Sums of all parts, in their order, whoever made them."""
+    groups = int(plan.groups.max()) + 1
+    sums: Sums | None = None
+    statistics: Statistics | None = None
+    best = []
+    for one in done:
+        with np.load(folder / one["file"]) as file:
+            arrays = {name: torch.from_numpy(file[name]).to(plan.device) for name in file.files}
+        part = Sums(arrays["linear"], arrays["squared"])
+        sums = part if sums is None else sums + part
+        if statistics is None:
+            rings, classes = len(arrays["power"]), len(arrays["shares"])
+            zeros = functools.partial(torch.zeros, dtype=torch.float64, device=plan.device)
+            statistics = Statistics(zeros(groups, rings), zeros(groups, rings), zeros(groups), zeros(classes))
+        statistics.power[one["group"]] += arrays["power"]
+        statistics.signal[one["group"]] += arrays["signal"]
+        statistics.count[one["group"]] += len(arrays["best"])
+        statistics.shares += arrays["shares"]
+        statistics.shift2 += one["shift2"]
+        statistics.evidence += one["evidence"]
+        best.append(arrays["best"].cpu().numpy())
+    assert sums is not None and statistics is not None
+    return sums, statistics, np.concatenate(best)
+
+
+def _say(
+    ctx: Context,
+    plan: Plan,
+    model: Model,
+    iteration: Iteration,
+    radius: int,
+    best: NDArray[np.float64],
+    seeded: int,
+) -> None:
+    """Log the iteration, and keep its figures for the picture of the progress."""
+    members = np.bincount(best[:, 1].astype(int), minlength=plan.step.classes)
+    shares = members / members.sum()
+    resolutions = model.resolutions(plan)
+    occupied = members > 0
+    figures = {
+        "iteration": iteration.number,
+        "particles": len(best),
+        "searched_A": plan.side / radius,
+        "median_resolution_A": float(np.median(resolutions[occupied])),
+        "best_resolution_A": float(resolutions[occupied].min()),
+        "mean_greatest_probability": float(best[:, 5].mean()),
+        "mean_evidence": float(best[:, 10].mean()),
+        "largest_share": float(shares.max()),
+        "effective_classes": float(np.exp(-(shares[occupied] * np.log(shares[occupied])).sum())),
+        "seeded": seeded,
+    }
+    log.info(
+        "iteration %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); largest class %.0f %%, "
+        "%.1f classes' worth; %d begun anew",
+        *(iteration.number, len(best), figures["searched_A"], figures["best_resolution_A"]),
+        *(figures["median_resolution_A"], 100 * figures["largest_share"]),
+        *(figures["effective_classes"], seeded),
+    )
+    write_text(ctx.folder / FOLDER / f"it{iteration.number:03d}.json", json.dumps(figures) + "\n")
+
+
+def _tidy(folder: Path, iteration: Iteration, done: list[dict[str, Any]]) -> None:
+    """Remove the parts of this iteration, and the model that came before the one it began with."""
+    for one in done:
+        (folder / one["file"]).unlink(missing_ok=True)
+    for suffix in ("model.npz", "best.npy"):
+        (folder / f"it{iteration.number - 2:03d}_{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,238 @@
+"""The model of a classification: averages, their shares and spectra, the noise; and its estimation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.io.atomic import atomic_path
+from halfmap.search.inplane import Sums
+from halfmap.search.polar import PolarGrid, hartley
+from halfmap.steps.class2d.plan import Plan
+
+_TINY = 1e-20
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What is estimated.
+
+    Attributes
+    ----------
+    iteration : int
+        Number of the iteration that gave it; 0 to begin with.
+    averages : Tensor (k, box, box)
+        Class averages as they are searched, masked.
+    shares : Tensor (k,)
+        Parts of the particles.
+    noise : Tensor (groups, rings)
+        Power of the noise of each optics group, for all rings that will ever be used.
+    signal : Tensor (k, rings)
+        Prior variance of the averages' transforms on each ring.
+    weights : Tensor (k, rings)
+        Mean over each ring of the summed CTF² over noise power, of the last iteration.
+    deviation_px : float
+        Standard deviation of the particles' shifts along an axis.
+    typical_signal : Tensor (rings,)
+        Power of a particle's transform before the CTF, over all particles.
+    supported : int
+        Outer ring up to which any average has more signal than noise.
+    """
+
+    iteration: int
+    averages: Tensor
+    shares: Tensor
+    noise: Tensor
+    signal: Tensor
+    weights: Tensor
+    deviation_px: float
+    typical_signal: Tensor
+    supported: int
+
+    def save(self, path: Path) -> None:
+        """Write all of it as one file."""
+        arrays = {
+            name: value.cpu().numpy() if isinstance(value, Tensor) else np.array(value)
+            for name, value in self.__dict__.items()
+        }
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, device: str) -> Model:
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            values: dict[str, Any] = {
+                name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name]).to(device)
+                for name in file.files
+            }
+        return cls(**values)
+
+    @property
+    def ratio(self) -> Tensor:
+        """Signal-to-noise ratio (k, rings) of the averages' transforms."""
+        return self.signal * self.weights
+
+    def resolutions(self, plan: Plan) -> NDArray[np.float64]:
+        """Resolution in Å of every average: where its signal falls below its noise."""
+        return plan.side / np.maximum(_last_ring(self.ratio).cpu().numpy(), 1)
+
+
+@dataclass(eq=False)
+class Statistics:
+    """What an expectation step adds up beside the averages.
+
+    Attributes
+    ----------
+    power : Tensor (groups, rings)
+        Mean power of the images on each ring times `count`.
+    signal : Tensor (groups, rings)
+        Of this, what the averages explain.
+    count : Tensor (groups,)
+        Images.
+    shares : Tensor (k,)
+        Sum of the probabilities of each class.
+    shift2 : float
+        Sum of the expected squared shifts along one axis, px².
+    evidence : float
+        Sum of the logarithms of the likelihood.
+    """
+
+    power: Tensor
+    signal: Tensor
+    count: Tensor
+    shares: Tensor
+    shift2: float = 0.0
+    evidence: float = 0.0
+
+
+def maximise(
+    plan: Plan, model: Model, grid: PolarGrid, sums: Sums, statistics: Statistics, *, share: float
+) -> Model:
+    """Estimate the model anew from the sums over images.
+
+    Parameters
+    ----------
+    plan, model
+        The classification, and the model that the sums were made with.
+    grid : PolarGrid
+        Of the sums.
+    sums, statistics
+        Of the images that took part.
+    share : float
+        Part of all particles that took part; if it is less than 1, earlier ones are remembered.
+
+    Returns
+    -------
+    Model
+
+    Notes
+    -----
+    Averages are Wiener's estimate: ``Σ CTF X / σ²`` over ``Σ CTF² / σ² + 1 / τ²``. The signal's variance τ²
+    of each ring is that of the posterior: what the average has there, and its own uncertainty. Where only a
+    part of the particles took part, what former ones gave counts as an observation too, of an average as it
+    was, and is forgotten by and by.
+    """
+    rings = grid.rings
+    linear, squared = sums.samples()
+    linear, squared = linear / grid.weights, squared / grid.weights
+    before = grid.sample(model.averages)
+    kept = model.weights[:, :rings, None] * _memory(share)
+    weights = squared + kept
+    signal = model.signal[:, :rings, None]
+    averages = (linear + kept * before) / (weights + 1 / (signal + _TINY))
+    uncertainty = 1 / (weights + 1 / (signal + _TINY))
+    new_signal = (averages.abs().square() + uncertainty).mean(-1)
+    return replace(
+        model,
+        iteration=model.iteration + 1,
+        averages=masked(plan, grid.images(averages.to(torch.complex64))),
+        shares=_shares(statistics.shares),
+        noise=_noise(model, grid, statistics),
+        signal=_beyond(model, new_signal),
+        weights=_padded(model.weights, weights.mean(-1)),
+        deviation_px=_deviation(plan, statistics),
+        supported=_supported(new_signal * weights.mean(-1), statistics.shares),
+    )
+
+
+def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid) -> Tensor:
+    """Power (rings,) of the images, summed, that averages (k, rings, angles / 2) explain.
+
+    The images' mean power less this is what remains of them: ``2 Re Σ X* CTF A - Σ |CTF A|²``, expected over
+    the posterior.
+    """
+    linear, squared = sums.samples()
+    cross = (hartley(linear) * hartley(averages)).sum((0, 2))
+    square = (2 * squared * averages.abs().square()).sum((0, 2))
+    return (2 * cross - square) * noise / (grid.weights[:, 0] * grid.angles)
+
+
+def _memory(share: float) -> float:
+    """What earlier particles count, over what they did before."""
+    return 0.0 if share >= 1 else 1 - share
+
+
+def masked(plan: Plan, images: Tensor) -> Tensor:
+    """Averages with nothing outside the mask, where their mean is taken for zero."""
+    mask = plan.mask()
+    outside = plan.support() * (1 - mask)
+    level = (images * outside).sum((1, 2), keepdim=True) / outside.sum().clamp(min=1.0)
+    return (images - level) * mask
+
+
+def _shares(sums: Tensor) -> Tensor:
+    """Shares of the classes, none of them zero."""
+    return ((sums + 1) / (sums.sum() + len(sums))).float()
+
+
+def _noise(model: Model, grid: PolarGrid, statistics: Statistics) -> Tensor:
+    """Power of what the averages do not explain."""
+    noise = model.noise.clone()
+    seen = statistics.count > 0
+    count = statistics.count[seen, None]
+    rest = (statistics.power[seen] - statistics.signal[seen]) / count
+    # An average may explain more than there is on a ring of few samples.
+    least = 0.05 * statistics.power[seen] / count
+    noise[seen, : grid.rings] = torch.maximum(rest, least).float()
+    return noise
+
+
+def _beyond(model: Model, signal: Tensor) -> Tensor:
+    """Signal of rings seen for the first time: as that of all particles, as far as the class had it."""
+    rings = signal.shape[1]
+    result = model.signal.clone()
+    result[:, :rings] = signal
+    last = signal[:, -3:].mean(1) / model.typical_signal[rings - 3 : rings].mean().clamp(min=_TINY)
+    result[:, rings:] = model.typical_signal[rings:] * last[:, None].clamp(max=1.0)
+    return result
+
+
+def _padded(old: Tensor, new: Tensor) -> Tensor:
+    result = torch.zeros_like(old)
+    result[:, : new.shape[1]] = new
+    return result
+
+
+def _deviation(plan: Plan, statistics: Statistics) -> float:
+    deviation = (statistics.shift2 / float(statistics.count.sum())) ** 0.5
+    # Wide enough never to decide, narrow enough to help.
+    return float(np.clip(deviation, 1.0, plan.range_px))
+
+
+def _supported(ratio: Tensor, members: Tensor) -> int:
+    """Outer ring with more signal than noise in any class that has members."""
+    occupied = ratio[members > 1]
+    return int(_last_ring(occupied).max()) if len(occupied) else 0
+
+
+def _last_ring(ratio: Tensor) -> Tensor:
+    """Last ring (k,) before the mean signal-to-noise ratio (k, rings) of three falls below 1."""
+    padded = torch.nn.functional.pad(ratio[:, None], (1, 1), mode="replicate")[:, 0]
+    return (padded.unfold(1, 3, 1).mean(-1) > 1).int().cumprod(1).sum(1) - 1

@@ -1,0 +1,161 @@
+"""The first model: noise from around the particles, signal from what they have more, and single particles."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.ops.masks import soft_circle
+from halfmap.search.particles import ParticleImages
+from halfmap.search.polar import PolarGrid, from_hartley, hartley
+from halfmap.steps.class2d.model import Model, masked
+from halfmap.steps.class2d.plan import Plan, to_device
+
+_SAMPLE = 1000
+_LEAST = 1e-3
+_SMOOTH = 1
+
+
+def first_model(plan: Plan, images: ParticleImages) -> Model:
+    """Estimate spectra from some particles, and take single ones for averages.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the classification.
+    images : ParticleImages
+        All of them.
+
+    Returns
+    -------
+    Model
+
+    Notes
+    -----
+    The noise of each optics group is that of the images' margins, outside the mask. What power particles have
+    above it, over the mean CTF², is the signal. A single particle, divided by its CTF after Wiener with
+    these spectra, is a better beginning than a mean of many that lie in all directions: nearly all such means
+    are alike.
+    """
+    step = plan.step
+    random = np.random.default_rng((step.seed, 0))
+    whole = PolarGrid(plan.box, plan.radius, plan.box / 2, device=plan.device)
+    groups = int(plan.groups.max()) + 1
+    noise = torch.zeros(groups, whole.rings, device=plan.device)
+    excess = torch.zeros(whole.rings, device=plan.device)
+    transfer2 = torch.zeros(whole.rings, device=plan.device)
+    support, margin = plan.support(), _margin(plan)
+    inside = float(support.square().mean())
+    total = 0
+    for group in range(groups):
+        members = np.flatnonzero(plan.groups == group)
+        some = np.sort(random.permutation(members)[: max(50, _SAMPLE // groups)])
+        pictures = to_device(images.get(some), plan.device)
+        around = whole.sample(pictures * margin).abs().square().mean((0, 2)) / margin.square().mean()
+        noise[group] = _smooth(around)
+        within = whole.sample(pictures * support).abs().square().mean((0, 2))
+        ctf = plan.transfer(some, whole)
+        excess += len(some) * (within - inside * noise[group])
+        transfer2 += len(some) * ctf.abs().square().mean((0, 2))
+        total += len(some)
+    signal = _smooth(excess / transfer2)
+    signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
+    seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
+    if len(seeds) < step.classes:
+        seeds = np.sort(random.integers(0, len(plan.groups), step.classes))
+    radius = plan.iterations[0].radius
+    first = [
+        aligned_average(plan, images, seeds[i : i + 1], None, noise, signal, radius)
+        for i in range(len(seeds))
+    ]
+    return Model(
+        iteration=0,
+        averages=torch.stack([average for average, _ in first]),
+        shares=torch.full((step.classes,), 1 / step.classes, device=plan.device),
+        noise=noise,
+        signal=signal.expand(step.classes, -1).clone(),
+        weights=torch.stack([weights for _, weights in first]),
+        deviation_px=plan.range_px / 2,
+        typical_signal=signal,
+        supported=plan.iterations[0].radius,
+    )
+
+
+def aligned_average(
+    plan: Plan,
+    images: ParticleImages,
+    rows: NDArray[np.intp],
+    poses: NDArray[np.float64] | None,
+    noise: Tensor,
+    signal: Tensor,
+    radius: int,
+) -> tuple[Tensor, Tensor]:
+    """Average of particles whose poses are known.
+
+    Parameters
+    ----------
+    plan, images
+        The classification and its images.
+    rows : array (n,)
+        Particles.
+    poses : array (n, 3), optional
+        Angle as ``rlnAnglePsi`` in degrees and shifts (x, y) in Å that bring them onto each other; none by
+        default.
+    noise : Tensor (groups, rings)
+        Power of the noise.
+    signal : Tensor (rings,)
+        Variance of the average that Wiener's filter takes for granted.
+    radius : int
+        Outer ring.
+
+    Returns
+    -------
+    average : Tensor (box, box)
+    weights : Tensor (rings,)
+        Mean over each ring of the summed CTF² over noise power; as many as `signal` has.
+    """
+    grid = PolarGrid(plan.box, radius, plan.support_px, device=plan.device)
+    samples = grid.sample(to_device(images.get(rows), plan.device) * plan.support())
+    ctf = plan.transfer(rows, grid)
+    power = noise[torch.from_numpy(plan.groups[rows]).to(noise.device), : grid.rings, None]
+    linear, squared = samples * ctf.conj() / power, ctf.abs().square() / power
+    values, weights = hartley(linear), squared
+    if poses is not None:
+        shifts = torch.from_numpy(poses[:, 1:] / plan.pixel_size)
+        values = hartley(linear * grid.shifts(shifts))
+        turns = torch.deg2rad(torch.from_numpy(poses[:, 0])).to(values.device)
+        values, weights = _turned(values, turns, 1), _turned(weights, turns, 2)
+    values, weights = from_hartley(values.sum(0)), weights.sum(0)
+    average = values / (weights + 1 / signal[: grid.rings, None])
+    padded = torch.zeros(len(signal), device=plan.device)
+    padded[: grid.rings] = weights.mean(-1)
+    return masked(plan, grid.images(average[None].to(torch.complex64)))[0], padded
+
+
+def _turned(values: Tensor, turns: Tensor, period: int) -> Tensor:
+    """Real functions (n, rings, angles), which repeat `period` times a circle, turned from x towards y."""
+    harmonics = torch.fft.rfft(values, dim=-1)
+    number = torch.arange(harmonics.shape[-1], device=values.device) * period
+    phase = -number * turns[:, None, None]
+    factors = torch.polar(torch.ones_like(phase), phase).to(harmonics.dtype)
+    return torch.fft.irfft(harmonics * factors, n=values.shape[-1], dim=-1)
+
+
+def _margin(plan: Plan) -> Tensor:
+    """Soft mask (box, box) of what is around the particles, or of all where there is nothing around."""
+    shape = (plan.box, plan.box)
+    outer = soft_circle(shape, radius=plan.box / 2 - 4, edge=4.0).to(plan.device)
+    margin = outer * (1 - plan.mask())
+    if float(margin.square().mean()) < 0.02:
+        margin = outer * (1 - soft_circle(shape, radius=0.38 * plan.box, edge=3.0).to(plan.device))
+    return margin
+
+
+def _smooth(spectrum: Tensor) -> Tensor:
+    """Mean of each ring and its neighbours, but for the centre."""
+    padded = torch.cat([spectrum[:1], spectrum, spectrum[-1:]])
+    smooth = padded.unfold(0, 3, 1).mean(-1)
+    smooth[: 1 + _SMOOTH] = spectrum[: 1 + _SMOOTH]
+    return smooth

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+import torch
+from pose_simulation import Particle, simulate
+
+from halfmap.errors import FileFormatError, ShapeError
+from halfmap.ops import symmetry
+from halfmap.ops.fsc import fsc
+from halfmap.ops.rotations import random_rotations
+from halfmap.ops.slices import extract_slices, finish_reconstruction, prepare_volume
+from halfmap.search.backprojector import Backprojection, _factorised
+from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.regularise.fsc import FSCRegulariser, halves_correlation, shell_sums
+
+BOX, RADIUS = 32, 12
+PARTICLE = Particle.random(BOX, count=40, radius_px=9.0)
+DISC = FourierDisc(BOX, RADIUS)
+
+
+def _sums(images: DiscImages, rotations: torch.Tensor, shifts: torch.Tensor, **more) -> Backprojection:
+    sums = Backprojection.empty(BOX, RADIUS, **more)
+    sums.add(images, rotations, shifts)
+    return sums
+
+
+def _few(n: int = 6):
+    truth = simulate(PARTICLE, DISC, n, snr=0.5)
+    return truth.images, truth.rotations, truth.shifts_px
+
+
+def _halves(snr: float, n: int = 400) -> tuple[Backprojection, Backprojection]:
+    def half(seed: int) -> Backprojection:
+        truth = simulate(PARTICLE, DISC, n, snr=snr, seed=seed)
+        return _sums(truth.images, truth.rotations, truth.shifts_px)
+
+    return half(0), half(1)
+
+
+def test_adding_is_adjoint_to_cutting():
+    images, rotations, shifts = _few()
+    volume = prepare_volume(PARTICLE.volume(), radius_px=RADIUS)
+    slices = DISC.pack(extract_slices(volume, rotations, size=DISC.side))
+    weights = torch.rand(6, dtype=torch.float64)
+    moved = images.linear * DISC.shifts(shifts) * weights[:, None]
+    sums = Backprojection.empty(BOX, RADIUS, dtype=torch.float64)
+    sums.add(images, rotations, shifts, weights)
+    left = (slices.to(torch.complex128).conj() * moved).real.sum()
+    right = (volume.values.conj() * sums.sums.values).real.sum()
+    assert abs(float(left - right)) < 1e-5 * float((slices.abs() * moved.abs()).sum())
+    assert float(sums.sums.weights.sum()) == pytest.approx(float((images.squared * weights[:, None]).sum()))
+
+
+@pytest.mark.parametrize("group", ["C1", "C2", "C4", "C7", "D2", "D3", "D7", "T", "O", "I1", "I3"])
+def test_group_is_factorised(group: str):
+    turns, on_grid = _factorised(group)
+    products = (turns[:, None] @ on_grid).reshape(-1, 1, 3, 3)
+    assert len(products) == symmetry.order(group)
+    gaps = (products - symmetry.operators(group)).abs().amax((2, 3))
+    assert torch.equal((gaps < 1e-6).sum(0), torch.ones(len(products), dtype=torch.long))
+
+
+@pytest.mark.parametrize("group", ["C3", "C4", "D3", "O"])
+def test_symmetry_is_adding_all_equivalents(group: str):
+    images, rotations, shifts = _few(3)
+    found = _sums(images, rotations, shifts, group=group, dtype=torch.float64)
+    every = Backprojection.empty(BOX, RADIUS, dtype=torch.float64)
+    for operator in symmetry.operators(group):
+        every.add(images, rotations @ operator, shifts)
+    a, b = (finish_reconstruction(sums.sums) for sums in (found.symmetrised(), every))
+    assert float((a - b).abs().max()) < 1e-9 * float(b.abs().max())
+
+
+def test_shards_add_up_and_are_kept_in_files(tmp_path: Path):
+    images, rotations, shifts = _few()
+    whole = _sums(images, rotations, shifts, group="C2")
+    total = Backprojection.empty(BOX, RADIUS, group="C2")
+    for i, part in enumerate((slice(0, 2), slice(2, 6))):
+        few = DiscImages(DISC, images.linear[part], images.squared[part])
+        _sums(few, rotations[part], shifts[part], group="C2").save(tmp_path / f"{i}.npz")
+        total = total + Backprojection.load(tmp_path / f"{i}.npz")
+    assert total.group == "C2"
+    torch.testing.assert_close(total.sums.data[..., :3], whole.sums.data[..., :3], rtol=1e-5, atol=1e-5)
+
+
+def test_several_weighted_poses_of_one_image():
+    images, rotations, shifts = _few(2)
+    owner, weights = torch.tensor([0, 0, 1]), torch.tensor([0.25, 0.75, 1.0])
+    turned = random_rotations(1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    poses = torch.cat([rotations[:1], turned, rotations[1:]]), shifts[owner]
+    found = Backprojection.empty(BOX, RADIUS, dtype=torch.float64)
+    found.add(images, *poses, weights, owner=owner)
+    scaled = DiscImages(
+        DISC, images.linear[owner] * weights[:, None], images.squared[owner] * weights[:, None]
+    )
+    expected = _sums(scaled, *poses, dtype=torch.float64)
+    torch.testing.assert_close(found.sums.data, expected.sums.data)
+
+
+def test_map_is_found_and_filtered_by_its_correlation():
+    halves, truth = _halves(0.5), PARTICLE.volume()
+    priors = FSCRegulariser()(halves)
+    a, b = (half.solve(prior) for half, prior in zip(halves, priors, strict=True))
+    to_truth = fsc(a, truth)[1:RADIUS]
+    between = fsc(a, b)[1:RADIUS]
+    # A half's correlation with the truth is the root of that between halves.
+    clear = between > 0.5
+    assert int(clear.sum()) >= 5
+    torch.testing.assert_close(to_truth[clear], between[clear].sqrt(), atol=0.06, rtol=0)
+    # Wiener's filter scales each shell by the correlation of the halves; the strong shells are next to whole.
+    assert 0.85 < float((a * truth).sum() / truth.square().sum()) < 1.02
+    stronger = halves[0].solve(FSCRegulariser(strength=4.0)(halves)[0])
+    assert float(stronger.square().sum()) > float(a.square().sum())
+
+
+def test_noise_alone_is_taken_away():
+    def noise(seed: int) -> Backprojection:
+        truth = simulate(PARTICLE, DISC, 400, snr=1e-9, seed=seed)
+        return _sums(truth.images, truth.rotations, truth.shifts_px)
+
+    halves = noise(0), noise(1)
+    curve = halves_correlation(shell_sums(halves[0].sums, halves[1].sums))
+    assert bool((curve[3:].abs() < 0.3).all())
+    filtered = halves[0].solve(FSCRegulariser()(halves)[0])
+    plain = halves[0].solve(torch.tensor(1e-9))
+    assert float(filtered.square().sum()) < 0.01 * float(plain.square().sum())
+
+
+def test_refusals(tmp_path: Path):
+    images, rotations, shifts = _few(2)
+    with pytest.raises(ShapeError, match="do not fit"):
+        Backprojection.empty(BOX, RADIUS - 2).add(images, rotations, shifts)
+    with pytest.raises(ShapeError, match="cannot be added"):
+        _ = Backprojection.empty(BOX, RADIUS) + Backprojection.empty(BOX, RADIUS, group="C2")
+    (tmp_path / "x.npz").write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match="no sums"):
+        Backprojection.load(tmp_path / "x.npz")

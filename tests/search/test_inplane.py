@@ -1,0 +1,140 @@
+"""The search in the plane against a direct loop over references, angles and shifts."""
+
+import math
+
+import pytest
+import torch
+from tests.search.test_polar import direct
+
+from halfmap.ops.masks import soft_circle
+from halfmap.search.inplane import Images, InPlaneSearch, References, Sums, log_likelihood, shift_grid
+from halfmap.search.polar import PolarGrid, hartley
+
+BOX, RADIUS, SUPPORT = 32, 10, 14.0
+BATCH, SHIFTS, CLASSES = 2, 2, 3
+
+
+@pytest.fixture(scope="module")
+def case():
+    generator = torch.Generator().manual_seed(0)
+    grid = PolarGrid(BOX, RADIUS, SUPPORT)
+    mask = soft_circle((BOX, BOX), radius=SUPPORT - 4, edge=3)
+    references = torch.randn(CLASSES, BOX, BOX, generator=generator) * mask
+    images = torch.randn(BATCH, BOX, BOX, generator=generator) * mask
+    half = (grid.rings, grid.angles // 2)
+    ctf = torch.rand(BATCH, *half, generator=generator) - 0.3
+    noise = 50 * (torch.rand(1, grid.rings, generator=generator) + 0.5)
+    shifts = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+    return grid, references, images, ctf, noise, shifts
+
+
+def scores(case):
+    grid, references, images, ctf, noise, shifts = case
+    prepared = Images.of(grid.sample(images), ctf, noise, grid)
+    shifted = prepared.shifted(shifts.expand(BATCH, -1, 2), grid)
+    found = log_likelihood(prepared, shifted, References.of(grid.sample(references)))
+    return prepared, shifted, found
+
+
+def test_log_likelihood_is_that_of_a_direct_loop(case):
+    grid, references, images, ctf, noise, shifts = case
+    _, _, found = scores(case)
+    assert found.shape == (grid.angles, BATCH, SHIFTS, CLASSES)
+    frequencies = grid.frequencies.reshape(-1, 2)
+    weight = (2 * grid.weights / noise[0, :, None]).expand(-1, grid.angles // 2).flatten().double()
+    for angle in (0, 5, grid.angles // 2 + 3):
+        turn = 2 * math.pi * angle / grid.angles
+        # The reference turned from x towards y has at k what it had at k turned back.
+        back = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]).double()
+        turned = direct(references, frequencies @ back.T)
+        for b in range(BATCH):
+            for t in range(SHIFTS):
+                phase = torch.exp(-2j * math.pi / BOX * (frequencies @ shifts[t].double()))
+                image = direct(images[b : b + 1], frequencies)[0] * phase
+                transfer = ctf[b].flatten().double()
+                for k in range(CLASSES):
+                    cross = (image.conj() * transfer * turned[k]).real
+                    square = transfer.square() * turned[k].abs().square()
+                    expected = (weight * (cross - square / 2)).sum()
+                    assert float(found[angle, b, t, k]) == pytest.approx(float(expected), rel=1e-4, abs=1e-3)
+
+
+def test_sums_are_adjoint_to_scores(case):
+    """Σ P · cross-term = <sums, references>, and likewise for the squares: a transpose, not a copy."""
+    grid, references, *_ = case
+    prepared, shifted, found = scores(case)
+    weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(3))
+    linear, squared = Sums.of(prepared, shifted, weights).samples()
+    samples = grid.sample(references)
+    cross = (hartley(linear) * hartley(samples)).double().sum()
+    square = (2 * squared * samples.abs().square()).double().sum()
+    assert float(cross - square / 2) == pytest.approx(float((weights * found).double().sum()), rel=1e-5)
+
+
+def search(case, *, passes):
+    references = case[1]
+    grids = [PolarGrid(BOX, RADIUS >> (passes - 1), SUPPORT)]
+    for i in range(1, passes):
+        grids.append(grids[-1].finer(2, RADIUS >> (passes - 1 - i)))
+    weights = torch.log(torch.tensor([0.5, 0.3, 0.2]))
+    samples = grids[-1].sample(references)
+    return grids[-1], InPlaneSearch(grids, samples, weights, range_px=4.0, deviation_px=2.0)
+
+
+def test_posterior_is_normalised_and_has_the_priors(case):
+    _, references, images, _, noise, _ = case
+    fine, finder = search(case, passes=1)
+    ctf = torch.ones(BATCH, fine.rings, fine.angles // 2)
+    posterior = finder(fine.sample(images), ctf, noise)
+    assert torch.allclose(posterior.probability.sum((0, 2, 3)), torch.ones(BATCH), atol=1e-5)
+    shifts = posterior.shifts_px
+    shifted = posterior.images.shifted(shifts, fine)
+    likely = log_likelihood(posterior.images, shifted, References.of(fine.sample(references))).double()
+    prior = -shifts[0].square().sum(1) / (2 * 2.0**2)
+    likely = likely + torch.log(torch.tensor([0.5, 0.3, 0.2])) + prior[:, None]
+    expected = torch.softmax(likely.permute(1, 0, 2, 3).flatten(1), dim=1)
+    found = posterior.probability.permute(1, 0, 2, 3).flatten(1)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    evidence = torch.logsumexp(likely.permute(1, 0, 2, 3).flatten(1), dim=1)
+    assert torch.allclose(posterior.log_evidence.double(), evidence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_search_finds_reference_angle_and_shift(case, passes):
+    references = case[1]
+    fine, finder = search(case, passes=passes)
+    noise = torch.full((1, fine.rings), 200.0)
+    angle, kind = 2 * math.pi * 7 / fine.angles, 1
+    frequencies = fine.frequencies.reshape(-1, 2)
+    back = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]).double()
+    turned = direct(references[kind : kind + 1], frequencies @ back.T).to(torch.complex64)
+    image = turned.reshape(1, fine.rings, -1) * fine.shifts(torch.tensor([[1.3, -2.1]]))
+    posterior = finder(image, torch.ones(1, fine.rings, fine.angles // 2), noise)
+    place = int(posterior.probability.flatten().argmax())
+    shifts = posterior.probability.shape[2]
+    found_angle, found_shift, found_kind = (
+        place // (shifts * CLASSES),
+        place // CLASSES % shifts,
+        place % CLASSES,
+    )
+    assert (found_angle, found_kind) == (7, kind)
+    spacing = BOX / (4 * RADIUS)
+    assert (
+        float((posterior.shifts_px[0, found_shift] + torch.tensor([1.3, -2.1])).abs().max()) <= 0.51 * spacing
+    )
+
+
+def test_flat_posteriors_keep_no_more_cells_than_allowed(case):
+    images = case[2]
+    fine, finder = search(case, passes=2)
+    noise = torch.full((1, fine.rings), 3e5)  # nearly flat
+    posterior = finder(fine.sample(images), torch.ones(BATCH, fine.rings, fine.angles // 2), noise)
+    assert posterior.probability.sum() == pytest.approx(BATCH, rel=1e-5)
+    assert posterior.shifts_px.shape[1] == 8 * 4
+
+
+def test_shift_grids():
+    assert shift_grid(2.0, 1.0).shape == (13, 2)
+    parts = shift_grid(3.0, 1.0, square=True)
+    assert parts.shape == (9, 2)
+    assert parts.abs().max() == 1.0

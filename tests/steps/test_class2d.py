@@ -1,0 +1,249 @@
+"""Classification in two dimensions against truth: which figure, turned how, moved where."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from halfmap.data import ParticleSet
+from halfmap.engine import RunOptions
+from halfmap.errors import HalfmapError, ParameterError, TableError
+from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import read_particles, write_particles
+from halfmap.ops.ctf import ctf
+from halfmap.project import Project
+from halfmap.steps.class2d.step import Class2DStep
+
+BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
+OPTICS = {
+    "rlnOpticsGroup": [1, 2],
+    "rlnOpticsGroupName": ["one", "two"],
+    "rlnVoltage": [300.0, 200.0],
+    "rlnSphericalAberration": [2.7, 2.7],
+    "rlnAmplitudeContrast": [0.1, 0.1],
+    "rlnImagePixelSize": [PIXEL, PIXEL],
+    "rlnImageSize": [BOX, BOX],
+    "rlnImageDimensionality": [2, 2],
+}
+FIGURES = (
+    ((0.0, 12.0), (9.0, -6.0), (-9.0, -6.0), (0.0, 3.0)),
+    ((-13.0, 0.0), (-4.0, 2.0), (5.0, 0.0), (13.0, 6.0)),
+    ((8.0, 8.0), (-8.0, 8.0), (-8.0, -8.0), (3.0, -9.0)),
+)
+"""Spots (x, y) of each figure in pixels; none looks the same turned or mirrored."""
+
+
+def figure(number: int, turn: float, shift: tuple[float, float]) -> np.ndarray:
+    """Spots turned by an angle from x towards y, then moved."""
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    image = np.zeros((BOX, BOX))
+    for a, b in FIGURES[number]:
+        px = a * math.cos(turn) - b * math.sin(turn) + shift[0]
+        py = a * math.sin(turn) + b * math.cos(turn) + shift[1]
+        image += np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 1.6**2))
+    return image
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """A project with particles of three figures, and what was put in."""
+    folder = tmp_path_factory.mktemp("class2d")
+    random = np.random.default_rng(5)
+    kinds = random.choice(3, N, p=(0.5, 0.3, 0.2))
+    turns = random.uniform(-math.pi, math.pi, N)
+    shifts = random.normal(0, 1.5, (N, 2))
+    defocus = random.uniform(8000, 20000, N)
+    groups = np.arange(N) % 2
+    images = []
+    for kind, turn, shift, z, group in zip(kinds, turns, shifts, defocus, groups, strict=True):
+        transfer = ctf(
+            (BOX, BOX),
+            pixel_size=PIXEL,
+            defocus_u=z + 150,
+            defocus_v=z - 150,
+            defocus_angle=30.0,
+            voltage_kV=OPTICS["rlnVoltage"][group],
+            cs_mm=2.7,
+            amplitude_contrast=0.1,
+        )
+        clean = torch.fft.rfft2(torch.from_numpy(figure(kind, turn, tuple(shift)))) * transfer
+        images.append(torch.fft.irfft2(clean, s=(BOX, BOX)).numpy() * 3 + random.normal(0, 1, (BOX, BOX)))
+    (folder / "Stacks").mkdir()
+    half = N // 2
+    for name, part in (("a", images[:half]), ("b", images[half:])):
+        write_mrc(
+            folder / f"Stacks/{name}.mrcs", np.stack(part), pixel_size=PIXEL, dtype=np.float32, stack=True
+        )
+    rows = pl.DataFrame(
+        {
+            "rlnImageName": [f"{i % half + 1:06d}@Stacks/{'ab'[i // half]}.mrcs" for i in range(N)],
+            "rlnOpticsGroup": groups + 1,
+            "rlnDefocusU": defocus + 150,
+            "rlnDefocusV": defocus - 150,
+            "rlnDefocusAngle": np.full(N, 30.0),
+            "someOtherColumn": np.arange(N),
+        }
+    )
+    write_particles(folder / "particles.star", ParticleSet(pl.DataFrame(OPTICS), rows))
+    return folder, kinds, turns, shifts
+
+
+def run(folder: Path, *, workers: int = 1, **parameters):
+    settings = {
+        "particles": Path("particles.star"),
+        "classes": 6,
+        "diameter": DIAMETER,
+        "resolution": 9.0,
+        "iterations": 8,
+        "full_iterations": 2,
+    }
+    options = RunOptions(workers=workers, device="cpu")
+    return Project.at(folder).run(Class2DStep(**(settings | parameters)), options).folder
+
+
+@pytest.fixture(scope="module")
+def job(truth):
+    return run(truth[0])
+
+
+def test_classes_hold_one_figure_each(truth, job):
+    _, kinds, *_ = truth
+    particles = read_particles(job / "particles.star")
+    classes = particles.rows["rlnClassNumber"].to_numpy()
+    assert particles.rows["someOtherColumn"].to_list() == list(range(N))
+    right = sum(np.bincount(kinds[classes == k]).max() for k in np.unique(classes))
+    assert right >= 0.95 * N
+    for kind in range(3):
+        main = np.bincount(classes[kinds == kind]).argmax()
+        assert (kinds[classes == main] == kind).mean() > 0.9
+
+
+def test_angles_and_shifts_bring_particles_onto_each_other(truth, job):
+    """Within a class all particles differ from the truth by one turn and one move of the average."""
+    _, kinds, turns, shifts = truth
+    rows = read_particles(job / "particles.star").rows
+    classes = rows["rlnClassNumber"].to_numpy()
+    # RELION's psi turns from y to x; turns here are from x to y.
+    found = -np.deg2rad(rows["rlnAnglePsi"].to_numpy())
+    origins = rows.select("rlnOriginXAngst", "rlnOriginYAngst").to_numpy() / PIXEL
+    errors, misses = [], []
+    for k in np.unique(classes):
+        members = (classes == k) & (kinds == np.bincount(kinds[classes == k]).argmax())
+        if members.sum() < 10:
+            continue
+        difference = np.exp(1j * (found[members] - turns[members]))
+        middle = difference.mean() / abs(difference.mean())
+        errors += np.rad2deg(np.abs(np.angle(difference / middle))).tolist()
+        # The origin undoes the shift, but for where the average's own centre lies, turned with the particle.
+        rest = (origins[members] + shifts[members]) @ np.array([1, 1j])
+        centre = np.median((rest * np.exp(-1j * found[members])).real) + 1j * np.median(
+            (rest * np.exp(-1j * found[members])).imag
+        )
+        misses += np.abs(rest - centre * np.exp(1j * found[members])).tolist()
+    assert np.median(errors) < 4.0
+    assert np.median(misses) < 0.5
+
+
+def test_averages_look_like_their_figures(truth, job):
+    _, kinds, *_ = truth
+    averages = np.asarray(read_mrc(job / "class_averages.mrcs"))
+    assert averages.shape == (6, BOX, BOX)
+    classes = read_particles(job / "particles.star").rows["rlnClassNumber"].to_numpy() - 1
+    for kind in range(3):
+        main = np.bincount(classes[kinds == kind], minlength=6).argmax()
+        best = max(
+            np.corrcoef(figure(kind, turn, (dx, dy)).ravel(), averages[main].ravel())[0, 1]
+            for turn in np.linspace(0, 2 * math.pi, 72, endpoint=False)
+            for dx in (-1, 0, 1)
+            for dy in (-1, 0, 1)
+        )
+        assert best > 0.85
+
+
+def test_tables_and_pictures(truth, job):
+    folder, *_ = truth
+    model = read_star(job / "model.star")
+    classes = model["model_classes"]
+    assert classes["rlnReferenceImage"][0] == f"000001@{(job / 'class_averages.mrcs').relative_to(folder)}"
+    assert classes["rlnClassDistribution"].sum() == pytest.approx(1.0)
+    rows = read_particles(job / "particles.star").rows
+    assert rows["rlnMaxValueProbDistribution"].is_between(0, 1).all()
+    assert (rows["hmClassProbability"] >= rows["rlnMaxValueProbDistribution"] - 1e-6).all()
+    assert (rows["hmAnglePsiError"] > 0).all()
+    for name in ("classes.png", "progress.png"):
+        assert (job / name).stat().st_size > 5000
+
+
+def test_same_result_with_two_workers(truth, job, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+    other = run(folder, workers=2)
+    assert (other / "class_averages.mrcs").read_bytes() == (job / "class_averages.mrcs").read_bytes()
+    assert read_particles(other / "particles.star").rows.equals(read_particles(job / "particles.star").rows)
+
+
+def test_noise_gives_no_resolution(tmp_path):
+    """Classes of pure noise: no average may claim detail."""
+    random = np.random.default_rng(1)
+    (tmp_path / "Stacks").mkdir()
+    stack = random.normal(0, 1, (200, BOX, BOX)).astype(np.float32)
+    write_mrc(tmp_path / "Stacks/a.mrcs", stack, pixel_size=PIXEL, stack=True)
+    rows = pl.DataFrame(
+        {
+            "rlnImageName": [f"{i + 1:06d}@Stacks/a.mrcs" for i in range(200)],
+            "rlnOpticsGroup": np.ones(200, np.int64),
+            "rlnDefocusU": np.full(200, 12000.0),
+            "rlnDefocusV": np.full(200, 12000.0),
+            "rlnDefocusAngle": np.zeros(200),
+        }
+    )
+    optics = pl.DataFrame({key: values[:1] for key, values in OPTICS.items()})
+    write_particles(tmp_path / "particles.star", ParticleSet(optics, rows))
+    folder = run(tmp_path, classes=4)
+    assert read_star(folder / "model.star")["model_classes"]["rlnEstimatedResolution"].min() > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "error"),
+    [
+        ({"diameter": 500.0}, "does not fit", ParameterError),
+        ({"diameter": None}, "how large", ParameterError),
+    ],
+)
+def test_parameters_that_cannot_be(truth, change, words, error):
+    with pytest.raises(error, match=words):
+        run(truth[0], **change)
+
+
+def test_tables_that_cannot_be(truth, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+    particles = read_particles(folder / "particles.star")
+    cases = {
+        "rlnDefocusU": particles.with_rows(particles.rows.drop("rlnDefocusU")),
+        r"Stacks/a\.mrcs": particles.with_rows(
+            particles.rows.with_columns(
+                pl.when(pl.int_range(pl.len()) == 7)
+                .then(pl.lit("000999@Stacks/a.mrcs"))
+                .otherwise(pl.col("rlnImageName"))
+                .alias("rlnImageName")
+            )
+        ),
+    }
+    for words, table in cases.items():
+        write_particles(folder / "particles.star", table)
+        with pytest.raises(TableError, match=words):
+            run(folder)
+    write_particles(folder / "particles.star", particles)
+    stack = np.array(read_mrc(folder / "Stacks/a.mrcs"))
+    stack[3, 5, 5] = np.nan
+    write_mrc(folder / "Stacks/a.mrcs", stack, pixel_size=PIXEL, stack=True)
+    with pytest.raises(HalfmapError, match=r"000004@Stacks/a\.mrcs|row 4"):
+        run(folder)
