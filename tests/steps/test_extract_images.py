@@ -58,6 +58,23 @@ def test_threads_change_nothing(image):
         np.testing.assert_array_equal(statistics, found[0][1])
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_boxes_need_only_the_rows_that_were_asked_for(image, monkeypatch, mirror):
+    x, y = np.random.default_rng(2).integers(0, 90, (2, 60))
+    y = np.sort(np.append(y[:-2], [0, 89]))
+    recipe = _recipe(40, mirror=mirror)
+    expected, _ = _images(image, x, y, recipe)
+    monkeypatch.setattr("halfmap.steps.extract.images._BATCH_BYTES", 1)
+    arrived, asked = np.full_like(image, np.nan), []
+
+    def ready(rows: int) -> None:
+        asked.append(rows)
+        arrived[:rows] = image[:rows]
+
+    np.testing.assert_array_equal(_images(arrived, x, y, recipe, ready=ready)[0], expected)
+    assert asked[0] < 40
+
+
 @pytest.mark.parametrize("background", ["ramp", "mean"])
 def test_normalised_images_are_those_of_least_squares(image, background):
     yy, xx = np.mgrid[:90, :120]

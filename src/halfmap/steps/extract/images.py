@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.threads import in_threads
-from halfmap.steps.extract._kernels import FRAYED_px, N_STATISTICS, cut, normalise
+from halfmap.steps.extract._kernels import N_STATISTICS, FRAYED_px, cut, normalise
 from halfmap.steps.extract.step import Background
 
 _BATCH_BYTES = 1 << 20

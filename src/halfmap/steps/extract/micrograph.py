@@ -200,9 +200,8 @@ def _write(
     side, found = item.recipe.scaled_box, np.empty((len(kept), N_STATISTICS))
     path = folder / FOLDER / f"{item.key}.mrcs"
     with MrcStackWriter(path, shape=(side, side), pixel_size=item.pixel_size, dtype=dtype) as stack:
-        parts = cut_particles(
-            micrograph.image, *item.cut[rows].T, item.recipe, ready=micrograph.wait, flip=flip, rng=rng
-        )
+        x, y = item.cut[rows].T
+        parts = cut_particles(micrograph.image, x, y, item.recipe, ready=micrograph.wait, flip=flip, rng=rng)
         places = iter(order.tolist())
         for images, statistics in parts:
             for image, numbers in zip(images, statistics, strict=True):
