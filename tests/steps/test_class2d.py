@@ -19,6 +19,8 @@ from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf
 from halfmap.project import Project
+from halfmap.steps.class2d import iterate
+from halfmap.steps.class2d.expectation import expect
 from halfmap.steps.class2d.step import Class2DStep
 
 BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
@@ -185,6 +187,28 @@ def test_same_result_with_two_workers(truth, job, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
     other = run(folder, workers=2)
+    assert (other / "class_averages.mrcs").read_bytes() == (job / "class_averages.mrcs").read_bytes()
+    assert read_particles(other / "particles.star").rows.equals(read_particles(job / "particles.star").rows)
+
+
+def test_stopped_between_parts_and_resumed(truth, job, tmp_path, monkeypatch):
+    """Stopped in the third iteration, after one of its parts was done: the same files in the end."""
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+
+    def stop(shard, **parameters):
+        if shard.name == "it003_0002":
+            raise KeyboardInterrupt
+        return expect(shard, **parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(iterate, "expect", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    left = sorted(file.name for file in (folder / "Class2D/job001/Iterations").iterdir())
+    assert "it003_0001.npz" in left
+    assert "it003_model.npz" not in left
+    other = Project.at(folder).resume("Class2D/job001").folder
     assert (other / "class_averages.mrcs").read_bytes() == (job / "class_averages.mrcs").read_bytes()
     assert read_particles(other / "particles.star").rows.equals(read_particles(job / "particles.star").rows)
 

@@ -45,7 +45,9 @@ _GROWTH = 0.6
 """Part of the iterations in which the resolution grows."""
 
 _PER_CLASS, _FEWEST = 100, 2000
-_SHARD = 2048
+_SHARD, _MOST_SHARDS = 2048, 64
+"""Particles whose sums are kept together, and the most files of such sums of an optics group."""
+
 _BATCH_BYTES = 2**25
 
 
@@ -168,7 +170,7 @@ class Plan:
         shards = []
         for group in np.unique(self.groups[members]):
             own = members[self.groups[members] == group]
-            shards += np.array_split(own, -(-len(own) // _SHARD))
+            shards += np.array_split(own, min(_MOST_SHARDS, -(-len(own) // _SHARD)))
         return shards
 
     def batch(self, radius: int) -> int:
