@@ -25,12 +25,14 @@ demo: setup
 	$(BIN)/halfmap curate Ctf/job004/micrographs_ctf.star --project $(DEMO)
 	$(BIN)/halfmap pick blob Curate/job005/micrographs.star --project $(DEMO)
 	$(BIN)/halfmap extract Curate/job005/micrographs.star --coordinates Pick/job006/autopick.star --project $(DEMO)
-	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Extract/job007/particles.star
+	$(BIN)/halfmap class2d Extract/job007/particles.star --classes 8 --resolution 10 --project $(DEMO)
+	$(BIN)/halfmap select Class2D/job008/model.star --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Select/job009/particles.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
 	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
 	@echo "          $(DEMO)/Ctf/job004/summary.png and the pictures beside it"
 	@echo "          $(DEMO)/Curate/job005/accepted.png $(DEMO)/Pick/job006/summary.png"
-	@echo "          $(DEMO)/Extract/job007/*.png"
+	@echo "          $(DEMO)/Extract/job007/*.png $(DEMO)/Class2D/job008/classes.png $(DEMO)/Select/job009/classes.png"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup

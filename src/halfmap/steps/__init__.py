@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "pick", "extract")
+PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "pick", "extract", "class2d", "select")
 
 
 def load_steps() -> None:

@@ -15,8 +15,10 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from halfmap.data import ParticleSet
+from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import GROUP
 from halfmap.errors import ParameterError
+from halfmap.io.tables import read_particles
 from halfmap.log import log
 from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle
@@ -149,7 +151,7 @@ class Plan:
     def transfer(self, rows: NDArray[np.intp], grid: PolarGrid) -> Tensor:
         """CTFs (n, rings, angles / 2) of particles; complex where there are odd aberrations."""
         return transfer_on_rings(
-            read_table(self.source.table).ctf[torch.from_numpy(rows)],
+            _transfer_parameters(self.source.table)[torch.from_numpy(rows)],
             grid,
             self.pixel_size,
             phase_flipped=self.step.phase_flipped,
@@ -239,17 +241,15 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
 @functools.lru_cache(maxsize=1)
 def open_images(source: Source) -> ParticleImages:
     """Images of a classification as they are searched, the same object for all of a process."""
-    particles = read_table(source.table)
+    particles = read_particles(source.table)
     crop = functools.partial(resample, new_shape=(source.box, source.box))
     return ParticleImages(particles, source.project, memory=source.memory, transform=crop)
 
 
 @functools.lru_cache(maxsize=1)
-def read_table(path: Path) -> ParticleSet:
-    """Table of the particles, read once."""
-    from halfmap.io.tables import read_particles
-
-    return read_particles(path)
+def _transfer_parameters(path: Path) -> CTFParameters:
+    """Of all particles, made once."""
+    return read_particles(path).ctf
 
 
 def _diameter(step: Class2DStep, particles: ParticleSet, side: float) -> float:

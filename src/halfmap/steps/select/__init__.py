@@ -1,0 +1,1 @@
+"""Selection: which classes of a two-dimensional classification to keep, and which of their particles."""
