@@ -119,6 +119,9 @@ def test_inputs_come_first_in_help(capsys):
             ["--dose-per-frame", "1", "--pixelsize", "7"],
             "there is no option --pixelsize (did you mean --pixel-size?)",
         ),
+        (["--dose-per-frame", "1", "--cs", "7"], "there is no option --cs (did you mean --Cs?)"),
+        (["--dose-per-frame", "nan"], "--dose-per-frame must be a finite number, not nan"),
+        (["--dose-per-frame", "inf"], "--dose-per-frame must be a finite number, not inf"),
         (["--dose-per-frame", "1", "-x", "7"], "there is no option -x"),
         (["--dose-per-frame", "1", "--movies"], "--movies: nothing was given"),
     ],
@@ -322,11 +325,25 @@ def test_the_last_lines_of_a_job_name_outputs_failures_and_warnings(tmp_path, mo
     ]
 
 
+def test_what_is_in_view_still_is_not_said_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--n", "2", "--bad", "1"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("1.mrc: is a bad number") == shown.count("number 1 is looked at") == 1
+    lines = shown.splitlines()
+    place = next(i for i, line in enumerate(lines) if "done in" in line)
+    assert lines[place + 2 :] == [
+        "1 number failed, named in Toy/job001/failures.star",
+        "  once mended or replaced, `halfmap resume Toy/job001` does only what is missing",
+        "2 warnings, in Toy/job001/run.err too",
+    ]
+
+
 def test_a_job_that_failed_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["toy", "--n", "2", "--bad", "0", "1"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert "2 numbers failed, named in Toy/job001/failures.star:" in lines
+    assert "2 numbers failed, named in Toy/job001/failures.star" in lines
     assert lines[-1].startswith("halfmap: every number failed; the first one: 0.mrc: is a bad number")
 
 
@@ -438,4 +455,4 @@ def test_warnings_of_worker_processes_are_in_the_jobs_files_and_last_lines(tmp_p
     folder = tmp_path / "Toy/job001"
     for text in ((folder / "run.out").read_text(), (folder / "run.err").read_text()):
         assert text.count("WARNING number 2 is looked at") == 1
-    assert "3 warnings, in Toy/job001/run.err too:\n  number" in capsys.readouterr().err
+    assert "3 warnings, in Toy/job001/run.err too\n" in capsys.readouterr().err

@@ -133,3 +133,18 @@ def test_cryosparc_by_suffix(shared_data, tmp_path):
     assert read_particles(tmp_path / "copy.cs").rows.equals(particles.rows)
     with pytest.raises(TableError, match="holds particles, not micrographs"):
         read_micrographs(path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("rlnMicrographName", "rlnMicrographCoordinates"),
+        ("rlnMicrographName", "rlnCoordinateX"),
+        ("rlnCoordinateX", "rlnCoordinateY"),
+    ],
+)
+def test_coordinates_are_told_from_micrographs(tmp_path, labels):
+    rows = pl.DataFrame({label: ["1"] for label in labels})
+    write_star(tmp_path / "picks.star", {"coordinate_files": rows})
+    with pytest.raises(TableError, match=r"picks\.star: holds coordinates, not micrographs; give the table"):
+        read_micrographs(tmp_path / "picks.star")

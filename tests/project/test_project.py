@@ -57,14 +57,17 @@ class Refusing(Reading, name="refusing"):
     error: str = Param("table", "what it ends with", unit="none", section="Toy")
     items: int = Param(0, "items done before", unit="none", section="Toy")
     writes: bool = Param(False, "leave a file behind", unit="none", section="Toy")
+    unwanted: tuple[str, ...] = Param((), "items that fail", unit="none", section="Toy")
 
     def run(self, ctx: Context) -> None:
         if self.items:
             ctx.map(str, range(self.items))
         if self.writes:
             (ctx.folder / "half.txt").touch()
+        for name in self.unwanted:
+            ctx.fail("thing", name, "is unwanted")
         errors = {"table": TableError, "parameter": ParameterError, "resource": ResourceError}
-        raise errors[self.error]("is refused")
+        raise (errors | {"items": ItemsFailedError})[self.error]("is refused")
 
 
 @pytest.fixture
@@ -158,6 +161,16 @@ def test_a_job_that_has_worked_is_kept_when_it_fails(project, caplog, values):
     with pytest.raises(HalfmapError, match="is refused"):
         project.resume(1)
     assert [(p.name, p.status) for p in project.pipeline.processes] == [("Refusing/job001/", "Failed")]
+
+
+@pytest.mark.parametrize("values", [{"error": "items"}, {"error": "parameter", "unwanted": ("a",)}], ids=str)
+def test_a_job_that_would_end_alike_again_is_not_offered_to_be_resumed(project, caplog, values):
+    (project.root / "in.txt").touch()
+    caplog.set_level("INFO", logger="halfmap")
+    with pytest.raises(HalfmapError, match="is refused"):
+        project.run(Refusing(files=("in.txt",), writes=True, **values))
+    assert "failed after" in caplog.text
+    assert "halfmap resume" not in caplog.text
 
 
 def test_the_number_of_a_refused_job_is_left_alone_if_another_has_come_since(project, monkeypatch):
@@ -346,6 +359,13 @@ def test_a_file_is_no_project(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="is a file where a folder belongs"):
         Project.open(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence():
+    if not Path("/proc/self").exists():
+        pytest.skip("no file system that refuses folders")
+    with pytest.raises(ProjectError, match=r"/proc/xx: no project can be made here"):
+        Project.open("/proc/xx")
 
 
 def test_a_record_that_cannot_be_read_does_not_hide_the_other_jobs(project, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,8 +17,10 @@ from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.project import Project
+from halfmap.steps.ctf.average import Optics
+from halfmap.steps.ctf.micrograph import MicrographItem
 from halfmap.steps.ctf.step import CtfStep
-from halfmap.steps.ctf.tables import relative_thickness
+from halfmap.steps.ctf.tables import relative_thickness, warn_of_rings
 
 
 def _rings(rng: np.random.Generator, defocus: float, size: int = 768) -> np.ndarray:
@@ -76,6 +79,8 @@ def test_a_table_gets_its_ctfs_and_useless_micrographs_are_named(project):
     good, noise = table.rows.to_dicts()
     assert good["hmCtfProblem"] == "none"
     assert noise["hmCtfProblem"] == "no Thon rings"
+    # Of a defocus that only the range of the search is known of.
+    assert noise["hmDefocusUncertainty"] == pytest.approx(47_000 / math.sqrt(12), rel=1e-5)
     assert abs((good["rlnDefocusU"] + good["rlnDefocusV"]) / 2 - 9_000) < 5 * good["hmDefocusUncertainty"]
     assert abs(good["rlnCtfAstigmatism"] - 300) < 5 * good["hmDefocusUUncertainty"] * math.sqrt(2)
     assert abs(good["rlnDefocusAngle"] - 30) < 5 * good["hmDefocusAngleUncertainty"]
@@ -166,6 +171,21 @@ def test_cs_is_fitted_for_every_optics_group_that_has_rings(project):
         mean = (row["rlnDefocusU"] + row["rlnDefocusV"]) / 2
         # What is wrong with Cs the defocus makes up for, the more the larger the error of Cs.
         assert abs(mean - truth) < 5 * row["hmDefocusUncertainty"] + 100 * error
+
+
+def test_a_wrong_pixel_size_is_suspected_where_most_have_no_rings(caplog):
+    optics = Optics(voltage_kV=300, cs_mm=2.7, amplitude_contrast=0.1)
+    items = [
+        MicrographItem(str(i), str(i), Path(str(i)), pixel, optics, group, None)
+        for i, (group, pixel) in enumerate([(1, 0.15)] * 3 + [(2, 1.5)] * 2)
+    ]
+    strengths = [4, 5, 60, 5, 70]
+    done = [
+        {"group": item.group, "hmCtfSignificance": strength}
+        for item, strength in zip(items, strengths, strict=True)
+    ]
+    warn_of_rings(done, items)
+    assert caplog.messages == ["2 of 3 micrographs of optics group 1 have no Thon rings; is 0.15 Å/px right?"]
 
 
 def test_the_surface_of_a_row_is_evaluated_at_particles():

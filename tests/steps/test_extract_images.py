@@ -222,9 +222,16 @@ def test_pixels_are_those_wanted_and_sizes_quick_to_transform():
         assert abs(box.pixel_size / wanted - 1) < 0.005
         assert box.pixel_size == pytest.approx(box.size / box.scaled)
         finest = max(3.0, 2 * wanted)
-        assert box.size > needed_extent(150, defocus=15e3, voltage_kV=300, resolution=finest) - 1
+        assert box.size >= needed_extent(150, defocus=15e3, voltage_kV=300, resolution=finest)
         assert box.size % 2 == 0 == box.scaled % 2
         assert box.scaled == 2 * scipy.fft.next_fast_len(box.scaled // 2, real=True)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        diameter, wanted, defocus = rng.uniform(60, 400), rng.uniform(1.3, 5), rng.uniform(5e3, 3e4)
+        box = _choose(diameter=diameter, pixel_size=wanted, defocus=defocus)
+        finest = max(3.0, 2 * wanted)
+        needed = needed_extent(diameter, defocus=defocus, voltage_kV=300, resolution=finest)
+        assert box.size * CHOICE["micrograph_pixel_size"] >= needed - 1e-6
     given = _choose(box=200, pixel_size=3.0)
     assert (given.size, given.scaled) == (200, 66)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -239,6 +240,48 @@ def test_half_precision_and_bright_micrographs(project):
     assert particles.optics["hmContrastSign"].to_list() == [1, 1]
 
 
+def test_contrast_is_that_of_each_optics_group(project):
+    _micrographs(project, optics=OPTICS | {"hmContrastSign": [-1, 1]})
+    _, particles = _run(project, invert_contrast=False)
+    assert particles.optics["hmContrastSign"].to_list() == [-1, 1]
+    _, turned = _run(project)
+    assert turned.optics["hmContrastSign"].to_list() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scaled_box": 48}, {"phase_flip": True}, {"box": 62, "scaled_box": 54}]
+)
+def test_blank_areas_are_left_out_however_images_are_made(project, options, caplog):
+    image = _spots(PLACES["a"], 0)
+    # Of a level that transforms do not hold in full.
+    image[:, :150] = 1000.37
+    write_mrc(project / "Images/a.mrc", image, pixel_size=PIXEL)
+    _coordinates(project, {"a": _table(np.array([[64.0, 100], [70, 128], [215, 100]]))})
+    _, particles = _run(project, **options)
+    assert particles.rows["rlnCoordinateX"].to_list() == [215]
+    assert "2 where the micrograph is blank" in caplog.text
+
+
+def test_a_hot_pixel_costs_its_own_particle_of_half_precision(project, caplog):
+    image = _spots(PLACES["a"], 0)
+    x, y = PLACES["a"][1].astype(int)
+    image[y, x] = 1e5
+    write_mrc(project / "Images/a.mrc", image, pixel_size=PIXEL)
+    _, particles = _run(project, float16=True)
+    assert particles.rows["rlnCoordinateX"].to_list() == [60, 180, 100, 80, 150]
+    assert "1 with pixels beyond the range of half precision" in caplog.text
+    _, single = _run(project)
+    assert len(single) == 6
+
+
+def test_dust_is_the_same_without_other_micrographs(project):
+    options = {"white_dust": 2.0, "black_dust": 2.0}
+    both, _ = _run(project, **options)
+    _coordinates(project, {"b": _table(PLACES["b"])})
+    alone, _ = _run(project, **options)
+    assert (both / "Particles/b.mrcs").read_bytes() == (alone / "Particles/b.mrcs").read_bytes()
+
+
 def test_odd_ones_stand_out(project):
     rng = np.random.default_rng(0)
     places = rng.uniform(40, SIDE - 40, (200, 2))
@@ -427,6 +470,16 @@ def test_a_micrograph_without_defocus_is_named(project):
     folder, particles = _run(project)
     assert len(particles) == 2
     assert "defocus is not a number" in str(read_star(folder / "failures.star"))
+
+
+def test_a_particle_without_defocus_costs_nobody_else(project, caplog):
+    _, first = _run(project)
+    defocus = [1e4, math.nan, 1e4, 1e4, 2e4, 2e4]
+    write_particles(project / "refined.star", first.with_columns(pl.Series("rlnDefocusU", defocus)))
+    folder, again = _run(project, coordinates="refined.star", phase_flip=True, recentre=False)
+    assert again.rows["rlnCoordinateX"].to_list() == [60, 180, 100, 80, 150]
+    assert "1 without a defocus" in caplog.text
+    assert not (folder / "failures.star").exists()
 
 
 def test_relions_empty_values_are_no_values(project):

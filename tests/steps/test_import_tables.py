@@ -220,6 +220,37 @@ def test_coordinates_outside_are_left_out_and_counted(project, micrographs, capl
     job = project.run(ImportCoordinates(coordinates=("grid_1.csv",), micrographs=micrographs))
     assert picks(job) == {"grid_1": [(10, 20), (79, 59), (3, 3)]}
     assert "2 of 5 coordinates lie outside" in caplog.text
+    assert "those of grid_1.mrc (2); were the micrographs binned (shrunk) for picking?" in caplog.text
+
+
+def test_micrographs_without_coordinates_are_not_counted_as_having_some(project, micrographs, caplog):
+    caplog.set_level("INFO", logger="halfmap")
+    Path("grid_1.csv").write_text("x,y\n10,20\n")
+    Path("grid_10.csv").write_text("x,y\n")
+    job = project.run(ImportCoordinates(coordinates=("*.csv",), micrographs=micrographs))
+    assert picks(job) == {"grid_1": [(10, 20)], "grid_10": []}
+    assert "1 coordinate in 1 of 3 micrographs; 1 more has none left" in caplog.text
+
+
+def test_a_table_of_other_micrographs_is_shown_beside_ours(project, micrographs):
+    Path("picks.csv").write_text("image_name,x,y\nother,1,2\n")
+    with pytest.raises(TableError, match=r"its first is other, the table's first is grid_1\.mrc"):
+        project.run(ImportCoordinates(coordinates=("picks.csv",), micrographs=micrographs))
+
+
+def test_the_diameter_is_kept_for_extraction(project, micrographs):
+    Path("grid_1.csv").write_text("x,y\n10,20\n3,4\n")
+    step = ImportCoordinates(coordinates=("grid_1.csv",), micrographs=micrographs, diameter=120)
+    job = project.run(step)
+    table = read_coordinates(job.folder / "coordinates/grid_1.star")
+    assert table["hmParticleDiameter"].to_list() == [120, 120]
+
+
+@pytest.mark.parametrize(("size", "warned"), [(0.15, True), (0.3, False), (8, False), (15, True)])
+def test_an_unusual_pixel_size_is_warned_of(project, caplog, size, warned):
+    write_mrc("Mics/a.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+    project.run(ImportMicrographs(micrographs=("Mics/*.mrc",), pixel_size=size))
+    assert (f"is the pixel size of {size:g} Å right?" in caplog.text) == warned
 
 
 def test_coordinates_that_are_mostly_outside_have_a_wrong_scale(project, micrographs, capsys):

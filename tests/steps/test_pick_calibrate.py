@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from halfmap.data import MicrographSet
+from halfmap.io.mrc import write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import write_micrographs
+from halfmap.project import Project
 from halfmap.steps.pick.calibrate import calibrate
+from halfmap.steps.pick.step import PickBlob
 
 
 def _maxima(rng, n, mean=0.0):
@@ -164,3 +172,77 @@ def test_a_micrograph_without_candidates_takes_the_usual_threshold():
     score = np.concatenate([_maxima(rng, 800), rng.normal(6.0, 0.8, 200)])
     found = calibrate(score, micrograph=rng.integers(0, 3, 1000))
     assert found.part(3).threshold == found.threshold
+
+
+def test_empty_micrographs_stay_empty_beside_crowded_ones():
+    """Whitening divides by the power of particles as well: crowded micrographs have a narrower background."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        crowded = [np.append(0.45 * _maxima(rng, 340), rng.normal(4.6, 0.4, 300)) for _ in range(2)]
+        empty = [_maxima(rng, 640) for _ in range(2)]
+        number = np.repeat(range(4), 640)
+        found = calibrate(np.concatenate(crowded + empty), _maxima(rng, 2560), micrograph=number)
+        for i in (0, 1):
+            picked = found.part(i).picks(crowded[i])
+            assert picked[340:].mean() > 0.99
+            assert picked[:340].sum() <= 1
+        assert sum(found.part(2 + i).picks(empty[i]).sum() for i in (0, 1)) <= 2
+
+
+@pytest.mark.parametrize("share", [0.005, 0.008, 0.015])
+def test_few_clear_particles_are_found_without_false_ones(share):
+    false = true = total = 0
+    stated = 0.0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        noise, particles = _maxima(rng, 5000), rng.normal(7, 0.7, int(5000 * share))
+        found = calibrate(np.append(noise, particles), _maxima(rng, 5000))
+        false, true = false + found.picks(noise).sum(), true + found.picks(particles).sum()
+        total, stated = total + len(particles), stated + found.expected_false
+    assert true > 0.98 * total
+    assert false <= 0.02 * total
+    assert stated < 0.03 * total
+
+
+def test_expected_false_picks_are_those_of_the_table():
+    rng = np.random.default_rng(14)
+    for mean, count in ((7.0, 40), (9.0, 300), (3.0, 200)):
+        score = np.append(_maxima(rng, 3000 if count < 300 else 0), rng.normal(mean, 0.7, count))
+        found = calibrate(score, _maxima(rng, 3000))
+        likely = found.of(score[found.picks(score)])
+        assert len(likely) == found.picked
+        assert likely.min() >= 0.5 - 1e-9
+        assert found.expected_false == pytest.approx((1 - likely).sum())
+
+
+def test_what_is_kept_of_a_micrograph_does_not_grow_with_its_candidates():
+    rng = np.random.default_rng(15)
+    score = np.append(_maxima(rng, 40_000), rng.normal(6, 0.7, 8000))
+    found = calibrate(score, _maxima(rng, 4000), micrograph=rng.integers(0, 4, len(score)))
+    assert all(len(part.grid) < 300 for part in found.parts)
+
+
+def test_nothing_is_picked_in_the_empty_ones_of_a_job(tmp_path):
+    size, pixel_A, diameter_A = 640, 3.0, 130.0
+    radius = diameter_A / 2 / pixel_A
+    rng = np.random.default_rng(16)
+    y, x = np.mgrid[:size, :size]
+    names = [f"Images/{kind}{i}.mrc" for kind in ("crowded", "empty") for i in range(2)]
+    for name in names:
+        image = rng.normal(100, 1.5, (size, size))
+        places: list[tuple[float, float]] = []
+        while "crowded" in name and len(places) < 60:
+            px, py = rng.uniform(25, size - 26, 2)
+            if all(math.hypot(px - a, py - b) * pixel_A > diameter_A for a, b in places):
+                places.append((px, py))
+                image -= 1.2 * np.sqrt(np.maximum(radius**2 - (x - px) ** 2 - (y - py) ** 2, 0)) / radius
+        write_mrc(tmp_path / name, image.astype(np.float32), pixel_size=pixel_A)
+    optics = {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnMicrographPixelSize": [pixel_A]}
+    rows = pl.DataFrame({"rlnMicrographName": names, "rlnOpticsGroup": [1] * 4})
+    write_micrographs(tmp_path / "m.star", MicrographSet(pl.DataFrame(optics), rows))
+    step = PickBlob(micrographs=Path("m.star"), diameter=diameter_A, pictures=False)
+    table = read_star(Project.open(tmp_path).run(step).folder / "autopick.star")["coordinate_files"]
+    assert isinstance(table, pl.DataFrame)
+    picks = dict(table.select("rlnMicrographName", "hmPicks").iter_rows())
+    assert all(55 <= picks[name] <= 62 for name in names[:2])
+    assert sum(picks[name] for name in names[2:]) <= 2

@@ -59,6 +59,19 @@ def test_masks_and_edges_hold_no_peaks():
     assert not np.any((found.x > 25.5) & (found.x < 33.5) & (found.y > 25.5) & (found.y < 33.5))
 
 
+def test_a_slope_up_to_what_is_masked_has_no_peaks():
+    score = _bumps((200, 200), [(100, 100), (40, 150)], [8.0, 1.0], 40.0)
+    score += _bumps((200, 200), [(40, 40)], [1.0])
+    y, x = np.mgrid[:200, :200]
+    mask = np.hypot(x - 100, y - 100) > 30
+    found = find_peaks(score, pixel_size=1.0, distance=10.0, mask=mask)
+    assert len(found) == 1
+    assert np.hypot(found.x[0] - 40, found.y[0] - 40) < 1
+    # What is no number has no slope.
+    found = find_peaks(np.where(mask, score, np.nan), pixel_size=1.0, distance=10.0)
+    assert np.hypot(found.x[0] - 100, found.y[0] - 100) == pytest.approx(31, abs=1)
+
+
 def test_candidates_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     x, y, score, angle = rng.normal(size=(4, 7)).astype(np.float32)
@@ -104,7 +117,15 @@ def test_masks_of_any_size_are_used(tmp_path):
     mask = np.ones((24, 30), np.uint8)
     mask[:, :15] = 0
     write_mrc(tmp_path / "m.mrc", mask, pixel_size=20.0)
-    image = load(MicrographItem("a.mrc", "a", tmp_path / "a.mrc", 2.0, tmp_path / "m.mrc"), 4.0)
-    assert not image.mask[:, :74].any()
-    assert image.mask[:, 76:].all()
-    assert not image.values[:, :74].any()
+    item = MicrographItem("a.mrc", "a", tmp_path / "a.mrc", 2.0, tmp_path / "m.mrc")
+    image = load(item, 4.0)
+    assert not image.mask[:, :75].any()
+    assert image.mask[:, 75:].all()
+    assert not image.values[:, :75].any()
+    # Every fourth pixel stands for its square: 144 lies in the mask, if some of its square does not.
+    fine = np.ones((240, 300), np.uint8)
+    fine[:, :146] = 0
+    write_mrc(tmp_path / "m.mrc", fine, pixel_size=2.0)
+    coarse = load(item, 8.0)
+    assert not coarse.mask[:, :37].any()
+    assert coarse.mask[:, 37:].all()

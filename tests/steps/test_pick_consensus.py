@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from halfmap.steps.pick.consensus import Joined, join, weigh, with_own
+from halfmap.steps.pick.consensus import Joined, coinciding, join, weigh, with_own
 
 
 def _picks(*rows):
@@ -75,3 +75,14 @@ def test_agreement_makes_no_pick_surer_than_its_surest_picker():
     assert (found[:3] <= np.nanmax(own[:3], axis=1)).all()
     # The last one's picker gives no probabilities.
     assert found[3] == pytest.approx(0.9)
+
+
+def test_the_same_picks_under_another_name_are_seen():
+    rng = np.random.default_rng(3)
+    one, other = rng.uniform(0, 500, (2, 300, 3))
+    shifted = one + 0.03
+    assert coinciding([(one, shifted), (one, other)]) == pytest.approx(0.5, abs=0.01)
+    assert coinciding([(one, one + 0.5)]) < 0.01
+    # A part of a picker's picks is no picker of its own.
+    assert coinciding([(one, shifted[:20])]) == 1
+    assert coinciding([(one, one[:0])]) == 0

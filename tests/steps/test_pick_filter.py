@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from halfmap.steps.pick import template
 from halfmap.steps.pick.blob import learn
 from halfmap.steps.pick.filter import match, surrogate, whiten
 from halfmap.steps.pick.image import Image, flattened
@@ -168,3 +169,38 @@ def test_a_turned_image_has_the_angle_of_its_pose():
 def test_the_diameter_of_references_is_where_they_fade():
     image = _shell((64, 64), [(32, 32)], 150.0).astype(np.float32)
     assert diameter_of(image[None], PIXEL_A) == pytest.approx(150, abs=2 * PIXEL_A)
+
+
+def test_strips_of_a_micrograph_score_as_the_whole(monkeypatch):
+    rng = np.random.default_rng(4)
+    image, _ = _micrograph(rng, n=30)
+    white = whiten(image, 150.0)
+    kernels = rng.normal(size=(12, 20, 20)).astype(np.float32)
+    kernels /= np.sqrt(np.sum(kernels**2, axis=(1, 2), keepdims=True))
+    parts, mixture = components(kernels.reshape(12, -1))
+    parts = parts.reshape(-1, 20, 20)
+    whole, best = best_of(white, parts, mixture, "cpu")
+    monkeypatch.setattr(template, "_MAPS_BYTES", 4 * len(parts) * 300 * 37)
+    score, again = best_of(white, parts, mixture, "cpu")
+    np.testing.assert_allclose(score, whole, atol=1e-4)
+    assert (again == best).mean() > 0.999
+
+
+@pytest.mark.parametrize(("n", "side"), [(40, 12), (300, 12)])
+def test_components_in_a_random_subspace_are_the_exact_ones(monkeypatch, n, side):
+    rng = np.random.default_rng(5)
+    smooth = scipy.ndimage.gaussian_filter(rng.normal(size=(n, side, side)), (0, 2, 2)).astype(np.float32)
+    kernels = smooth.reshape(n, -1)
+    values = np.linalg.svd(kernels.astype(float), compute_uv=False) ** 2
+    exact, mixture = components(kernels)
+    held = np.sum((kernels @ exact.T) ** 2) / np.sum(kernels**2)
+    assert held == pytest.approx(values[: len(exact)].sum() / values.sum(), abs=1e-5)
+    assert held >= 0.98
+    np.testing.assert_allclose(exact @ exact.T, np.eye(len(exact)), atol=1e-4)
+    monkeypatch.setattr(template, "_EXACT", 0)
+    monkeypatch.setattr(template, "_MOST", 30)
+    found, again = components(kernels)
+    assert len(found) == len(exact) <= 30
+    # The same span, in which signs are free.
+    np.testing.assert_allclose(found.T @ found, exact.T @ exact, atol=2e-2)
+    np.testing.assert_allclose(again @ again.T, mixture @ mixture.T, atol=2e-2)

@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from halfmap.steps.pick.image import Image, flattened
 from halfmap.steps.pick.obstacles import ice_level, mask_obstacles
+from halfmap.steps.pick.survey import masked_share
 
 PIXEL_A, DIAMETER_A = 6.0, 72.0
 SIZE = 320
@@ -48,6 +49,15 @@ def test_carbon_is_masked_up_to_its_edge_and_ice_is_not(share):
     assert abs(blurred[near].mean() - blurred[far & ~near].mean()) < 0.15
 
 
+def test_the_share_that_is_masked_is_known():
+    level = _ice(np.random.default_rng(1))
+    carbon = np.arange(SIZE) < 0.25 * SIZE
+    images = [_image(level), _image(np.where(carbon, level - 30, level))]
+    # A quarter of the second one, and a third of a particle beside it.
+    assert masked_share(images, DIAMETER_A) == pytest.approx(0.125 + 6 / SIZE / 2, abs=0.02)
+    assert masked_share(images[:1], DIAMETER_A) == 0
+
+
 def test_thicker_ice_at_one_side_is_not_masked():
     level = _ice(np.random.default_rng(2))
     slope = np.linspace(0, 12, SIZE)
@@ -65,3 +75,32 @@ def test_ice_is_the_brightest_level_of_many_pixels():
     assert ice_level(np.concatenate([carbon, ice, dirt])) == pytest.approx(100, abs=1)
     few = rng.normal(130, 1, 200)
     assert ice_level(np.concatenate([carbon, ice, few])) == pytest.approx(100, abs=1)
+
+
+def _with_spots(places, depth, diameter_px, seed=5):
+    """Noise with balls of a depth in it."""
+    level = 100 + np.random.default_rng(seed).normal(0, 1, (SIZE, SIZE))
+    y, x = np.mgrid[:SIZE, :SIZE]
+    for px, py in places:
+        square = (diameter_px / 2) ** 2 - (x - px) ** 2 - (y - py) ** 2
+        level -= depth * np.sqrt(np.maximum(square, 0)) / (diameter_px / 2)
+    return level
+
+
+@pytest.mark.parametrize(
+    "places", [[(60, 70)], [(60, 70), (73, 70)], [(60, 70), (250, 90), (2, 200), (110, 240), (200, 200)]]
+)
+@pytest.mark.parametrize("depth", [3.5, 7.0, 20.0])
+def test_few_strong_particles_are_not_masked(places, depth):
+    # Their outlines three deviations from the ice hold more than three particles' areas.
+    assert mask_obstacles(_image(_with_spots(places, depth, 12)), DIAMETER_A).mask.all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_what_is_wider_than_particles_is_masked_beside_few_of_them(n):
+    places = [(60, 70), (250, 90), (110, 240), (200, 200)][:n]
+    # A ball three times as wide is three times as deep.
+    level = _with_spots(places, 7.0, 12) - (100 - _with_spots([(180, 60)], 21.0, 36, seed=6))
+    found = mask_obstacles(_image(level), DIAMETER_A).mask
+    assert not found[52:68, 172:188].any()
+    assert all(found[y, x] for x, y in places)

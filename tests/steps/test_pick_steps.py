@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,11 +12,12 @@ import pytest
 from halfmap.data import MicrographSet
 from halfmap.data.columns import COLUMNS
 from halfmap.errors import HalfmapError, TableError
-from halfmap.io.coordinates import read_coordinates
-from halfmap.io.mrc import write_mrc
-from halfmap.io.star import read_star
+from halfmap.io.coordinates import read_coordinates, write_coordinates
+from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import write_micrographs
 from halfmap.project import Project
+from halfmap.steps.pick import references, tables
 from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickTemplate
 
 SIZE, PIXEL_A, DIAMETER_A = 640, 3.0, 130.0
@@ -118,6 +122,37 @@ def test_template_finds_them_too(project, template):
     assert recall > 0.85
 
 
+def test_blank_classes_are_left_out_and_the_others_keep_their_numbers(project, tmp_path):
+    folder, _ = project
+    classes = read_mrc(folder / "classes.mrcs")
+    stack = np.concatenate([np.zeros_like(classes[:1]), classes[:1], 1e-5 * classes[:1], classes[:1]])
+    write_mrc(tmp_path / "some.mrcs", stack, pixel_size=PIXEL_A)
+    ctx = SimpleNamespace(resolve=lambda name: tmp_path / name, device="cpu")
+    found = references.prepare(PickTemplate(micrographs="m.star", references="some.mrcs"), ctx)
+    assert found.numbers.tolist() == [2, 4]
+    assert len(found.images) == 2
+    alone = references.prepare(
+        PickTemplate(micrographs="m.star", references=str(folder / "classes.mrcs")), ctx
+    )
+    assert found.scatter == pytest.approx(alone.scatter)
+    flat = np.ones((2, 64, 64), np.float32) * np.array([0, 1], np.float32)[:, None, None]
+    write_mrc(tmp_path / "some.mrcs", flat, pixel_size=PIXEL_A)
+    with pytest.raises(HalfmapError, match="holds nothing"):
+        references.prepare(PickTemplate(micrographs="m.star", references="some.mrcs", diameter=50.0), ctx)
+
+
+def test_a_cube_of_class_averages_is_no_map(tmp_path):
+    # As many classes as pixels, of which every other one is negative: their sum is nothing.
+    ball = _ball(64, 32, 32, DIAMETER_A / 2 / PIXEL_A).astype(np.float32)
+    stack = np.where(np.arange(64)[:, None, None] % 2, -1, 1) * ball
+    write_mrc(tmp_path / "some.mrcs", stack.astype(np.float32), pixel_size=PIXEL_A)
+    ctx = SimpleNamespace(resolve=lambda name: tmp_path / name, device="cpu")
+    found = references.prepare(
+        PickTemplate(micrographs="m.star", references="some.mrcs", angle_step=90.0), ctx
+    )
+    assert found.diameter == pytest.approx(DIAMETER_A, rel=0.05)
+
+
 def test_consensus_keeps_what_both_have(project, blob, template):
     folder, truth = project
     tables = tuple(f"{job.relative_to(folder)}/autopick.star" for job in (blob, template))
@@ -163,11 +198,41 @@ def test_exported_picks_are_read_back(project, blob, format_):
         np.testing.assert_allclose(after[label], before[label], atol=0.02)
 
 
+def test_micrographs_of_the_same_file_name_are_exported_apart(tmp_path):
+    names, files = ["A/x.mrc", "B/x.mrc"], ["Picks/A/x.star", "Picks/B/x.star"]
+    for i, file in enumerate(files):
+        write_coordinates(
+            tmp_path / file, pl.DataFrame({"rlnCoordinateX": [10.0 + i], "rlnCoordinateY": [5.0]})
+        )
+    listed = pl.DataFrame({"rlnMicrographName": names, "rlnMicrographCoordinates": files})
+    write_star(tmp_path / "autopick.star", {"coordinate_files": listed})
+    job = _run(tmp_path, PickExport(coordinates="autopick.star", format="csv"))
+    exported = read_star(job / "exported.star")["coordinate_files"]["rlnMicrographCoordinates"]
+    assert [read_coordinates(tmp_path / file)["rlnCoordinateX"].to_list() for file in exported] == [
+        [10],
+        [11],
+    ]
+
+
+@pytest.mark.parametrize("size", [math.nan, 0.0, -1.0])
+def test_pixel_sizes_that_are_none_are_named(tmp_path, size):
+    optics = {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnMicrographPixelSize": [PIXEL_A]}
+    rows = {"rlnMicrographName": ["a.mrc", "b.mrc"], "rlnOpticsGroup": [1, 1]}
+    rows |= {"rlnMicrographPixelSize": [PIXEL_A, size]}
+    table = MicrographSet(pl.DataFrame(optics), pl.DataFrame(rows), tmp_path / "m.star")
+    ctx = SimpleNamespace(resolve=lambda name: tmp_path / name)
+    with pytest.raises(TableError, match=r"m\.star, row 2: .*rlnMicrographPixelSize"):
+        tables.list_micrographs(ctx, table)
+
+
 def test_wrong_input_is_named(project, blob):
     folder, _ = project
     table = f"{blob.relative_to(folder)}/autopick.star"
     with pytest.raises(HalfmapError, match="two pickers"):
         _run(folder, PickConsensus(coordinates=(table,), micrographs="micrographs.star"))
+    for again in (table, str(folder / table)):
+        with pytest.raises(HalfmapError, match="given twice"):
+            _run(folder, PickConsensus(coordinates=(table, again), micrographs="micrographs.star"))
     with pytest.raises(HalfmapError, match="--box"):
         _run(folder, PickExport(coordinates=table))
     with pytest.raises(HalfmapError, match="--smallest"):

@@ -51,3 +51,11 @@ def test_half_of_a_ball_is_weaker_than_a_whole_one():
     whole = np.median(found[1::2])
     assert (found[::2] < 0.7 * whole).mean() > 0.9
     assert (found[1::2] > 0.7 * whole).mean() > 0.9
+
+
+def test_whole_particles_gain_nothing_by_their_strength():
+    rng = np.random.default_rng(5)
+    strength = np.concatenate([rng.normal(6, 0.7, 300), rng.uniform(7, 11, 30)])
+    added = evidence(np.full(330, 1.0), strength)
+    assert added.max() == 0
+    assert np.median(added) == 0

@@ -116,7 +116,7 @@ class Form(BaseModel):
         If any is missing, unknown, of the wrong kind or out of its limits; names all of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -71,7 +71,8 @@ class Progress:
         elif self.done * 10 // self.total > (self.done - 1) * 10 // self.total:
             rate = (time.monotonic() - self.start) / max(1, self.done - self.before)
             failed = f", {self.failed} failed" if self.failed else ""
-            log.info("%d of %d %ss%s, %.2f s each", self.done, self.total, self.unit, failed, rate)
+            units = f"{self.unit}{'' if self.total == 1 else 's'}"
+            log.info("%d of %d %s%s, %.2f s each", self.done, self.total, units, failed, rate)
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:

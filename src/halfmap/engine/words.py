@@ -49,8 +49,10 @@ def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None
         name, equals, value = word.partition("=")
         current = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
         if current not in known and current not in off:
-            close = get_close_matches(current, [*known, *off], n=1, cutoff=0.75)
-            return f"there is no option {current}" + (f" (did you mean {close[0]}?)" if close else "")
+            aliases = [alias for parameter in known.values() for alias in parameter.aliases]
+            names = {name.lower(): name for name in (*aliases, *off, *known)}
+            close = get_close_matches(current.lower(), names, n=1, cutoff=0.75)
+            return f"there is no option {current}" + (f" (did you mean {names[close[0]]}?)" if close else "")
         given[current] = [value] if equals else []
     for option, values in given.items():
         problem = _misfit(option, values, (known | off)[option])

@@ -15,6 +15,8 @@ from halfmap.io.star import read_star, write_star
 MICROGRAPH, X, Y, FOM = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY", "rlnAutopickFigureOfMerit"
 SUFFIXES = (".star", ".box", ".txt", ".csv")
 
+_MEND = "mend or drop the row"
+
 # Names of columns in the tables of pickers, in lower case.
 _NAMES = {
     MICROGRAPH: ("image_name", "micrograph", "micrograph_name", "image", "filename", "rlnmicrographname"),
@@ -65,14 +67,22 @@ def read_coordinates(path: str | Path, *, scale: float = 1.0) -> pl.DataFrame:
         # A header is the first row; a user counts rows of data.
         bad = table.select((~pl.col(name).is_finite().fill_null(False)).arg_true()).to_series()
         if len(bad):
-            raise TableError(
-                f"{name} is not a number", path=path, row=bad[0] + 1, hint="mend or drop the row"
-            )
+            raise _no_number(path, bad[0] + 1, f"_{name}", table[name][bad[0]])
     return table.with_columns(pl.col(X, Y) * scale)
 
 
+def _no_number(path: Path, row: int, name: str, value: object) -> TableError:
+    return TableError(f"{name} is {value!r}, not a number", path=path, row=row, hint=_MEND)
+
+
 def _read_star(path: Path) -> pl.DataFrame:
-    tables = [block for block in read_star(path).values() if isinstance(block, pl.DataFrame)]
+    try:
+        blocks = read_star(path)
+    except TableError as error:
+        if error.row is None or error.hint:
+            raise
+        raise TableError(error.message, path=path, row=error.row, hint=_MEND) from error
+    tables = [block for block in blocks.values() if isinstance(block, pl.DataFrame)]
     for table in tables:
         if X in table.columns and Y in table.columns:
             return table.with_columns(pl.col(X, Y).cast(pl.Float64, strict=False))
@@ -122,8 +132,14 @@ def _read_delimited(path: Path) -> pl.DataFrame:
     places, data = _columns(path, rows)
     if wrong is not None:
         row = wrong + 1 - (len(rows) - len(data))
-        raise TableError(f"has {len(rows[wrong])} columns, the others {width}", path=path, row=row)
+        message = f"has {len(rows[wrong])} columns, the others {width}"
+        raise TableError(message, path=path, row=row, hint=_MEND)
     columns = {name: [row[place] for row in data] for name, place in places.items()}
+    for name, word in ((X, "x"), (Y, "y")):
+        for row, value in enumerate(columns[name], start=1):
+            number = _number(value)
+            if number is None or not math.isfinite(number):
+                raise _no_number(path, row, word, value)
     table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
     return table.with_columns(pl.exclude(MICROGRAPH).cast(pl.Float64, strict=False))
 

@@ -110,8 +110,18 @@ def _find_rows(blocks: dict[str, Any], kind: type[TableSet], path: Path) -> pl.D
     candidates = [
         name for name, block in loops.items() if name not in _OTHER_BLOCKS and kind.holds(block.columns)
     ]
+    picked = [name for name, block in loops.items() if name not in _OTHER_BLOCKS and _is_of_picks(block)]
+    if picked and kind is not ParticleSet:
+        hint = f"give the table of the {kind.items} that they were picked in"
+        raise TableError(f"holds coordinates, not {kind.items}", path=path, hint=hint)
     old = [name for name in _OLD_NAMES if name in candidates]
     if len(candidates) == 1 or old:
         return loops[(old or candidates)[0]]
     found = ", ".join(f"data_{name}" for name in blocks)
     raise TableError(f"no {kind.items} among {found}", path=path, hint="is it the right file?")
+
+
+def _is_of_picks(block: pl.DataFrame) -> bool:
+    """Whether these are coordinates, or names of files with such, in micrographs."""
+    columns = set(block.columns)
+    return "rlnImageName" not in columns and bool({"rlnCoordinateX", "rlnMicrographCoordinates"} & columns)

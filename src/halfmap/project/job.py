@@ -23,6 +23,7 @@ from halfmap.engine.device import choose_device
 from halfmap.errors import (
     FileFormatError,
     HalfmapError,
+    ItemsFailedError,
     ParameterError,
     ProjectError,
     ShapeError,
@@ -31,7 +32,7 @@ from halfmap.errors import (
 from halfmap.io.atomic import remove_temporaries, write_text, writing
 from halfmap.io.names import find_files, name_in
 from halfmap.log import log
-from halfmap.project.messages import WARNINGS_FILE, logging_to
+from halfmap.project.messages import WARNINGS_FILE, WarningsSeen, logging_to
 from halfmap.project.outcome import FAILURES_FILE, closing_lines, shortened, write_failures
 
 _MARKERS = {
@@ -255,7 +256,9 @@ class Job:
             except HalfmapError as error:
                 stopped_by = error
                 log.error("%s", error, extra={"quiet": True})
-                if not (isinstance(error, ParameterError) or ctx.failures):
+                # The same parameters, or all that was kept, would end alike.
+                is_final = isinstance(error, ParameterError | ItemsFailedError)
+                if not (is_final or ctx.failures):
                     advice = f"; once the cause is mended, `{self.resume_command}` goes on"
                 raise
             except BaseException as error:
@@ -269,13 +272,16 @@ class Job:
                 else:
                     how = {"Succeeded": "done in", "Failed": "failed after", "Aborted": "interrupted after"}
                     log.info("%s: %s %.1f s%s", self.name, how[status], time.monotonic() - start, advice)
-                    self._say_outcome(ctx, seen.texts)
+                    resume = None if isinstance(stopped_by, ParameterError) else self.resume_command
+                    self._say_outcome(ctx, seen, resume)
 
-    def _say_outcome(self, ctx: Context, warnings: Sequence[str]) -> None:
-        here = Path.cwd()
+    def _say_outcome(self, ctx: Context, seen: WarningsSeen, resume: str | None) -> None:
+        here, in_view = Path.cwd(), list(seen.last)
+        width = max([12, *map(len, self.outputs)])
         for name, path in self.outputs.items():
-            log.info("  %-12s %s", name, path.relative_to(here) if path.is_relative_to(here) else path)
-        for line in closing_lines(self.name, ctx.failures, warnings, resume=self.resume_command):
+            shown = path.relative_to(here) if path.is_relative_to(here) else path
+            log.info("  %-*s %s", width, name, shown)
+        for line in closing_lines(self.name, ctx.failures, seen.texts, resume=resume, in_view=in_view):
             log.info("%s", line)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,9 @@ from halfmap.log import log
 
 WARNINGS_FILE = "run.err"
 """Warnings, errors and tracebacks of a job."""
+
+_IN_VIEW = 12
+"""Lines after which what was said is out of sight."""
 
 _WARNING = re.compile(r"[-0-9]{10} [:,0-9]{12} WARNING (.*)")
 
@@ -37,16 +41,19 @@ class _LogFile(logging.FileHandler):
 
 
 class WarningsSeen(logging.Handler):
-    """Keeps the warnings of a run, each once."""
+    """Keeps the warnings of a run, each once, and the last lines that it has shown."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._texts: dict[str, None] = {}
-        self.addFilter(lambda record: record.levelno == logging.WARNING)
+        self.last: deque[str] = deque(maxlen=_IN_VIEW)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the record's text."""
-        self._texts[record.getMessage()] = None
+        if record.levelno == logging.WARNING:
+            self._texts[record.getMessage()] = None
+        if not getattr(record, "quiet", False):
+            self.last.append(record.getMessage())
 
     @property
     def texts(self) -> list[str]:

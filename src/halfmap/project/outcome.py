@@ -39,9 +39,16 @@ def read_failures(folder: Path) -> list[tuple[str, str]]:
 
 
 def closing_lines(
-    name: str, failures: Sequence[Failure], warnings: Sequence[str], *, resume: str
+    name: str,
+    failures: Sequence[Failure],
+    warnings: Sequence[str],
+    *,
+    resume: str | None,
+    in_view: Sequence[str] = (),
 ) -> Iterator[str]:
     """What the end of a job's run says of it: how many items failed and why, how to go on, warnings.
+
+    What is all in view still is counted only.
 
     Parameters
     ----------
@@ -51,22 +58,30 @@ def closing_lines(
         Items that failed.
     warnings : sequence of str
         Warnings given.
-    resume : str
-        Command that goes on with the job.
+    resume : str, optional
+        Command that goes on with the job, if that is of use.
+    in_view : sequence of str
+        Lines shown just before.
     """
     if failures:
         units = {failure.unit for failure in failures}
         unit = units.pop() if len(units) == 1 else "item"
-        yield f"{count(len(failures), unit)} failed, named in {name}{FAILURES_FILE}:"
+        head = f"{count(len(failures), unit)} failed, named in {name}{FAILURES_FILE}"
         # Most reasons name the item.
-        yield from _first([f.reason if f.key in f.reason else f"{f.key}: {f.reason}" for f in failures])
-        yield f"  once mended or replaced, `{resume}` does only what is missing"
+        texts = [f.reason if f.key in f.reason else f"{f.key}: {f.reason}" for f in failures]
+        yield from _listed(head, texts, in_view)
+        if resume:
+            yield f"  once mended or replaced, `{resume}` does only what is missing"
     if warnings:
-        yield f"{count(len(warnings), 'warning')}, in {name}{WARNINGS_FILE} too:"
-        yield from _first(warnings)
+        head = f"{count(len(warnings), 'warning')}, in {name}{WARNINGS_FILE} too"
+        yield from _listed(head, warnings, in_view)
 
 
-def _first(texts: Sequence[str]) -> Iterator[str]:
+def _listed(head: str, texts: Sequence[str], in_view: Sequence[str]) -> Iterator[str]:
+    if all(any(line.endswith(text) for line in in_view) for text in texts):
+        yield head
+        return
+    yield f"{head}:"
     yield from (f"  {text}" for text in texts[:SHOWN])
     if len(texts) > SHOWN:
         yield f"  and {len(texts) - SHOWN:,} more"

@@ -46,15 +46,25 @@ class Project:
 
     @classmethod
     def open(cls, path: str | Path) -> Project:
-        """Open the project in the folder `path`, making an empty one where there is none."""
+        """Open the project in the folder `path`, making an empty one where there is none.
+
+        Raises
+        ------
+        ProjectError, ResourceError
+            If the folder cannot be made or written.
+        """
         project = cls.at(path)
-        with writing(project.root):
-            project.root.mkdir(parents=True, exist_ok=True)
-        if not (project.root / PIPELINE_FILE).exists():
-            project._say_if_nested()
-            with edit_pipeline(project.root):
-                pass
-            log.info("a new project begins in %s", project.root)
+        try:
+            with writing(project.root):
+                project.root.mkdir(parents=True, exist_ok=True)
+            if not (project.root / PIPELINE_FILE).exists():
+                project._say_if_nested()
+                with edit_pipeline(project.root):
+                    pass
+                log.info("a new project begins in %s", project.root)
+        except OSError as error:
+            message = f"no project can be made here ({(error.strerror or str(error)).lower()})"
+            raise ProjectError(message, path=project.root, hint="choose another folder") from error
         return project
 
     @classmethod

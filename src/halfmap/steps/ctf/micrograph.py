@@ -78,6 +78,8 @@ def estimate_micrograph(item: MicrographItem, *, step: CtfStep, folder: Path) ->
     error = math.sqrt(max(float(found.covariance[0, 0]), 0.0))
     profile = quality.equiphase_profile(found.problem, found.fit.state, spectra.bins, error)
     row = describe(found, spectra, item, profile)
+    if not quality.has_rings(row):
+        row |= unknown(row, step)
     row |= {"intensity": float(image[::4, ::4].mean(dtype=np.float64))}
     return row | _write(item, step, folder, found, spectra, image, profile, row)
 
@@ -165,8 +167,28 @@ def describe(
         row["hmCtfIceThickness"] = found.thickness.value
         row["hmCtfIceThicknessUncertainty"] = found.thickness.error
     row = {key: float(v) if isinstance(v, np.floating) else v for key, v in row.items()}
-    row["hmCtfProblem"] = "; ".join(problems(row, cs_mm=item.optics.cs_mm)) or "none"
+    row["hmCtfProblem"] = "; ".join(problems(row)) or "none"
     return row
+
+
+def unknown(row: dict[str, Any], step: CtfStep) -> dict[str, float]:
+    """Errors of a micrograph without Thon rings: those of knowing nothing but what was searched.
+
+    The information of a fit to noise is about the noise. What is evenly spread over a range has a standard
+    deviation of its length over the root of 12.
+    """
+    searched = (step.defocus_max - step.defocus_min) / math.sqrt(12)
+    errors = {
+        "hmDefocusUncertainty": searched,
+        "hmDefocusUUncertainty": searched,
+        "hmDefocusVUncertainty": searched,
+        "hmDefocusAngleUncertainty": _UNKNOWN_DIRECTION,
+        "hmPhaseShiftUncertainty": _UNKNOWN_DIRECTION,
+        "hmTiltUncertainty": _UNKNOWN_DIRECTION / 2,
+        "hmTiltAxisUncertainty": 2 * _UNKNOWN_DIRECTION,
+        "hmCtfCsUncertainty": math.nan,
+    }
+    return {label: error for label, error in errors.items() if label in row}
 
 
 def defoci_of(found: CtfEstimate) -> dict[str, float]:
@@ -216,9 +238,9 @@ def tilt_of(found: CtfEstimate, spectra: TileSpectra) -> dict[str, float]:
     }
 
 
-def problems(row: dict[str, Any], *, cs_mm: float) -> list[str]:
+def problems(row: dict[str, Any]) -> list[str]:
     """Reasons not to trust a micrograph's CTF, in words."""
-    if row["hmCtfSignificance"] < quality.WEAKEST:
+    if not quality.has_rings(row):
         found = ["no Thon rings"]
     else:
         uneven, error = row["hmCtfAnisotropy"], row["hmCtfAnisotropyUncertainty"]
@@ -230,10 +252,6 @@ def problems(row: dict[str, Any], *, cs_mm: float) -> list[str]:
             "strong astigmatism": row["rlnCtfAstigmatism"] > max(_STRONG_A, _STRONG * size),
             "defocus uncertain": row["hmDefocusUncertainty"] > 200,
             "defocus varies within the field": row["hmCtfMisfit"] > 2,
-            f"rings beyond {row['hmCtfFitResolution']:.2g} Å fit another Cs, pixel size or thickness": abs(
-                row["hmCtfCs"] - cs_mm
-            )
-            > _SURE * row["hmCtfCsUncertainty"],
         }
         found = [reason for reason, holds in reasons.items() if holds]
     if row["rlnCtfIceRingDensity"] is not None and row["rlnCtfIceRingDensity"] > _ICE:

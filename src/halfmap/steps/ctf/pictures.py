@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from halfmap.pictures import (
     save,
 )
 from halfmap.steps.ctf.estimate import CtfEstimate
-from halfmap.steps.ctf.quality import THRESHOLD, Profile
+from halfmap.steps.ctf.quality import THRESHOLD, Profile, has_rings
 from halfmap.steps.ctf.tiles import TileSpectra
 
 _WIDTH = 1560
@@ -50,6 +51,9 @@ _PANELS = (
     ("Cs at which the rings fit best", "mm", "hmCtfCs", 1),
     ("Thickness of the ice", "Å", "hmCtfIceThickness", 1),
 )
+_KINDS = 4
+"""Problems that the summary's title has room for."""
+
 _OUTLIER = 12.0
 """Median deviations above the median at which an axis ends."""
 
@@ -95,7 +99,7 @@ def draw_micrograph(
     _draw_spectrum(figure, data, model, spectra.bins.extent, row)
     left = _WIDTH - MARGIN - 66 - _FIELD
     _draw_profile(figure, profile, row, MARGIN + _SPECTRUM + 70, left - 36)
-    _draw_field(figure, found, spectra, image, left)
+    _draw_field(figure, found, spectra, image, left, row)
     save(figure, path)
 
 
@@ -119,13 +123,21 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
     figure = new_figure(_SUMMARY_WIDTH, height)
     marked = sum(row["hmCtfProblem"] != "none" for row in rows)
     title = f"{len(rows):,} micrograph{'' if len(rows) == 1 else 's'}"
-    title += f", {marked:,} of them with problems" if marked else ""
+    title += f", {marked:,} of them with problems (red): {_commonest(rows)}" if marked else ""
     add_text(figure, 24, height - 18, title, size=13, weight="bold", va="top")
     bad = np.array([row["hmCtfProblem"] != "none" for row in rows])
     for number, (name, unit, values) in enumerate(series):
         bottom = height - _SUMMARY_HEAD - _ROW_HEIGHT * (number + 1) + 34
         _draw_quantity(figure, bottom, name, unit, values, bad, last=number == len(series) - 1)
     save(figure, path)
+
+
+def _commonest(rows: list[dict[str, Any]]) -> str:
+    """Kinds of problems that micrographs have, without their figures, the most frequent first."""
+    problems = [row["hmCtfProblem"].split("; ") for row in rows if row["hmCtfProblem"] != "none"]
+    kinds = Counter(problem.partition(":")[0] for own in problems for problem in own)
+    named = [f"{kind} ({number:,})" for kind, number in kinds.most_common(_KINDS)]
+    return ", ".join(named) + (", …" if len(kinds) > _KINDS else "")
 
 
 def _value(row: dict[str, Any], key: str) -> float:
@@ -169,13 +181,17 @@ def _draw_spectrum(figure: Figure, data: NDArray, model: NDArray, extent: float,
         place = 0.5 + edge / 2 / ring * math.sqrt(0.5)
         axes.text(place, place, f"{ring:g} Å", color="white", size=9, ha="center", va="center", bbox=SHADE)
     axes.set(xlim=(0, 1), ylim=(0, 1))
+    sides = f"right: data, edges at {edge:.3g} Å"
+    if not has_rings(row):
+        add_head(figure, MARGIN, "Defocus unknown", f"left: best fit to noise, {sides}")
+        return
     head = f"Defocus {row['rlnDefocusU']:,.0f} / {row['rlnDefocusV']:,.0f} Å at {row['rlnDefocusAngle']:.1f}°"
     detail = f"mean ± {row['hmDefocusUncertainty']:.1f} Å"
     if row["hmDefocusAngleUncertainty"] < 45:
         detail += f", angle ± {row['hmDefocusAngleUncertainty']:.1f}°"
     if "rlnPhaseShift" in row:
         detail += f", phase shift {row['rlnPhaseShift']:.1f} ± {row['hmPhaseShiftUncertainty']:.1f}°"
-    add_head(figure, MARGIN, head, f"{detail}; left: model, right: data, edges at {edge:.3g} Å")
+    add_head(figure, MARGIN, head, f"{detail}; left: model, {sides}")
 
 
 def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: float, right: float) -> None:
@@ -199,9 +215,9 @@ def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: f
     below = add_panel(figure, left, 62, right - left, TOP - 62 - height - 14)
     below.plot(k, profile.correlation, color="#1f77d0", lw=1.2)
     below.axhline(THRESHOLD, color=QUIET, lw=0.8, ls=(0, (4, 3)))
-    limit = 1 / row["rlnCtfMaxResolution"]
     for panel in (axes, below):
-        panel.axvline(limit, color="#1f77d0", lw=0.9, ls=(0, (2, 2)))
+        if has_rings(row):
+            panel.axvline(1 / row["rlnCtfMaxResolution"], color="#1f77d0", lw=0.9, ls=(0, (2, 2)))
         panel.set_xlim(k[0], k[-1])
         panel.grid(color="#e6e6e6", lw=0.7)
         panel.set_axisbelow(True)
@@ -217,13 +233,17 @@ def _draw_profile(figure: Figure, profile: Profile, row: dict[str, Any], left: f
     below.set_ylabel("correlation", size=9, labelpad=2)
     below.set_xlabel("resolution (Å)", size=9, labelpad=2)
     detail = "black: data at equal phase; red: model; band: two standard errors; grey line: end of fit"
-    seen = row["rlnCtfMaxResolution"] < 1.001 / k[0]
-    title = f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å" if seen else "No rings seen"
+    title = f"Rings seen to {row['rlnCtfMaxResolution']:.2f} Å" if has_rings(row) else "No rings seen"
     add_head(figure, left - 36, title, detail)
 
 
 def _draw_field(
-    figure: Figure, found: CtfEstimate, spectra: TileSpectra, image: NDArray, left: float
+    figure: Figure,
+    found: CtfEstimate,
+    spectra: TileSpectra,
+    image: NDArray,
+    left: float,
+    row: dict[str, Any],
 ) -> None:
     h, w = spectra.shape
     size = _FIELD / max(h, w)
@@ -235,6 +255,10 @@ def _draw_field(
     low, high = np.percentile(small[::2, ::2], (1, 99))
     grey = np.clip((small - low) / max(high - low, 1e-9), 0, 1)
     axes.imshow(grey, cmap="gray", origin="lower", extent=(-1, 1, -1, 1), aspect="auto", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    if not has_rings(row):
+        add_head(figure, left, "The micrograph", "nothing is known of its defocus")
+        return
     grid = np.linspace(-1, 1, 33)
     surface = surface_terms(grid, grid[:, None])[..., 1:] @ found.surface[1:]
     terms = surface_terms(*spectra.centres.T)[:, 1:]

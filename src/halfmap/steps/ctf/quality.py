@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,6 +171,11 @@ def significance(profile: Profile) -> float:
     )
     norm = float(np.linalg.norm(model))
     return float(model @ data) / norm if norm > 0 else 0.0
+
+
+def has_rings(row: dict[str, Any]) -> bool:
+    """Whether the rings of a micrograph, in columns of the table, are more than noise."""
+    return row["hmCtfSignificance"] >= WEAKEST
 
 
 def anisotropy(profile: Profile) -> tuple[float, float, float]:

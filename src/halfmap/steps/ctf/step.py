@@ -73,5 +73,6 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
         done = ctx.map(estimate, items, unit="micrograph")
         table = tables.tabulate(ctx, micrographs, done)
         write_micrographs(ctx.folder / "micrographs_ctf.star", table)
+        tables.warn_of_rings(done, items)
         tables.warn_of_cs(done, items)
         pictures.draw_summary(ctx.folder / "summary.png", done)

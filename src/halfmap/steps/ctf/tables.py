@@ -29,6 +29,9 @@ _IDENTITY = (1.0, 0.0, 0.0, 1.0)
 _SURE = 5.0
 """Standard errors at which a wrong Cs is stated."""
 
+_MOST = 0.5
+"""Share of an optics group's micrographs that may lack Thon rings without a word."""
+
 _BRIGHTEST = 98
 """Percentile of an optics group's intensities that stands for the least ice."""
 
@@ -145,11 +148,22 @@ def with_fitted_cs(
     return changed, MicrographSet(optics, rows, path=micrographs.path)
 
 
+def warn_of_rings(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
+    """Say of which optics groups most micrographs have no Thon rings: their pixel size may be wrong."""
+    for group, pixel_size in sorted({item.group: item.pixel_size for item in items}.items()):
+        rows = [row for row in done if row["group"] == group]
+        without = sum(not quality.has_rings(row) for row in rows)
+        if without > _MOST * len(rows):
+            text = "%d of %d micrograph%s of optics group %d %s no Thon rings; is %g Å/px right?"
+            plural, verb = "" if len(rows) == 1 else "s", "has" if without == 1 else "have"
+            log.warning(text, without, len(rows), plural, group, verb, pixel_size)
+
+
 def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
     """Say of which optics groups the rings fit another Cs better than the one that was used."""
     used = {item.group: (item.optics.cs_mm, item.pixel_size) for item in items}
     for group, (cs, pixel_size) in sorted(used.items()):
-        rows = [row for row in done if row["group"] == group and row["hmCtfSignificance"] >= quality.WEAKEST]
+        rows = [row for row in done if row["group"] == group and quality.has_rings(row)]
         if not rows:
             continue
         labels = ("hmCtfCs", "hmCtfCsUncertainty")
@@ -160,8 +174,9 @@ def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
             pixel = f", or {pixel_size * ratio:.4g} Å per pixel," if abs(ratio - 1) < 0.1 else ""
             log.warning(
                 "optics group %d: its fine rings fit a Cs of %.2f ± %.2f mm%s, the stated values are %.4g mm "
-                "and %.4g Å per pixel; the fit ends where they part, defoci are good to the rings before. "
-                "Check pixel size and Cs; thick ice (--fit-thickness) or particles off its middle look alike",
+                "and %.4g Å per pixel. Check them against the microscope's; if they are right, ignore this: "
+                "thick ice (--fit-thickness) or particles off its middle look alike, and the fit ends where "
+                "rings and values part, so that the defoci are good",
                 *(group, mean, error, pixel, cs, pixel_size),
             )
 

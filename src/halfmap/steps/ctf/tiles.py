@@ -191,9 +191,11 @@ def tile_spectra(
     if n_rings < _FEWEST_RINGS:
         finest = max(1 / highest, 2 * side * pixel_size / cropped)
         message = (
-            f"tiles of {side} px resolve too few frequencies between {1 / lowest:.3g} and {finest:.3g} Å"
+            f"pixels of {pixel_size:g} Å, in tiles of {side}, resolve too few frequencies "
+            f"between {1 / lowest:.3g} and {finest:.3g} Å"
         )
-        raise FileFormatError(message, path=name, hint="take smaller pixels, or a wider range of resolutions")
+        hint = "is the pixel size right? if so, take smaller pixels, or a wider range of resolutions"
+        raise FileFormatError(message, path=name, hint=hint)
     bins = polar_bins(cropped, side * pixel_size, lowest, highest, matrix)
     starts = [_starts(length, side) for length in image.shape]
     window = np.sin(np.pi * (np.arange(side) + 0.5) / side).astype(np.float32) ** 2

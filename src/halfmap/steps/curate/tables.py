@@ -83,7 +83,8 @@ def write_tables(
         rejected = table.with_columns(because).select(~keep)
         write_micrographs(folder / "micrographs_rejected.star", rejected)
     found = ", ".join(f"{title}: {count}" for title, count in criteria.tally(judgements, words))
-    log.info("%d of %d micrographs kept%s", kept, total, f"; rejected by {found}" if found else "")
+    micrographs = f"micrograph{'' if total == 1 else 's'}"
+    log.info("%d of %d %s kept%s", kept, total, micrographs, f"; rejected by {found}" if found else "")
     if not kept:
         raise ItemsFailedError(
             f"all {total} micrographs are rejected ({found})",

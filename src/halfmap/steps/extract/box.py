@@ -151,7 +151,8 @@ def _fitting(extent: float, p: float, scaled_box: int | None, pixel_size: float 
         size = _even_sizes(least, least)[0]
         return size, size
     images = _even_sizes(extent / pixel_size, _LOOSE * extent / pixel_size)
-    pairs = [(2 * round(side * pixel_size / p / 2), side) for side in images]
+    # Up: the box must hold the extent.
+    pairs = [(2 * math.ceil(side * pixel_size / p / 2 - 1e-9), side) for side in images]
     # A box that is quick to transform as well, if its pixels come near to those wanted.
     quick = [pair for pair in pairs if _even_sizes(pair[0], pair[0])[0] == pair[0]]
     return min(quick or pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 FOLDER = "Particles"
 
-REASONS = ("outside", "edge", "masked", "duplicate", "blank", "broken")
+REASONS = ("defocus", "outside", "edge", "masked", "duplicate", "blank", "broken", "overflow")
 """Why particles are left out, in the order in which they are looked at."""
+
+_BLANK = 1e-6
+"""Spread of a background over its level that is nothing but the rounding of transforms."""
 
 _USABLE = 0.5
 _FLIP_ROOM = 2
-_DIGITS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +46,8 @@ class MicrographItem:
     ----------
     name, key : str
         Its name in the table, and that of its stack.
-    number : int
-        Seed of what is random.
+    seed : int
+        Of what is random.
     path, mask : path
         Files; the mask is 1 where the specimen is good.
     cut : array (n, 2)
@@ -53,6 +56,8 @@ class MicrographItem:
         Where the particles are, px.
     score : array (n,), optional
         The larger the better.
+    has_defocus : array (n,)
+        Whether their defocus is known.
     pixel_size : float
         Of the images, Å.
     recipe : Recipe
@@ -67,12 +72,13 @@ class MicrographItem:
 
     name: str
     key: str
-    number: int
+    seed: int
     path: Path
     mask: Path | None
     cut: NDArray[np.int64]
     place: NDArray[np.float64]
     score: NDArray[np.float64] | None
+    has_defocus: NDArray[np.bool_]
     pixel_size: float
     recipe: Recipe
     margin_px: float
@@ -99,20 +105,32 @@ def extract_micrograph(item: MicrographItem, *, step: ExtractStep, folder: Path)
         statistics = np.empty((0, N_STATISTICS))
         if len(kept):
             dtype = np.float16 if step.float16 else np.float32
-            statistics = _write(item, micrograph, kept, folder, dtype)
+            statistics, fits = _write(item, micrograph, kept, folder, dtype)
             good = _is_sound(statistics)
             left_out["broken"] = int((~np.isfinite(statistics).all(axis=1)).sum())
             left_out["blank"] = int((~good).sum()) - left_out["broken"]
+            left_out["overflow"] = int((good & ~fits).sum())
+            good &= fits
             kept, statistics = kept[good], statistics[good]
             if not good.all():
                 # Images have places in the stack before it is known which ones are no good.
-                statistics = _write(item, micrograph, kept, folder, dtype)
+                statistics, _ = _write(item, micrograph, kept, folder, dtype)
     return {
         "name": item.name,
-        "kept": kept.tolist(),
-        "statistics": [[float(f"{value:.{_DIGITS}g}") for value in row] for row in statistics.tolist()],
+        "kept": packed(kept, np.int32),
+        "statistics": packed(statistics, np.float32),
         "left_out": {reason: int(count) for reason, count in left_out.items() if count},
     }
+
+
+def packed(values: NDArray, dtype: DTypeLike) -> str:
+    """Numbers of a million particles as text that is not much longer than they are."""
+    return base64.b64encode(values.astype(np.dtype(dtype).newbyteorder("<")).tobytes()).decode()
+
+
+def unpacked(text: str, dtype: DTypeLike) -> NDArray:
+    """Numbers (n,) that were `packed`."""
+    return np.frombuffer(base64.b64decode(text), np.dtype(dtype).newbyteorder("<"))
 
 
 def choose(item: MicrographItem, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], dict[str, int]]:
@@ -134,8 +152,9 @@ def choose(item: MicrographItem, shape: tuple[int, ...]) -> tuple[NDArray[np.int
     """
     size = np.array(shape[::-1])
     margin = item.margin_px
-    reasons = {"outside": ((item.cut < 0) | (item.cut >= size)).any(axis=1)}
-    reasons["edge"] = ((item.cut < margin) | (item.cut + margin > size)).any(axis=1)
+    reasons = {"defocus": ~item.has_defocus}
+    reasons["outside"] = np.asarray(((item.cut < 0) | (item.cut >= size)).any(axis=1))
+    reasons["edge"] = np.asarray(((item.cut < margin) | (item.cut + margin > size)).any(axis=1))
     stays = ~np.logical_or.reduce(list(reasons.values()))
     if item.mask is not None:
         mask = read_image(item.mask)
@@ -187,9 +206,9 @@ def duplicates(
 
 def _write(
     item: MicrographItem, micrograph: Arriving, kept: NDArray[np.int64], folder: Path, dtype: DTypeLike
-) -> NDArray[np.float64]:
-    """Write the stack, in the order of the table; the statistics of its images."""
-    rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(item.number,)))
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Write the stack, in the order of the table; its images' statistics, and which the type holds."""
+    rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(item.seed,)))
     # From top to bottom, as the rows arrive.
     order = np.argsort(item.cut[kept, 1], kind="stable")
     rows, shape = kept[order], micrograph.image.shape
@@ -198,6 +217,7 @@ def _write(
         box = min(_FLIP_ROOM * item.recipe.box, *(length // 2 * 2 for length in shape))
         flip = PhaseFlip(box, partial(_signs, item.ctf.with_rows(item.ctf.rows[rows]), box))
     side, found = item.recipe.scaled_box, np.empty((len(kept), N_STATISTICS))
+    fits, most = np.ones(len(kept), bool), np.finfo(dtype).max
     path = folder / FOLDER / f"{item.key}.mrcs"
     with MrcStackWriter(path, shape=(side, side), pixel_size=item.pixel_size, dtype=dtype) as stack:
         x, y = item.cut[rows].T
@@ -206,16 +226,19 @@ def _write(
         for images, statistics in parts:
             for image, numbers in zip(images, statistics, strict=True):
                 place = next(places)
-                stack[place], found[place] = image, numbers
-        if not _is_sound(found).any():
-            hint = "leave it out, or make it anew"
+                if dtype == np.float16:
+                    # NaN is counted elsewhere.
+                    fits[place] = not (image.max() > most or image.min() < -most)
+                stack[place], found[place] = image if fits[place] else np.zeros_like(image), numbers
+        if not (_is_sound(found) & fits).any():
+            hint = "leave it out, or make it anew" if fits.all() else "write single precision"
             raise FileFormatError(f"all {len(kept)} boxes are blank or broken", path=item.name, hint=hint)
-    return found
+    return found, fits
 
 
 def _is_sound(statistics: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether images are numbers throughout, and not all the same one."""
-    return np.isfinite(statistics).all(axis=1) & (statistics[:, 1] > 0)
+    return np.isfinite(statistics).all(axis=1) & (statistics[:, 1] > _BLANK * np.abs(statistics[:, 0]))
 
 
 def _signs(particles: ParticleSet, box: int, chosen: slice) -> Tensor:

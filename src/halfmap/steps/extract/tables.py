@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from halfmap.steps.extract import coordinates
 from halfmap.steps.extract.box import Box, background_diameter, choose_box, needed_extent, typical
 from halfmap.steps.extract.coordinates import CUT, DEFOCUS, IMAGE, INDEX, MICROGRAPH, PIXEL, Picks
 from halfmap.steps.extract.images import Recipe
-from halfmap.steps.extract.micrograph import FOLDER, REASONS, MicrographItem
+from halfmap.steps.extract.micrograph import FOLDER, REASONS, MicrographItem, unpacked
 from halfmap.steps.extract.reading import image_shape
 
 if TYPE_CHECKING:
@@ -41,16 +42,20 @@ STATISTICS = (
 )
 OUTLYING = "hmParticleZScore"
 
+_DIGITS = 6
+
 _CLOSE = 0.25
 """Distance of duplicates over the diameter."""
 
 _WORDS = {
+    "defocus": "without a defocus that is a number",
     "outside": "outside their micrograph",
     "edge": "too near to the edge",
     "masked": "in masked areas",
     "duplicate": "close to a better one",
     "blank": "where the micrograph is blank",
     "broken": "with pixels that are not numbers",
+    "overflow": "with pixels beyond the range of half precision",
 }
 
 
@@ -150,11 +155,13 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
     bright = picks.micrographs.column(BRIGHT, default=-1.0)
     for_ctf = _with_pixel_size(picks, plan.micrograph_pixel_size) if step.phase_flip else None
     items = []
-    for number, (first, last, micrograph) in enumerate(coordinates.by_micrograph(rows)):
+    for first, last, micrograph in coordinates.by_micrograph(rows):
         part = rows[first:last]
         row = known.row(micrograph, named=True)
         name = row[MICROGRAPH]
-        if not np.isfinite(part.select(DEFOCUS).to_numpy()).all():
+        defocus = part.select(pl.col(DEFOCUS).cast(pl.Float64)).to_numpy()
+        has_defocus = np.asarray(np.isfinite(defocus).all(axis=1))
+        if not has_defocus.any():
             ctx.fail(
                 "micrograph", name, "its defocus is not a number; estimate the CTF anew, or leave it out"
             )
@@ -167,12 +174,14 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
             MicrographItem(
                 name=name,
                 key=keys[name],
-                number=number,
+                # By the name, not the place in the list: a part of the data gives the same.
+                seed=zlib.crc32(name.encode()),
                 path=ctx.resolve(name),
                 mask=None if mask in (None, "", "None") else ctx.resolve(mask),
                 cut=cut,
                 place=cut - shift,
                 score=None if label is None else part[label].cast(pl.Float64).to_numpy(),
+                has_defocus=has_defocus,
                 pixel_size=plan.box.pixel_size,
                 recipe=replace(plan.recipe, invert=plan.recipe.invert and dark),
                 margin_px=margin,
@@ -233,7 +242,7 @@ def tabulate(
     rows = picks.rows
     stacks = {item.name: ctx.relative(ctx.folder / FOLDER / f"{item.key}.mrcs") for item in items}
     firsts = {rows[MICROGRAPH][first]: first for first, _, _ in coordinates.by_micrograph(rows)}
-    chosen = [firsts[one["name"]] + np.array(one["kept"], np.int64) for one in done]
+    chosen = [firsts[one["name"]] + unpacked(one["kept"], np.int32).astype(np.int64) for one in done]
     numbers = np.concatenate([np.arange(len(one)) + 1 for one in chosen])
     names = pl.Series([stacks[one["name"]] for one in done], dtype=pl.String)
     stack = names[np.repeat(np.arange(len(done)), [len(one) for one in chosen])]
@@ -241,7 +250,8 @@ def tabulate(
     kept = rows[np.concatenate(chosen)].drop(INDEX, *CUT)
     if IMAGE in kept.columns and "rlnImageOriginalName" not in kept.columns:
         kept = kept.with_columns(pl.col(IMAGE).alias("rlnImageOriginalName"))
-    statistics = np.array([row for one in done for row in one["statistics"]]).reshape(-1, len(STATISTICS))
+    statistics = np.concatenate([unpacked(one["statistics"], np.float32) for one in done])
+    statistics = _rounded(statistics.astype(np.float64)).reshape(-1, len(STATISTICS))
     images = pl.DataFrame({"number": numbers, "stack": stack}).select(
         (pl.col("number").cast(pl.String).str.zfill(6) + "@" + pl.col("stack")).alias(IMAGE)
     )
@@ -283,18 +293,31 @@ def _say_left_out(step: ExtractStep, done: list[dict[str, Any]], kept: int, tota
     log.info("%d particles of %d micrographs", kept, sum(bool(one["kept"]) for one in done))
 
 
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """To six digits, as many as a table shows."""
+    digits = _DIGITS - 1 - np.floor(np.log10(np.maximum(np.abs(values), 1e-30)))
+    # Divided by whole powers of ten, which are exact, decimals are the nearest there are.
+    power = 10.0 ** np.abs(digits)
+    return np.where(digits > 0, np.rint(values * power) / power, np.rint(values / power) * power)
+
+
 def _optics(step: ExtractStep, picks: Picks, plan: Plan, rows: pl.DataFrame) -> pl.DataFrame:
     """Optics groups of the particles, with what their images are."""
     optics = picks.optics.filter(pl.col(GROUP).is_in(rows[GROUP].unique().implode()))
-    micrographs = picks.micrographs
     columns: dict[str, Any] = {
         "rlnImagePixelSize": plan.box.pixel_size,
         "rlnImageSize": plan.box.scaled,
         "rlnImageDimensionality": 2,
         "rlnCtfDataArePhaseFlipped": step.phase_flip,
         "rlnCtfDataAreCtfPremultiplied": False,
-        BRIGHT: 1 if step.invert_contrast else int(micrographs.column(BRIGHT, default=-1.0)[0]),
     }
+    if step.invert_contrast:
+        columns[BRIGHT] = 1
+    else:
+        signs = picks.micrographs.column(BRIGHT, default=-1.0).cast(pl.Int64)
+        known = dict(zip(picks.micrographs.rows[MICROGRAPH], signs, strict=True))
+        one = dict(zip(rows[GROUP], rows[MICROGRAPH], strict=True))
+        optics = optics.with_columns(pl.Series(BRIGHT, [known[one[group]] for group in optics[GROUP]]))
     if "rlnMicrographOriginalPixelSize" not in optics.columns:
         columns["rlnMicrographOriginalPixelSize"] = plan.micrograph_pixel_size
     return optics.with_columns(pl.lit(value).alias(label) for label, value in columns.items())

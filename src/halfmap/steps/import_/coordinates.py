@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from halfmap.steps.import_.step import ImportCoordinates
 
 MICROGRAPH, X, Y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"
-SCORE = "rlnAutopickFigureOfMerit"
+SCORE, DIAMETER = "rlnAutopickFigureOfMerit", "hmParticleDiameter"
 MOSTLY = 0.5
 """Share of coordinates outside the micrographs that means a wrong scale."""
+
+SHOWN = 3
+"""Micrographs with coordinates outside them that are named."""
 
 
 def gather(
@@ -34,6 +37,8 @@ def gather(
     TableError
         If most coordinates lie outside the micrographs, or two micrographs have one name.
     """
+    import polars as pl
+
     names: dict[str, str] = {}
     for row, name in enumerate(micrographs.rows[MICROGRAPH], start=1):
         if names.setdefault(_stem(name), name) != name:
@@ -59,7 +64,11 @@ def gather(
         ctx.fail("coordinate file", ctx.relative(file), str(error))
     if step.min_score is not None:
         found = _best(found, step.min_score)
-    return _inside(ctx, found, micrographs)
+    picks = _inside(ctx, found, micrographs)
+    if step.diameter is None:
+        return picks
+    # Extraction takes it from here.
+    return {name: table.with_columns(pl.lit(step.diameter).alias(DIAMETER)) for name, table in picks.items()}
 
 
 def _stem(name: str) -> str:
@@ -95,7 +104,9 @@ def _by_micrograph(
             parts.append((owner, part.drop(MICROGRAPH).with_columns(pl.lit(owner).alias(MICROGRAPH))))
     if not parts:
         first = table[MICROGRAPH][0] if len(table) else "nothing"
-        raise TableError(f"names none of the micrographs (its first is {first})", path=file)
+        ours = Path(next(iter(names.values()))).name
+        message = f"names none of the micrographs: its first is {first}, the table's first is {ours}"
+        raise TableError(message, path=file, hint="give the table of the micrographs it was picked in")
     if strangers:
         log.warning("%s: %d of the micrographs it names are not in the table", file, strangers)
     return parts
@@ -138,7 +149,7 @@ def _inside(
 
     from halfmap.io.movies import open_movie
 
-    picks, total, lost = {}, 0, 0
+    picks, total, outside = {}, 0, {}
     for name in micrographs.rows[MICROGRAPH]:
         if name not in found:
             continue
@@ -147,13 +158,21 @@ def _inside(
         )
         height, width = open_movie(ctx.resolve(name)).shape
         inside = whole.filter(pl.col(X).is_between(0, width - 1) & pl.col(Y).is_between(0, height - 1))
-        total, lost = total + len(whole), lost + len(whole) - len(inside)
+        total += len(whole)
+        if len(inside) < len(whole):
+            outside[Path(name).name] = len(whole) - len(inside)
         picks[name] = inside
+    lost = sum(outside.values())
+    hint = "were the micrographs binned (shrunk) for picking? give --scale"
     if lost > MOSTLY * total:
         message = f"{lost} of {total} coordinates lie outside the micrographs"
-        raise TableError(message, hint="were the micrographs shrunk for picking? give --scale")
+        raise TableError(message, hint=hint)
     if lost:
-        log.warning("%d of %d coordinates lie outside their micrographs and are left out", lost, total)
+        worst = sorted(outside, key=lambda name: -outside[name])
+        named = ", ".join(f"{name} ({outside[name]})" for name in worst[:SHOWN])
+        named += f" and {len(worst) - SHOWN} more" if len(worst) > SHOWN else ""
+        text = "%d of %d coordinates lie outside their micrographs and are left out: those of %s; %s"
+        log.warning(text, lost, total, named, hint)
     return picks
 
 
@@ -171,7 +190,12 @@ def write(ctx: Context, picks: dict[str, pl.DataFrame], micrographs: MicrographS
         write_coordinates(path, table, durable=False)
         rows.append((name, ctx.relative(path)))
     count = sum(map(len, picks.values()))
-    log.info("%d coordinates in %d of %d micrographs", count, len(rows), len(micrographs))
+    filled, total = sum(len(table) > 0 for table in picks.values()), len(micrographs)
+    text = f"{count} coordinate{'' if count == 1 else 's'} in {filled} of {total} "
+    text += f"micrograph{'' if total == 1 else 's'}"
+    if filled < len(rows):
+        text += f"; {len(rows) - filled} more {'has' if len(rows) - filled == 1 else 'have'} none left"
+    log.info("%s", text)
     table = pl.DataFrame(rows, schema=[MICROGRAPH, "rlnMicrographCoordinates"], orient="row")
     write_star(ctx.folder / "coordinates.star", {"coordinate_files": table})
     return table

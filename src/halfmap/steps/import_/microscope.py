@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from halfmap.steps.import_.step import ImportImages
 
 
+USUAL_PIXEL_SIZE_A = 0.3, 8.0
+"""Of micrographs that particles are solved from; beyond, a unit or a digit was mistaken."""
+
+
 def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
     """Files that names and patterns stand for, each once, sorted as a microscope numbers them.
 
@@ -83,9 +87,15 @@ def optics_row(step: ImportImages, headers: list[dict[str, Any]]) -> dict[str, A
 
 
 def _common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> float:
-    """Pixel size as given, or else the one that all headers agree on."""
-    if step.pixel_size is not None:
-        return step.pixel_size
+    """Pixel size as given, or else the one that all headers agree on; an unusual one is warned of."""
+    size = step.pixel_size or _size_in_headers(headers)
+    low, high = USUAL_PIXEL_SIZE_A
+    if not low <= size <= high:
+        log.warning("is the pixel size of %g Å right? usual ones are between %g and %g Å", size, low, high)
+    return size
+
+
+def _size_in_headers(headers: list[dict[str, Any]]) -> float:
     stated = sorted(header["pixel_size"] for header in headers if header["pixel_size"])
     hint = "give it with --pixel-size"
     if not stated:

@@ -89,7 +89,8 @@ def draw_coordinates(
         sizes.append(None if diameter_px is None else diameter_px / factor)
         titles.append(f"{Path(name).name}: {len(picks[name])}")
     total = sum(map(len, picks.values()))
-    title = f"{_count(total, 'coordinate')} in {_count(len(names), 'micrograph')}"
+    filled = sum(len(table) > 0 for table in picks.values())
+    title = f"{_count(total, 'coordinate')} in {_count(filled, 'micrograph')}"
     _draw_panels(path, images, titles, title, points=points, sizes=sizes, columns=2, inch=4.5)
 
 

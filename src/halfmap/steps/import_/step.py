@@ -222,7 +222,11 @@ class ImportCoordinates(Step, name="import coordinates", label=OTHER):
         section="Selection",
     )
     diameter: float | None = Param(
-        None, "particle diameter, of the circles in the picture", unit="Å", section="Picture", gt=0
+        None,
+        "particle diameter, for extraction and the circles in the picture",
+        unit="Å",
+        section="Particle",
+        gt=0,
     )
 
     def run(self, ctx: Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from halfmap.steps.pick.mixture import SCATTER, Mixture, Values, two_populations
+from halfmap.steps.pick.mixture import NOTHING, SCATTER, Mixture, Values, histogram
+from halfmap.steps.pick.mixture_fit import two_populations
 
 _FEWEST = 8
 _GRID = 512
 _SURE = 3.0
 """Standard deviations by which candidates must be more than noise would give."""
+
+_AT_ONCE = 256
+_FLAT = 1e-6
+_NARROW = 0.5
+"""Width of the background's scores over the surrogate's, at the least."""
 
 _PSEUDO_COUNT = 1.0
 """False candidates added at every threshold where the surrogate is all that false ones are known by."""
@@ -117,15 +124,18 @@ def calibrate(
     above the background's mean, are normal, or normal once raised to the power 1/2 or 0 (the logarithm),
     whichever is likeliest [4]_; and no wider than noise and strength explain, else fragments would pass for
     weak particles. Up to a fifth more are stronger than that, since they overlap or fit a reference well.
-    Their middle is each micrograph's own, since defocus and ice change it, and these are normal: with few
-    particles, or none, a micrograph is taken for a usual one (empirical Bayes [2]_). Scores of the
-    background have the shape of the surrogate's, but place and width of their own: noise between particles
-    is weaker than that of the whole micrograph. The parts are found by expectation-maximisation. Scores
-    hardly tell a few fragments from particles that differ more, so one to a hundred particles is expected
-    beforehand. Where two populations are no likelier than one, or not parted (Ashman [3]_), the surrogate
-    alone says how many candidates noise would give. Probabilities are made to rise with the score by
-    isotonic regression, up to what is stronger than any particle; that leaves the number of false ones as it
-    is.
+    Scores of the background have the shape of the surrogate's. Each micrograph has its own place and width of
+    it, since noise between many particles is weaker than that of the whole micrograph, and its own share of
+    particles, which may be none. In deviations of this background the middle of its particles is its own too,
+    since defocus and ice change it. Middles are normal, and backgrounds lie between the surrogate's and that
+    of the usual micrograph with particles: a micrograph that says little is taken for what the others are
+    (empirical Bayes [2]_). All are found by expectation-maximisation on histograms; what micrographs have in
+    common is learned from some hundreds that surely have particles. Scores hardly tell a few fragments from
+    particles that differ more, so one to a hundred particles is expected beforehand. There are two
+    populations if they are parted (Ashman [3]_) and likelier than background and any number of others.
+    Else the surrogate, moved to the lower half of the candidates [1]_, says how many candidates noise would
+    give: the ratio of the densities, made monotone [5]_. Probabilities rise with the score by isotonic
+    regression, up to what is stronger than any particle; that leaves the number of false ones as it is.
 
     References
     ----------
@@ -133,117 +143,170 @@ def calibrate(
     .. [2] Efron & Morris 1975, J. Am. Stat. Assoc. 70, 311-319, DOI 10.1080/01621459.1975.10479864
     .. [3] Ashman, Bird & Zepf 1994, Astron. J. 108, 2348-2361, DOI 10.1086/117248
     .. [4] Box & Cox 1964, J. R. Stat. Soc. B 26, 211-243, DOI 10.1111/j.2517-6161.1964.tb00553.x
+    .. [5] Strimmer 2008, BMC Bioinformatics 9, 303, DOI 10.1186/1471-2105-9-303
     """
-    score = np.asarray(score, np.float64)
+    score = np.asarray(score)
     group = np.zeros(len(score), np.intp) if micrograph is None else np.asarray(micrograph, np.intp)
     count = int(group.max(initial=0)) + 1
-    order = np.argsort(score, kind="stable")
-    order = order[np.isfinite(score[order])]
-    score, group = score[order], group[order]
+    if not np.isfinite(score).all():
+        score, group = score[np.isfinite(score)], group[np.isfinite(score)]
     null = None if null is None else np.asarray(null, np.float64)[np.isfinite(null)]
     if len(score) == 0:
         return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
-    fit = two_populations(score, group, count, null, scatter) if len(score) >= _FEWEST else None
-    if fit is None:
+    if len(score) < _FEWEST or score.max() == score.min():
         return _above_noise(score, null, probability)
-    mixture, limits = fit.mixture, fit.mixture.limits()
-    likely = np.zeros(len(score))
-    parts = []
-    ranked = np.argsort(group, kind="stable")
-    for number, members in enumerate(np.split(ranked, np.searchsorted(group[ranked], np.arange(1, count)))):
-        grid, likely[members] = _monotone(score[members], fit.likely[members], limits[number])
-        parts.append(_part(grid, likely[members], probability))
-    kept = likely >= probability
-    dense = np.linspace(score[0], score[-1], _GRID)
+    data = histogram(score, group, count)
+    mixture = two_populations(data, null, scatter)
+    if mixture is None:
+        return _above_noise(score, null, probability)
+    number = data.count.sum(axis=1, dtype=np.float64)
+    parts = tuple(_parts(data.score, mixture, number, probability))
+    weights = number @ mixture.weights / number.sum()
     whole = parts[0]
     if count > 1:
-        usual = mixture.usual
-        density = usual.densities(dense, np.zeros(_GRID, np.intp))
-        total = density.sum(axis=0) + 1e-300
-        rising = _monotone(dense, (density[1] + density[2]) / total, usual.limits()[0], total)
-        whole = _part(*rising, probability)
-    shown = _mean_densities(dense, group, mixture)
+        (whole,) = _parts(data.score, mixture.common(1, weights), np.ones(1), probability)
+    picked, expected_false, missed = _counts(score, group, parts)
+    dense = np.linspace(float(score.min()), float(score.max()), _GRID)
+    shown = _mean_densities(dense, number, mixture)
     return replace(
         whole,
         kind="two populations",
-        weights=(mixture.weights[0], mixture.weights[1] + mixture.weights[2], mixture.weights[3]),
-        means=(mixture.mean, mixture.mean + mixture.gap),
-        deviations=(mixture.deviation, float(mixture.usual.spreads[0]) * mixture.gap),
-        picked=int(kept.sum()),
-        expected_false=float((1 - likely[kept]).sum()),
-        missed=float(likely[~kept].sum()),
+        weights=(float(weights[0]), float(weights[1] + weights[2]), float(weights[3])),
+        means=(mixture.mean, mixture.mean + mixture.gap * mixture.deviation),
+        deviations=(mixture.deviation, mixture.spread * mixture.gap * mixture.deviation),
+        picked=picked,
+        expected_false=expected_false,
+        missed=missed,
         densities=(dense, shown[0], shown[1] + shown[2], shown[3]),
-        parts=tuple(parts),
+        parts=parts,
     )
 
 
-def _mean_densities(dense: Values, group: NDArray[np.intp], mixture: Mixture) -> Values:
+def _counts(
+    score: NDArray, group: NDArray[np.intp], parts: tuple[Calibration, ...]
+) -> tuple[int, float, float]:
+    """Picks, how many of them are false on average, and particles that are not picked."""
+    if (group[1:] < group[:-1]).any():
+        ranked = np.argsort(group, kind="stable")
+        score, group = score[ranked], group[ranked]
+    picked, false, missed = 0, 0.0, 0.0
+    each = np.split(score, np.searchsorted(group, np.arange(1, len(parts))))
+    for part, own in zip(parts, each, strict=True):
+        likely, chosen = part.of(own), part.picks(own)
+        picked += int(chosen.sum())
+        false += float((1 - likely[chosen]).sum())
+        missed += float(likely[~chosen].sum())
+    return picked, false, missed
+
+
+def _mean_densities(dense: Values, number: Values, mixture: Mixture) -> Values:
     """Densities of all micrographs together, each by its number of candidates."""
     total = np.zeros((4, len(dense)))
-    for number, count in enumerate(np.bincount(group)):
-        same = np.full(len(dense), number, np.intp)
-        total += count / len(group) * mixture.densities(dense, same)
-    return total
+    for first in range(0, len(number), _AT_ONCE):
+        rows = slice(first, first + _AT_ONCE)
+        total += np.einsum("k,pks->ps", number[rows], mixture.select(rows).densities(dense))
+    return total / number.sum()
+
+
+def _parts(score: Values, mixture: Mixture, number: Values, probability: float) -> Iterator[Calibration]:
+    """Threshold and probabilities of each micrograph by its number of candidates."""
+    width = np.gradient(score)
+    for first in range(0, len(number), _AT_ONCE):
+        rows = slice(first, first + _AT_ONCE)
+        own = mixture.select(rows)
+        density = own.densities(score)
+        total = density.sum(axis=0) + NOTHING
+        likely = (density[1] + density[2]) / total
+        for k, limit in enumerate(own.limits):
+            rising = _monotone(score, likely[k], limit, total[k] * width + NOTHING)
+            yield _part(score, rising, probability)
 
 
 def _part(grid: Values, likely: Values, probability: float) -> Calibration:
     """Threshold of one micrograph, or of a usual one."""
-    if len(grid) == 0:
-        return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
     chosen = np.flatnonzero(likely >= probability)
+    bend = _bends(likely)
+    kept = grid[bend], likely[bend]
     if len(chosen) == 0:
-        return Calibration(math.inf, "two populations", grid, likely)
-    ceiling = math.inf if chosen[-1] == len(grid) - 1 else float(grid[chosen[-1]])
-    return Calibration(float(grid[chosen[0]]), "two populations", grid, likely, ceiling=ceiling)
+        return Calibration(math.inf, "two populations", *kept)
+    first, last = chosen[0], chosen[-1]
+    threshold, ceiling = float(grid[first]), math.inf
+    if first > 0:
+        threshold = float(np.interp(probability, likely[first - 1 : first + 1], grid[first - 1 : first + 1]))
+    if last < len(grid) - 1:
+        ceiling = float(np.interp(-probability, -likely[last : last + 2], grid[last : last + 2]))
+    return Calibration(threshold, "two populations", *kept, ceiling=ceiling)
 
 
-def _monotone(
-    score: Values, likely: Values, limit: float, weights: Values | None = None
-) -> tuple[Values, Values]:
+def _bends(likely: Values) -> NDArray[np.bool_]:
+    """Points of a curve that are not between two of the same probability."""
+    bend = np.ones(len(likely), bool)
+    step = np.abs(np.diff(likely)) > _FLAT
+    bend[1:-1] = step[1:] | step[:-1]
+    return bend
+
+
+def _monotone(score: Values, likely: Values, limit: float, weights: Values) -> Values:
     """Probabilities that never fall with the score, up to a limit beyond which they never rise."""
     below = int(np.searchsorted(score, limit, side="right"))
     result = np.empty(len(score))
     for part, increasing in ((slice(0, below), True), (slice(below, None), False)):
         if len(score[part]):
-            own = None if weights is None else weights[part]
-            result[part] = isotonic_regression(likely[part], weights=own, increasing=increasing).x
-    return score, np.clip(result, 0, 1)
+            result[part] = isotonic_regression(likely[part], weights=weights[part], increasing=increasing).x
+    return np.clip(result, 0, 1)
 
 
-def _above_noise(score: Values, null: NDArray | None, probability: float) -> Calibration:
-    """Candidates that score higher than noise does, told by a surrogate of the same size."""
-    none = Calibration(math.inf, "none", score, np.zeros(len(score)), means=(float(score.mean()), 0.0))
+def _above_noise(score: NDArray, null: NDArray | None, probability: float) -> Calibration:
+    """Candidates that score higher than noise does, told by the surrogate."""
+    score = np.sort(score).astype(np.float64)
+    none = Calibration(
+        math.inf,
+        "none",
+        np.array([0.0, 1.0]),
+        np.zeros(2),
+        means=(float(score.mean()), float(score.mean())),
+        deviations=(float(score.std()), 0.0),
+    )
     if null is None or len(null) == 0:
         return none
-    ranked = np.sort(null)
+    ranked = _empirical_null(score, np.sort(null))
+    # The number of places searched is that of the null, unless that is of a part of the data.
     higher = len(ranked) - np.searchsorted(ranked, score, side="left")
+    false = higher * max(1.0, len(score) / len(ranked)) + _PSEUDO_COUNT
     found = len(score) - np.arange(len(score))
-    # The number of places searched is that of the null, not of the candidates.
-    false = higher + _PSEUDO_COUNT
-    # Between two scores: how many were found, how many noise would give.
-    increments = np.diff(false, append=0.0)
-    local = np.clip(1 + increments, 0, 1)
-    grid, likely = _monotone(score, np.asarray(local, np.float64), math.inf)
-    rate = np.minimum(false / found, 1)
-    # Both counts are of Poisson's distribution.
-    sure = found - false > _SURE * np.sqrt(found + false)
-    kept = (rate <= 1 - probability) & sure
-    if not kept.any() or found[kept.argmax()] < _FEWEST / 2:
+    # False ones for every candidate: the slope of a convex curve (Grenander).
+    local = isotonic_regression(-np.diff(false, append=0.0), increasing=False).x
+    likely = np.clip(1 - local, 0, 1)
+    if likely[-1] < probability:
         return none
-    first = int(kept.argmax())
-    count = int(found[first])
-    expected = float(min(false[first], count))
-    likely = np.where(
-        np.arange(len(score)) >= first, np.maximum(likely, probability), np.minimum(likely, probability)
-    )
+    first = int(np.searchsorted(likely, probability))
+    count, expected = len(score) - first, float((1 - likely[first:]).sum())
+    # Both counts are of Poisson's distribution.
+    if count < _FEWEST / 2 or count - expected <= _SURE * math.sqrt(found[first] + false[first]):
+        return none
+    missed = float(likely[:first].sum())
+    share = (count - expected + missed) / len(score)
+    bend = _bends(likely)
     return Calibration(
         threshold=float(score[first]),
         kind="above noise",
-        grid=grid,
-        probability=likely,
-        weights=(1 - (count - expected) / len(score), (count - expected) / len(score), 0.0),
+        grid=score[bend],
+        probability=likely[bend],
+        weights=(1 - share, share, 0.0),
         means=(float(ranked.mean()), float(score[first:].mean())),
         deviations=(float(ranked.std()), float(score[first:].std())),
         picked=count,
         expected_false=expected,
+        missed=missed,
     )
+
+
+def _empirical_null(score: Values, null: Values) -> Values:
+    """Scores of noise, moved and stretched to the lower half of the candidates unless that is far off."""
+    if null.std() == 0:
+        return null
+    low = np.linspace(0.05, 0.5, 19)
+    slope, offset = np.polyfit(np.quantile(null, low), np.quantile(score, low), 1)
+    moved = slope * null + offset
+    far = abs(float(moved.mean() - null.mean())) > float(null.std())
+    return null if far or not _NARROW <= slope <= 1 / _NARROW else moved

@@ -106,11 +106,12 @@ def find_peaks(
         inside = inside.copy()
         inside[:border] = inside[-border:] = False
         inside[:, :border] = inside[:, -border:] = False
-    usable = np.where(inside, score, -np.inf)
-    tops = (scipy.ndimage.maximum_filter(usable, size=3, mode="constant", cval=-np.inf) == usable) & inside
+    # Masked places count as neighbours: on a slope up to what is masked there is no maximum.
+    known = np.where(np.isfinite(score), score, -np.inf)
+    tops = (scipy.ndimage.maximum_filter(known, size=3, mode="constant", cval=-np.inf) == known) & inside
     y, x = np.nonzero(tops)
     # The same order for equal scores, whatever the sort.
-    order = np.lexsort((x, y, -usable[y, x]))
+    order = np.lexsort((x, y, -score[y, x]))
     y, x = y[order], x[order]
     most = math.ceil(_PACKING * inside.sum() / (math.pi / 4 * max(distance / pixel_size, 1.0) ** 2)) + 1
     kept = separate(x, y, distance / pixel_size, most)

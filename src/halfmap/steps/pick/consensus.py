@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -32,6 +32,9 @@ _PACKING = 0.9
 
 _SHARE = 1 / 3
 """Distance at which picks are one, over the diameter."""
+
+_SAME_px, _SAME = 0.1, 0.5
+"""Distance at which picks are the same one, and the share of such that two pickers do not have by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +180,8 @@ def run(step: PickConsensus, ctx: Context) -> None:
     """Join the picks of every micrograph, weigh the pickers, write and draw what is left."""
     if len(step.coordinates) < 2:
         raise ParameterError("a consensus needs two pickers or more", hint="give more --coordinates")
+    if len({ctx.resolve(path).resolve() for path in step.coordinates}) < len(step.coordinates):
+        raise ParameterError("a table of --coordinates is given twice", hint="give each picker's once")
     items = tables.list_micrographs(ctx, read_micrographs(ctx.resolve(step.micrographs)), use_ctf=False)
     lists = [read_list(ctx.resolve(path)) for path in step.coordinates]
     shared = [item for item in items if all(item.name in names for names in lists)]
@@ -194,10 +199,14 @@ def run(step: PickConsensus, ctx: Context) -> None:
     }
     diameter = step.diameter or _diameter(read)
     distance = step.distance or _SHARE * diameter
-    joined = {
-        item.name: join([_columns(table) for table in read[item.name]], distance / item.pixel_size)
-        for item in shared
-    }
+    columns = {name: [_columns(table) for table in each] for name, each in read.items()}
+    for i, j in combinations(range(len(lists)), 2):
+        if (share := coinciding([(each[i], each[j]) for each in columns.values()])) > _SAME:
+            log.warning(
+                "%.0f %% of the picks of %s and %s are the same to %.1f px: they are no two witnesses",
+                *(100 * share, step.coordinates[i], step.coordinates[j], _SAME_px),
+            )
+    joined = {item.name: join(columns[item.name], distance / item.pixel_size) for item in shared}
     votes = np.concatenate([part.votes for part in joined.values()])
     if len(votes) == 0:
         log.warning("none of the pickers has picked anything")
@@ -221,15 +230,25 @@ def run(step: PickConsensus, ctx: Context) -> None:
     pictures.draw_agreement(ctx.folder / "summary.png", votes, probability, least, table)
     if step.pictures:
         (ctx.folder / micrograph.PICTURES).mkdir(exist_ok=True)
-        draw = functools.partial(draw_joined, diameter=diameter, folder=ctx.folder)
+        draw = functools.partial(micrograph.draw_micrograph, diameter=diameter, folder=ctx.folder)
         ctx.map(draw, shared, key=lambda item: item.name, unit="picture")
 
 
-def draw_joined(item: MicrographItem, *, diameter: float, folder: Path) -> dict[str, Any]:
-    """Draw the picks of a micrograph as they were written."""
-    picks = read_coordinates(folder / tables.FOLDER / f"{item.key}.star")
-    pictures.draw_picks(folder / micrograph.PICTURES / f"{item.key}.png", item, picks, diameter)
-    return {"key": item.key}
+def coinciding(pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
+    """Share of the picks of one picker that are another's as well; of the picker that has fewer.
+
+    Parameters
+    ----------
+    pairs : list of pairs of arrays (n, 3)
+        Picks of both in every micrograph, in pixels.
+    """
+    least = min(sum(map(len, picks)) for picks in zip(*pairs, strict=True))
+    same = 0
+    for one, other in pairs:
+        if len(one) and len(other):
+            gaps, _ = KDTree(other[:, :2]).query(one[:, :2])
+            same += int((gaps <= _SAME_px).sum())
+    return same / least if least else 0.0
 
 
 def _columns(table: pl.DataFrame) -> NDArray[np.float64]:

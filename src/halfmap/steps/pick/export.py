@@ -9,6 +9,7 @@ import polars as pl
 
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates, write_coordinates
+from halfmap.io.names import unique_stems
 from halfmap.io.star import read_star, write_star
 from halfmap.log import log
 from halfmap.steps.pick.tables import COORDINATES, MICROGRAPH, PROBABILITY
@@ -43,8 +44,9 @@ def run(step: PickExport, ctx: Context) -> None:
     if step.format == "box" and step.box is None:
         raise ParameterError("a .box file needs the boxes' size", hint="give --box, in pixels")
     source = ctx.resolve(step.coordinates)
-    rows = []
-    for number, (name, file) in enumerate(read_list(source).items(), start=1):
+    rows, listed = [], read_list(source)
+    keys = unique_stems(list(listed), table=source)
+    for key, (name, file) in zip(keys, listed.items(), strict=True):
         table = read_coordinates(ctx.resolve(file))
         if step.min_probability is not None:
             if PROBABILITY not in table.columns:
@@ -53,11 +55,11 @@ def run(step: PickExport, ctx: Context) -> None:
         # Topaz names micrographs without their suffix.
         shown = Path(name).stem if step.format == "txt" else name
         table = table.with_columns(pl.lit(shown).alias(MICROGRAPH))
-        path = ctx.folder / step.format / f"{Path(file).stem}.{step.format}"
+        path = ctx.folder / step.format / f"{key}.{step.format}"
         path.parent.mkdir(exist_ok=True)
         write_coordinates(path, table, scale=step.scale, box_size=step.box, durable=False)
         rows.append((name, ctx.relative(path), len(table)))
-        log.debug("%d: %d coordinates of %s", number, len(table), name)
+        log.debug("%d coordinates of %s", len(table), name)
     table = pl.DataFrame(rows, schema=[MICROGRAPH, COORDINATES, "hmPicks"], orient="row")
     write_star(ctx.folder / "exported.star", {"coordinate_files": table})
     log.info("%d coordinates of %d micrographs", int(table["hmPicks"].sum()), len(table))

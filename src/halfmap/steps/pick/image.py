@@ -124,7 +124,7 @@ def load(
         raise FileFormatError(message, path=item.name, hint="leave it out")
     scale = (raw.shape[1] / values.shape[1], raw.shape[0] / values.shape[0])
     size = item.pixel_size * math.sqrt(scale[0] * scale[1])
-    mask = _mask(item, values.shape)
+    mask = _mask(item, values.shape, raw.shape)
     flat = flattened(values, mask, background / size)
     return Image(flat, size, mask, item.optics, scale, values, background)
 
@@ -178,13 +178,14 @@ def mended(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     return image
 
 
-def _mask(item: MicrographItem, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _mask(item: MicrographItem, shape: tuple[int, ...], raw: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Mask at the places of coarse pixels: each is where a micrograph's pixel is, the first at the first."""
     if item.mask is None:
         return np.ones(shape, np.bool_)
     mask = np.asarray(read_mrc(item.mask)).squeeze() > 0
     rows, columns = (
-        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(int)
-        for n, m in zip(shape, mask.shape, strict=True)
+        np.minimum((np.arange(n) * length / n + 0.5) * m / length, m - 1).astype(int)
+        for n, m, length in zip(shape, mask.shape, raw, strict=True)
     )
     usable = mask[np.ix_(rows, columns)]
     if not usable.any():

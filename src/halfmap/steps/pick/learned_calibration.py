@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
+from halfmap.nets.weights import record_file, shipped
 from halfmap.steps.pick.calibrate import Calibration
 
 _BINS, _SMOOTH = 128, 1.5
-_SHARE = 0.206
-"""Share of particles among the candidates that the scores were calibrated on; in the record of the model."""
-
 _ROUNDS = 200
+
+
+@lru_cache(maxsize=1)
+def calibrated_share() -> float:
+    """Share of particles among the candidates that the general model's scores were calibrated on.
+
+    Models that ``pick train`` makes keep that calibration.
+    """
+    record = json.loads(record_file(shipped("picker")).read_text(encoding="utf-8"))
+    return float(record["calibrated_on"]["share_of_particles"])
 
 
 def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibration:
@@ -72,13 +82,14 @@ def fewer_particles(score: NDArray) -> float:
     score : array (n,)
         Log-odds under the share of the calibration.
     """
-    usual = math.log(_SHARE / (1 - _SHARE))
+    most = calibrated_share()
+    usual = math.log(most / (1 - most))
     lowest = 1 / (10 * len(score) + 1)
-    share = _SHARE
+    share = most
     for _ in range(_ROUNDS):
         before = share
         share = max(float(_probability(score + math.log(share / (1 - share)) - usual).mean()), lowest)
-        if share >= _SHARE:
+        if share >= most:
             return 0.0
         if before - share < 1e-3 * share:
             break

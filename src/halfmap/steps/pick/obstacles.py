@@ -26,14 +26,17 @@ _REACH = 5.0
 _FAINT, _STRONG = 3.0, 6.0
 """Standard deviations of the average over a particle: where something begins, and what is no particle."""
 
-_MANY, _TWICE = 8, 2.0
-"""Dark spots of which most are particles, and how much darker than these something else is."""
+_MANY, _FEW, _TWICE = 8, 3, 2.0
+"""Dark spots of which most are particles, as many as do if all are small, and how much darker others are."""
 
 _AROUND = 0.8
 """Diameters from a particle's centre where it is bright again."""
 
 _LARGE = 3.0
 """Areas of particles that something must be larger than to be masked."""
+
+_WIDE = 1.4
+"""Diameters of particles that something must be wide at half its depth, however dark it is."""
 
 
 def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Image:
@@ -52,8 +55,9 @@ def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Im
     -----
     Averages over a particle that differ from the ice's level by six standard deviations, with all around them
     that differ by three. Ice is the brightest level at which much of the micrograph is; its deviation is that
-    to the bright side, where no particles are. Where there are many dark spots, most are particles, and what
-    is to be masked must be twice as dark: groups of particles are not.
+    to the bright side, where no particles are. Where there are some dark spots, most are particles, and what
+    is to be masked must be twice as dark: groups of particles are not. A disc of 1.4 diameters must fit into
+    it at half its depth: what begins three deviations from the ice is the wider, the stronger a particle is.
     """
     pixel = image.pixel_size
     level = image.values if image.level is None else image.level
@@ -69,7 +73,8 @@ def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Im
     area = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     peak = scipy.ndimage.maximum(away, parts, index)
     least = np.pi / 4 * max(_LARGE * diameter**2, largest**2) / pixel**2
-    odd = np.concatenate([[False], (np.asarray(peak) > _STRONG) & (area > least)])
+    wide = np.bincount(parts[_wide(away, image.mask, diameter / pixel)], minlength=count + 1)[1:] > 0
+    odd = np.concatenate([[False], (np.asarray(peak) > _STRONG) & (area > least) & wide])
     if not odd.any():
         return image
     near: Any = scipy.ndimage.distance_transform_edt(~odd[parts])
@@ -91,7 +96,21 @@ def _usual(darkness: Map, mask: NDArray[np.bool_], diameter: float) -> float:
     # On carbon there are spots as well, but as dark on one side at least.
     beside = np.percentile(darkness[around.pixels(darkness.shape)], 75, axis=1)
     alone = spots.score - beside > _FAINT
-    return float(np.median(spots.score[alone])) if alone.sum() >= _MANY else 0.0
+    small = alone & (beside < spots.score / 2)
+    for chosen, least in ((alone, _MANY), (small, _FEW)):
+        if chosen.sum() >= least:
+            return float(np.median(spots.score[chosen]))
+    return 0.0
+
+
+def _wide(away: Map, mask: NDArray[np.bool_], diameter: float) -> NDArray[np.bool_]:
+    """Where something of half the depth around is wider than a particle; beyond edges it may go on."""
+    top = scipy.ndimage.maximum_filter(away, size=max(3, round(diameter)), mode="nearest")
+    body = (away > np.maximum(top / 2, _FAINT)) | ~mask
+    if body.all():
+        return mask
+    reach: Any = scipy.ndimage.distance_transform_edt(body)
+    return (reach > _WIDE * diameter / 2) & mask
 
 
 def _mean(level: Map, mask: NDArray[np.bool_], sigma: float) -> Map:

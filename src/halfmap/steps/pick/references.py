@@ -20,7 +20,7 @@ from halfmap.ops.masks import soft_circle
 from halfmap.ops.rotations import from_euler, view_direction
 from halfmap.ops.slices import project_volume
 from halfmap.ops.symmetry import in_asymmetric_unit
-from halfmap.steps.pick.template import Template
+from halfmap.steps.pick.template import Template, components
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -35,6 +35,9 @@ _SAMPLES = 2.5
 _RESOLUTION_A = 20.0
 _FAINT = 0.08
 _STEPS_DEG = (4.0, 30.0)
+
+_BLANK = 0.01
+"""Norm of a reference over that of most ones below which nothing is in it: an empty class."""
 
 
 def prepare(step: PickTemplate, ctx: Context) -> Template:
@@ -58,7 +61,8 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
         raise ShapeError(f"references of {w} × {h} px are not square", path=path, hint="cut them to squares")
     if not np.isfinite(stored).all() or float(stored.std()) == 0:
         raise FileFormatError("is blank or holds pixels that are no numbers", path=path)
-    central = stored.sum(axis=0)[None] if d == w else stored
+    is_map = d == w and path.suffix.lower() != ".mrcs"
+    central = stored.sum(axis=0)[None] if is_map else stored
     diameter = step.diameter or diameter_of(central - _border(central)[:, None, None], size)
     resolution = step.resolution or max(min(_RESOLUTION_A, diameter / 5), 2 * size)
     if 2 * size > resolution * (1 + 1e-6):
@@ -66,7 +70,7 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
         raise ParameterError(message, path=path, hint=f"give --resolution {2 * size:.1f} or coarser")
     new = max(2 * round(w * size * _SAMPLES / resolution / 2), 8)
     wanted = w * size / new
-    if d == w and path.suffix.lower() != ".mrcs":
+    if is_map:
         volume = resample(torch.from_numpy(stored), new_shape=(new, new, new))
         images = project_volume(volume, _directions(step.symmetry)).numpy()
         log.info("%d projections of %s", len(images), step.references)
@@ -74,11 +78,25 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
         images = resample(torch.from_numpy(stored), new_shape=(new, new)).numpy()
     images = images - _border(images)[:, None, None]
     images = images * soft_circle((new, new), radius=diameter / 2 / wanted + 1, edge=2.0).numpy()
+    norm = np.linalg.norm(images, axis=(1, 2))
+    filled = norm > _BLANK * np.median(norm[norm > 0]) if norm.any() else np.zeros(len(norm), bool)
+    if not filled.any():
+        raise FileFormatError("holds nothing where particles are to be", path=path, hint="give --diameter")
+    if not filled.all():
+        log.info("%d of %d references are blank and are left out", (~filled).sum(), len(images))
+    images = images[filled]
     angle = step.angle_step or float(np.clip(math.degrees(2 * resolution / diameter), *_STEPS_DEG))
     turns = max(1, math.ceil(360 / angle - 1e-9))
     angles = np.arange(turns, dtype=np.float64) * (360.0 / turns)
     log.info("%d references of %.0f Å in %d angles, pixels of %.1f Å", len(images), diameter, turns, wanted)
-    return Template(diameter, wanted, turned(images, angles), angles, ctx.device)
+    template = Template(
+        diameter, wanted, turned(images, angles), angles, ctx.device, np.flatnonzero(filled) + 1
+    )
+    kernels = template.images.reshape(len(images) * turns, -1)
+    parts, _ = components(kernels)
+    held = 100 * np.sum((kernels @ parts.T) ** 2) / np.sum(kernels**2)
+    log.info("%d images hold %.1f %% of them all", len(parts), held)
+    return template
 
 
 def _directions(symmetry: str) -> torch.Tensor:

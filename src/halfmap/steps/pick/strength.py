@@ -68,7 +68,8 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
     Notes
     -----
     Particles' strengths are normal about their middle, fragments' anywhere between that and nothing. What is
-    stronger than a particle is no less one: particles overlap. Middle and deviation are found by
+    as strong as a particle or stronger is neither more nor less one for it, since the looks were calibrated
+    where particles are that strong, and particles overlap. Middle and deviation are found by
     expectation-maximisation that starts from the looks alone.
     """
     result = np.zeros(len(log_odds))
@@ -87,7 +88,9 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
         # The lower half alone, which no overlap widens.
         square = 2 * float(likely @ short**2) + _DOUBT * _USUAL**2
         deviation = math.sqrt(square / (float(likely.sum()) + _DOUBT))
-        before, ratio = ratio, -((short / deviation) ** 2) / 2 - math.log(math.sqrt(2 * math.pi) * deviation)
+        # Against fragments, of all strengths up to the middle alike; above it there are none to compare with.
+        normal = -((short / deviation) ** 2) / 2 - math.log(math.sqrt(2 * math.pi) * deviation)
+        before, ratio = ratio, np.minimum(normal, 0)
         if np.abs(ratio - before).max() < 1e-6:
             break
     result[known] = np.maximum(ratio, _LEAST)

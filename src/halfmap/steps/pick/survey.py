@@ -11,7 +11,8 @@ from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError
 from halfmap.io.atomic import write_text
 from halfmap.log import log
 from halfmap.steps.pick.blob import Blob, learn
-from halfmap.steps.pick.image import MicrographItem, load
+from halfmap.steps.pick.image import Image, MicrographItem, coarser, load
+from halfmap.steps.pick.obstacles import mask_obstacles
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 FILE = "particle.json"
 _PIXELS = 10
 """Pixels across the smallest particle that is looked for."""
+
+_MUCH = 0.05
+"""Share of micrographs that is worth a warning if it is taken for carbon and contaminants."""
 
 
 def blob(step: PickBlob, ctx: Context, items: list[MicrographItem]) -> Blob:
@@ -57,6 +61,11 @@ def blob(step: PickBlob, ctx: Context, items: list[MicrographItem]) -> Blob:
         raise ItemsFailedError("no micrograph of the survey can be used", hint=f"the last one: {reason}")
     sign = 1 if step.contrast == "dark" else -1
     particle = learn(images, smallest=step.smallest, largest=step.largest, diameter=step.diameter, sign=sign)
+    if (share := masked_share(images, particle.diameter)) > _MUCH:
+        message = "%.0f %% of %d micrographs look like carbon or contaminants and are not searched; see the"
+        log.warning(
+            message + " pictures, and give --diameter if these are particles", 100 * share, len(images)
+        )
     text = {
         "diameter": round(particle.diameter, 2),
         "hollow": particle.hollow,
@@ -66,3 +75,13 @@ def blob(step: PickBlob, ctx: Context, items: list[MicrographItem]) -> Blob:
     }
     write_text(path, json.dumps(text))
     return Blob(text["diameter"], particle.frequency, particle.transform, particle.count, particle.hollow)
+
+
+def masked_share(images: list[Image], diameter: float) -> float:
+    """Share of the usable part of micrographs that is masked as obstacles to particles of a diameter in Å."""
+    before = after = 0
+    for image in images:
+        coarse = coarser(image, diameter / _PIXELS)
+        before += int(coarse.mask.sum())
+        after += int(mask_obstacles(coarse, diameter).mask.sum())
+    return 1 - after / max(before, 1)

@@ -44,7 +44,7 @@ def list_micrographs(
     Raises
     ------
     TableError
-        If a micrograph has no pixel size, or is listed twice.
+        If a micrograph has no positive pixel size, or is listed twice.
     """
     optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
     rows = micrographs.rows.to_dicts()
@@ -53,9 +53,10 @@ def list_micrographs(
     for number, row in enumerate(rows, start=1):
         settings = optics[row["rlnOpticsGroup"]] | {k: v for k, v in row.items() if v is not None}
         size = settings.get("rlnMicrographPixelSize") or settings.get("rlnMicrographOriginalPixelSize")
-        if size is None:
+        if size is None or not (math.isfinite(size) and size > 0):
             hint = "import the micrographs with the microscope's settings"
-            raise TableError("has no rlnMicrographPixelSize", path=micrographs.path, row=number, hint=hint)
+            message = "has no rlnMicrographPixelSize that is a positive number"
+            raise TableError(message, path=micrographs.path, row=number, hint=hint)
         name = row[MICROGRAPH]
         mask = row.get("hmMicrographMask")
         items.append(
