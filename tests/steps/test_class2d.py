@@ -21,6 +21,7 @@ from halfmap.ops.ctf import ctf
 from halfmap.project import Project
 from halfmap.steps.class2d import iterate
 from halfmap.steps.class2d.expectation import expect
+from halfmap.steps.class2d.model import last_ring
 from halfmap.steps.class2d.step import Class2DStep
 
 BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
@@ -271,3 +272,13 @@ def test_tables_that_cannot_be(truth, tmp_path):
     write_mrc(folder / "Stacks/a.mrcs", stack, pixel_size=PIXEL, stack=True)
     with pytest.raises(HalfmapError, match=r"000004@Stacks/a\.mrcs|row 4"):
         run(folder)
+
+
+def test_resolution_is_not_fooled_by_empty_low_rings():
+    """No contrast on the lowest rings, a node of a hollow particle, signal to ring 9; and noise alone."""
+    hollow = torch.tensor([0.0, 0.1, 0.3, 5.0, 20.0, 4.0, 0.4, 6.0, 5.0, 3.0, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0])
+    noise = torch.full((16,), 0.3)
+    noise[4] = 1.5
+    found = last_ring(torch.stack([hollow, noise]))
+    assert 9 <= int(found[0]) <= 11
+    assert int(found[1]) == 0

@@ -17,6 +17,8 @@ from halfmap.search.polar import PolarGrid, hartley
 from halfmap.steps.class2d.plan import Plan
 
 _TINY = 1e-20
+_STRONG = 4.0
+"""Ratio of signal to noise that counts as no more, where several rings are taken together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ class Model:
 
     def resolutions(self, plan: Plan) -> NDArray[np.float64]:
         """Resolution in Å of every average: where its signal falls below its noise."""
-        return plan.side / np.maximum(_last_ring(self.ratio).cpu().numpy(), 1)
+        return plan.side / np.maximum(last_ring(self.ratio).cpu().numpy(), 1)
 
 
 @dataclass(eq=False)
@@ -229,10 +231,19 @@ def _deviation(plan: Plan, statistics: Statistics) -> float:
 def _supported(ratio: Tensor, members: Tensor) -> int:
     """Outer ring with more signal than noise in any class that has members."""
     occupied = ratio[members > 1]
-    return int(_last_ring(occupied).max()) if len(occupied) else 0
+    return int(last_ring(occupied).max()) if len(occupied) else 0
 
 
-def _last_ring(ratio: Tensor) -> Tensor:
-    """Last ring (k,) before the mean signal-to-noise ratio (k, rings) of three falls below 1."""
-    padded = torch.nn.functional.pad(ratio[:, None], (1, 1), mode="replicate")[:, 0]
-    return (padded.unfold(1, 3, 1).mean(-1) > 1).int().cumprod(1).sum(1) - 1
+def last_ring(ratio: Tensor) -> Tensor:
+    """Last ring (k,) outward of the strongest before signal-to-noise ratios (k, rings) fall below 1.
+
+    The lowest rings have hardly any contrast, and a hollow particle has rings without signal: hence the
+    beginning at the strongest ring, and the mean of five, of which none counts more than a few.
+    """
+    clipped = ratio.clamp(max=_STRONG)
+    padded = torch.nn.functional.pad(clipped[:, None], (2, 2), mode="replicate")[:, 0]
+    smooth = padded.unfold(1, 5, 1).mean(-1)
+    ring = torch.arange(ratio.shape[1], device=ratio.device)
+    inward = ring <= smooth.argmax(1, keepdim=True)
+    last = ((smooth > 1) | inward).int().cumprod(1).sum(1) - 1
+    return torch.where(smooth.amax(1) > 1, last, 0)
