@@ -95,9 +95,10 @@ def make_plan(step: ExtractStep, picks: Picks) -> Plan:
     rows = picks.rows
     micrographs = picks.micrographs.select(pl.Series(np.arange(len(picks.micrographs)) == rows[INDEX][0]))
     pixel_size = float(micrographs.column(PIXEL)[0])
-    diameter = step.diameter
-    if diameter is None and DIAMETER in rows.columns and math.isfinite(found := typical(rows[DIAMETER])):
-        diameter = found
+    found = typical(rows[DIAMETER]) if DIAMETER in rows.columns else math.nan
+    diameter = step.diameter or (found if math.isfinite(found) else None)
+    if diameter is not None and not 0.5 <= diameter / found <= 2 and math.isfinite(found):
+        log.warning("--diameter is %.0f Å, but the picks are of particles of %.0f Å", diameter, found)
     voltage = float(micrographs.column("rlnVoltage")[0])
     defocus = typical((rows[DEFOCUS[0]] + rows[DEFOCUS[1]]) / 2)
     box = choose_box(
