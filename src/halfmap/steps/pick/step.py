@@ -87,7 +87,7 @@ class PickMicrographs(Step):
             picks[row["name"]] = (row["key"], found)
         table = tables.write_picks(ctx, picks)
         log.info(
-            "%d picks, %.1f of them false on average; about %.0f more candidates below the threshold are particles",
+            "%d picks, %.1f of them false on average; about %.0f particles below the threshold",
             calibration.picked,
             calibration.expected_false,
             calibration.missed,
