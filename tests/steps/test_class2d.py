@@ -13,14 +13,14 @@ import torch
 
 from halfmap.data import ParticleSet
 from halfmap.engine import RunOptions
-from halfmap.errors import HalfmapError, ParameterError, TableError
+from halfmap.errors import HalfmapError, ParameterError, ResourceError, TableError
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf
 from halfmap.project import Project
 from halfmap.steps.class2d import iterate
-from halfmap.steps.class2d.expectation import expect
+from halfmap.steps.class2d.expectation import expect, in_halves
 from halfmap.steps.class2d.model import last_ring
 from halfmap.steps.class2d.step import Class2DStep
 
@@ -170,6 +170,21 @@ def test_averages_look_like_their_figures(truth, job):
         assert best > 0.85
 
 
+def test_averages_are_centred(truth, tmp_path):
+    """All particles lie to one side of their boxes; a figure's mass is at its middle."""
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+    for name in ("a", "b"):
+        path = folder / f"Stacks/{name}.mrcs"
+        moved = np.roll(read_mrc(path), (4, -5), axis=(1, 2))
+        write_mrc(path, moved, pixel_size=PIXEL, stack=True)
+    averages = np.asarray(read_mrc(run(folder, shift_range=24.0) / "class_averages.mrcs"))
+    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
+    dense = np.maximum(averages - 0.3 * averages.max((1, 2), keepdims=True), 0)
+    centres = np.stack([(dense * x).sum((1, 2)), (dense * y).sum((1, 2))]) / dense.sum((1, 2))
+    assert np.abs(centres).max() < 1.0
+
+
 def test_tables_and_pictures(truth, job):
     folder, *_ = truth
     model = read_star(job / "model.star")
@@ -282,3 +297,21 @@ def test_resolution_is_not_fooled_by_empty_low_rings():
     found = last_ring(torch.stack([hollow, noise]))
     assert 9 <= int(found[0]) <= 11
     assert int(found[1]) == 0
+
+
+def test_batches_are_halved_where_memory_does_not_suffice():
+    seen = []
+
+    def search(rows, pictures):
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        seen.append(rows.tolist())
+        return float(pictures.sum())
+
+    found = in_halves(search, np.arange(10), torch.arange(10.0))
+    assert sum(seen, []) == list(range(10))
+    assert sum(found) == 45.0
+    with pytest.raises(ResourceError, match="one image"):
+        in_halves(lambda rows, pictures: torch.empty(1 << 50), np.arange(2), torch.zeros(2))
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_halves(lambda rows, pictures: torch.zeros(2) @ torch.zeros(3, 3), np.arange(2), torch.zeros(2))

@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfmap.errors import ResourceError
 from halfmap.io.atomic import atomic_path
+from halfmap.log import log
 from halfmap.ops.threads import in_threads, one_torch_thread
 from halfmap.search.inplane import InPlaneSearch, Posterior, Sums
 from halfmap.steps.class2d.model import Model, explained
 from halfmap.steps.class2d.plan import Plan, open_images, to_device
+
+Found = TypeVar("Found")
 
 BEST = (
     "row",
@@ -85,12 +90,14 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
     images = open_images(plan.source)
     group, support = int(plan.groups[shard.rows[0]]), plan.support()
     noise = model.noise[group : group + 1, : fine.rings]
-    look = functools.partial(_search_batch, plan=plan, search=search, noise=noise)
+    look = functools.partial(
+        in_halves, functools.partial(_search_batch, plan=plan, search=search, noise=noise)
+    )
     sums: Sums | None = None
     best, power, shares, shift2 = [], 0.0, 0.0, 0.0
     stream = images.stream(shard.rows, plan.batch(radius))
     while some := list(itertools.islice(stream, _AHEAD)):
-        for found in in_threads(look, *zip(*some, strict=True)):
+        for found in itertools.chain(*in_threads(look, *zip(*some, strict=True))):
             sums = found.sums if sums is None else sums + found.sums
             power, shares = power + found.power, shares + found.shares
             shift2 += found.shift2
@@ -121,6 +128,33 @@ class _Found:
     shares: Tensor
     shift2: float
     best: NDArray[np.float64]
+
+
+def in_halves(
+    search: Callable[[NDArray[np.intp], Tensor], Found], rows: NDArray[np.intp], pictures: Tensor
+) -> list[Found]:
+    """Search a batch of images at once, or where memory does not suffice in halves, and these in halves.
+
+    Raises
+    ------
+    ResourceError
+        If memory does not suffice for one image.
+    """
+    try:
+        return [search(rows, pictures)]
+    except (MemoryError, RuntimeError) as error:
+        # For want of memory torch raises the one on a GPU, and the other on a CPU.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        if len(rows) == 1:
+            raise ResourceError(
+                "memory does not suffice to compare one image with all classes",
+                hint="use fewer classes or a smaller --shift-range",
+            ) from error
+    log.warning("memory does not suffice for %d images at a time: they are halved", len(rows))
+    half = len(rows) // 2
+    first = in_halves(search, rows[:half], pictures[:half])
+    return first + in_halves(search, rows[half:], pictures[half:])
 
 
 # Threads work on batches, not within operations: none waits, and how many there are changes no sum.

@@ -65,7 +65,9 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
     sums, statistics, best = _add_up(plan, folder, done)
     share = len(best) / len(plan.groups)
-    new = maximise(plan, model, plan.grids(radius)[-1], sums, statistics, share=share)
+    # The poses of the last iteration are those that bring particles onto the averages it began with.
+    last = iteration.number == len(plan.iterations)
+    new = maximise(plan, model, plan.grids(radius)[-1], sums, statistics, share=share, centre=not last)
     new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
     _say(ctx, plan, new, iteration, radius, best, seeded)
     np.save(folder / f"{name}_best.npy", best)

@@ -17,6 +17,9 @@ from halfmap.search.polar import PolarGrid, hartley
 from halfmap.steps.class2d.plan import Plan
 
 _TINY = 1e-20
+_DENSE = 0.2
+"""Density, over the greatest, of what the centre of an average is the centre of."""
+
 _STRONG = 4.0
 """Ratio of signal to noise that counts as no more, where several rings are taken together."""
 
@@ -115,7 +118,14 @@ class Statistics:
 
 
 def maximise(
-    plan: Plan, model: Model, grid: PolarGrid, sums: Sums, statistics: Statistics, *, share: float
+    plan: Plan,
+    model: Model,
+    grid: PolarGrid,
+    sums: Sums,
+    statistics: Statistics,
+    *,
+    share: float,
+    centre: bool,
 ) -> Model:
     """Estimate the model anew from the sums over images.
 
@@ -129,6 +139,8 @@ def maximise(
         Of the images that took part.
     share : float
         Part of all particles that took part; if it is less than 1, earlier ones are remembered.
+    centre : bool
+        Move the averages to the centre of their mass.
 
     Returns
     -------
@@ -151,10 +163,13 @@ def maximise(
     averages = (linear + kept * before) / (weights + 1 / (signal + _TINY))
     uncertainty = 1 / (weights + 1 / (signal + _TINY))
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
+    averages = averages.to(torch.complex64)
+    if centre:
+        averages = averages * grid.shifts(-_off_centre(plan, grid.images(averages)))
     return replace(
         model,
         iteration=model.iteration + 1,
-        averages=masked(plan, grid.images(averages.to(torch.complex64))),
+        averages=masked(plan, grid.images(averages)),
         shares=_shares(statistics.shares),
         noise=_noise(model, grid, statistics),
         signal=_beyond(model, new_signal),
@@ -187,6 +202,17 @@ def masked(plan: Plan, images: Tensor) -> Tensor:
     outside = plan.support() * (1 - mask)
     level = (images * outside).sum((1, 2), keepdim=True) / outside.sum().clamp(min=1.0)
     return (images - level) * mask
+
+
+def _off_centre(plan: Plan, images: Tensor) -> Tensor:
+    """Centres of mass (k, 2) of averages, (x, y) in pixels; never beyond the range of shifts."""
+    dense = masked(plan, images)
+    # What is weaker is noise, whose mass would pull towards the middle.
+    dense = (dense - _DENSE * dense.amax((1, 2), keepdim=True)).clamp(min=0)
+    mass = dense.sum((1, 2)).clamp(min=_TINY)
+    axis = torch.arange(plan.box, device=dense.device) - plan.box // 2
+    centre = torch.stack([(dense.sum(1) @ axis.float()) / mass, (dense.sum(2) @ axis.float()) / mass], dim=-1)
+    return centre * (plan.range_px / centre.norm(dim=1, keepdim=True).clamp(min=plan.range_px))
 
 
 def _shares(sums: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from halfmap.steps.class2d.plan import Plan
 
 _TILE, _GAP, _CAPTION = 120, 8, 34
 _COLUMNS = 10
+_SHOWN = 1.15
+"""Side of the pictures over the diameter of the circle that averages are kept in."""
 
 
 def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None:
@@ -40,9 +42,12 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
     figure = new_figure(max(width, 560), height)
     title = f"{int(members.sum()):,} particles in {int((members > 0).sum())} classes"
     add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
-    detail = f"{plan.side:.0f} Å wide, circle of {plan.diameter:.0f} Å"
+    # What is outside the circle is empty.
+    margin = max(0, math.floor((plan.box - _SHOWN * plan.diameter / plan.pixel_size) / 2))
+    shown = model.averages.cpu()[:, margin : plan.box - margin, margin : plan.box - margin]
+    detail = f"{shown.shape[-1] * plan.pixel_size:.0f} Å wide, circle of {plan.diameter:.0f} Å"
     add_text(figure, MARGIN, height - 52, detail, size=10, color=QUIET)
-    tiles = resample(model.averages.cpu(), new_shape=(_TILE, _TILE)).numpy()
+    tiles = resample(shown, new_shape=(_TILE, _TILE)).numpy()
     for place, number in enumerate(order):
         line, column = divmod(place, columns)
         left = MARGIN + column * (_TILE + _GAP)

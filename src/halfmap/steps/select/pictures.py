@@ -16,6 +16,9 @@ from halfmap.steps.select.classification import Classification
 
 _TILE, _GAP, _CAPTION, _HEAD = 120, 12, 52, 70
 _COLUMNS = 10
+_SHOWN = 1.15
+"""Side of the pictures over the diameter of the circle that averages are kept in."""
+
 _KEPT, _LOST = "#1f77d0", "#e0312f"
 
 
@@ -45,7 +48,10 @@ def draw_classes(path: Path, found: Classification, chosen: Choice) -> None:
         detail += f"; expected: {100 * chosen.good_lost:.1f} % of the good particles lost"
     add_text(figure, MARGIN, height - 54, detail, size=9, color=QUIET)
     size = (_TILE, _TILE)
-    tiles = resample(torch.from_numpy(found.averages[order]), new_shape=size).numpy()
+    box = found.averages.shape[-1]
+    margin = max(0, math.floor((box - _SHOWN * found.diameter / found.pixel_size) / 2))
+    inside = found.averages[order][:, margin : box - margin, margin : box - margin]
+    tiles = resample(torch.from_numpy(np.ascontiguousarray(inside)), new_shape=size).numpy()
     kept = np.bincount(found.number[chosen.kept], minlength=len(members))
     for place, number in enumerate(order):
         line, column = divmod(place, columns)
