@@ -23,7 +23,9 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.optimize import brentq
 from scipy.spatial import KDTree
+from scipy.special import expit
 from torch import Tensor
 
 from halfmap.engine import Context
@@ -37,10 +39,10 @@ from halfmap.nets.training import train
 from halfmap.nets.weights import save_weights
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.grids import frequencies
-from halfmap.steps.pick.candidates import find_peaks
-from halfmap.steps.pick.image import Image
-from halfmap.steps.pick.learned import DISTANCE, KIND, PIXELS, normalised, score_micrograph
+from halfmap.steps.pick.image import BACKGROUND_A, Image, cropped, flattened
+from halfmap.steps.pick.learned import KIND, PIXELS, by_looks, normalised
 from halfmap.steps.pick.learned_examples import Example, batches
+from halfmap.steps.pick.strength import evidence, strengths
 from halfmap.steps.simulate import exposure, micrograph, preparation, truth
 from halfmap.steps.simulate.specimen import measure
 from halfmap.steps.simulate.step import SimulateMicrographs
@@ -72,6 +74,7 @@ PIXELS_PER_DIAMETER = 36
 PER_STRUCTURE = 6
 LARGEST_KDA = 4500.0
 SHAPES = 24
+OPTICS = ("defocus_u", "defocus_v", "defocus_angle", "voltage_kV", "cs_mm", "amplitude_contrast")
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,24 @@ def store(
         obstacle_kinds=label,
         diameter=diameter,
         pixel_size=step.pixel_size,
-        defocus=step.defocus_min,
+        **optics_of(step),
         dose=step.dose,
         ice=step.ice_thickness,
     )
     return path.name
+
+
+def optics_of(step: SimulateMicrographs) -> dict[str, float]:
+    """Arguments of `halfmap.ops.ctf.ctf`, but for the astigmatism, which coarse pixels do not show."""
+    values = (
+        step.defocus_min,
+        step.defocus_min,
+        0.0,
+        step.voltage,
+        step.spherical_aberration,
+        step.amplitude_contrast,
+    )
+    return dict(zip(OPTICS, values, strict=True))
 
 
 def simulate(folder: Path, workers: int) -> list[dict[str, Any]]:
@@ -340,19 +356,50 @@ def bce(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return value / weight.sum()
 
 
-def scored(network: Picker, path: Path, wrong: float = 1.0) -> tuple[NDArray, NDArray, int]:
-    """Scores of the peaks, whether each is a particle, and how many particles there are."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Candidates of a simulated micrograph, best first.
+
+    Attributes
+    ----------
+    looks, strength : array (n,)
+        The network's log-odds, and what a ball's matched filter gives.
+    hit : array (n,), bool
+        Which are particles.
+    particles : int
+        That there are in all.
+    """
+
+    looks: NDArray
+    strength: NDArray
+    hit: NDArray[np.bool_]
+    particles: int
+
+    def log_odds(self, gain: float) -> NDArray[np.float64]:
+        """By looks and strength, as picking takes them."""
+        return self.looks + evidence(self.looks, self.strength, gain)
+
+
+def scored(network: Picker, path: Path) -> Scored:
+    """Candidates of a simulated micrograph, as picking finds them."""
     view = load_simulated(path)
-    image, pixel, diameter = (
-        view["image"].astype(np.float32),
-        *map(float, (view["pixel_size"], view["diameter"])),
-    )
-    micrograph_image = Image(image, pixel, np.ones(image.shape, bool), None, (1.0, 1.0))
-    score, size = score_micrograph(micrograph_image, diameter * wrong, network)
-    peaks = find_peaks(score, pixel_size=size, distance=DISTANCE * diameter * wrong)
-    places = np.stack([peaks.x, peaks.y], -1) * size
-    truth_xy = view["xy"][view["kind"] != "broken"] * pixel
-    return peaks.score, matches(places, truth_xy, 0.25 * diameter), len(truth_xy)
+    image, diameter = coarse_image(view), float(view["diameter"])
+    found = by_looks(image, diameter, network)
+    whole = view["xy"][view["kind"] != "broken"] / image.scale
+    places = np.stack([found.x, found.y], axis=-1)
+    hit = matches(places, whole, 0.25 * diameter / image.pixel_size)
+    return Scored(found.score.astype(np.float64), strengths(image, found, diameter), hit, len(whole))
+
+
+def coarse_image(view: dict[str, Any]) -> Image:
+    """A simulated micrograph as picking loads it."""
+    values, pixel = view["image"].astype(np.float32), float(view["pixel_size"])
+    small = cropped(values, pixel, float(view["diameter"]) / PIXELS)
+    scale = len(values) / len(small)
+    mask = np.ones(small.shape, bool)
+    optics = {name: float(view[name]) for name in OPTICS}
+    flat = flattened(small, mask, BACKGROUND_A / (pixel * scale))
+    return Image(flat, pixel * scale, mask, optics, (scale, scale), small)
 
 
 def matches(places: NDArray, centres: NDArray, tolerance: float) -> NDArray[np.bool_]:
@@ -369,10 +416,14 @@ def matches(places: NDArray, centres: NDArray, tolerance: float) -> NDArray[np.b
     return found
 
 
-def measure_network(network: Picker, paths: list[Path], threshold: float = 0.0) -> dict[str, float]:
+def measure_network(
+    network: Picker, paths: list[Path], gain: float, threshold: float = 0.0
+) -> dict[str, float]:
     """Precision, recall and F1 at a threshold, best F1 over all, and average precision."""
-    scores, hits, counts = zip(*(scored(network, path) for path in paths), strict=True)
-    score, hit, total = np.concatenate(scores), np.concatenate(hits), max(1, sum(counts))
+    found = [scored(network, path) for path in paths]
+    score = np.concatenate([one.log_odds(gain) for one in found])
+    hit = np.concatenate([one.hit for one in found])
+    total = max(1, sum(one.particles for one in found))
     order = np.argsort(-score, kind="stable")
     hit, score = hit[order], score[order]
     right = np.cumsum(hit)
@@ -390,30 +441,47 @@ def measure_network(network: Picker, paths: list[Path], threshold: float = 0.0) 
     }
 
 
-def calibrate(network: Picker, paths: list[Path]) -> float:
-    """Scale and shift the scores so that the log-odds of peaks are those of their being particles.
+def calibrate(network: Picker, paths: list[Path]) -> dict[str, float]:
+    """Make the network's scores log-odds of candidates by their looks, and find what strength adds.
 
     Returns
     -------
-    float
-        Share of the peaks that are particles.
+    dict
+        Share of the candidates that are particles, and what those of known strength gain.
     """
-    scores, hits, _ = zip(*(scored(network, path) for path in paths), strict=True)
-    score = torch.from_numpy(np.concatenate(scores)).double()
-    hit = torch.from_numpy(np.concatenate(hits)).double()
+    found = [scored(network, path) for path in paths]
+    hit = np.concatenate([one.hit for one in found])
+    scale, shift = logistic_fit(np.concatenate([one.looks for one in found]), hit)
+    network.temperature.fill_(1 / scale)
+    network.offset.fill_(shift)
+    gain = strength_gain([replace(one, looks=scale * one.looks + shift) for one in found])
+    return {"share_of_particles": round(float(hit.mean()), 4), "gain_of_strength": round(gain, 3)}
+
+
+def logistic_fit(score: NDArray, hit: NDArray[np.bool_]) -> tuple[float, float]:
+    """Scale and shift by which scores are log-odds of hits."""
+    x, y = (torch.from_numpy(np.asarray(values, np.float64)) for values in (score, hit))
     fit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([fit], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(fit[0].exp() * score + fit[1], hit)
+        value = torch.nn.functional.binary_cross_entropy_with_logits(fit[0].exp() * x + fit[1], y)
         value.backward()
         return value
 
     optimiser.step(loss)
-    network.temperature.fill_(math.exp(-float(fit[0].detach())))
-    network.offset.fill_(float(fit[1].detach()))
-    return float(hit.mean())
+    return math.exp(float(fit[0].detach())), float(fit[1].detach())
+
+
+def strength_gain(found: list[Scored]) -> float:
+    """Gain by which as many particles are expected, by looks and strength, as there are."""
+    hits = sum(int(one.hit.sum()) for one in found)
+
+    def surplus(gain: float) -> float:
+        return sum(float(expit(one.log_odds(gain)).sum()) for one in found) - hits
+
+    return float(brentq(surplus, -5, 5, xtol=1e-4))
 
 
 def split(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -443,8 +511,9 @@ def train_general(folder: Path, steps: int, seed: int = 1) -> tuple[Picker, dict
     )
     seconds = time.process_time() - begin
     network.eval()
-    share = calibrate(network, [path for name in CALIBRATION for path in validation[name]])
-    results = {name: measure_network(network, paths) for name, paths in validation.items() if paths}
+    calibration = calibrate(network, [path for name in CALIBRATION for path in validation[name]])
+    gain = calibration["gain_of_strength"]
+    results = {name: measure_network(network, paths, gain) for name, paths in validation.items() if paths}
     record = {
         "kind": KIND,
         "version": 1,
@@ -459,7 +528,7 @@ def train_general(folder: Path, steps: int, seed: int = 1) -> tuple[Picker, dict
             "losses": [round(value, 5) for value in losses],
         },
         "validation": results,
-        "calibrated_on": {"structures": CALIBRATION, "share_of_particles": round(share, 4)},
+        "calibrated_on": {"structures": CALIBRATION} | calibration,
     }
     return network, record
 

@@ -8,7 +8,14 @@ import scipy.ndimage
 
 from halfmap.errors import FileFormatError
 from halfmap.io.mrc import write_mrc
-from halfmap.steps.pick.candidates import Candidates, find_peaks, read_candidates, separate, write_candidates
+from halfmap.steps.pick.candidates import (
+    Candidates,
+    find_peaks,
+    read_candidates,
+    read_searched,
+    separate,
+    write_candidates,
+)
 from halfmap.steps.pick.image import MicrographItem, load, mended
 
 
@@ -75,8 +82,10 @@ def test_a_slope_up_to_what_is_masked_has_no_peaks():
 def test_candidates_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     x, y, score, angle = rng.normal(size=(4, 7)).astype(np.float32)
-    write_candidates(tmp_path / "a.npz", Candidates(x, y, score, angle=angle), score[:3])
+    searched = rng.random((9, 13)) < 0.5
+    write_candidates(tmp_path / "a.npz", Candidates(x, y, score, angle=angle), score[:3], searched)
     again, null = read_candidates(tmp_path / "a.npz")
+    np.testing.assert_array_equal(read_searched(tmp_path / "a.npz"), searched)
     np.testing.assert_array_equal(again.angle, angle)
     np.testing.assert_array_equal(null, score[:3])
     assert again.diameter is None

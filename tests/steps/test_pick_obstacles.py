@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 
 from halfmap.steps.pick.image import Image, flattened
-from halfmap.steps.pick.obstacles import ice_level, mask_obstacles
+from halfmap.steps.pick.obstacles import ice_level, mask_obstacles, usual_darkness
 from halfmap.steps.pick.survey import masked_share
 
 PIXEL_A, DIAMETER_A = 6.0, 72.0
@@ -104,3 +104,21 @@ def test_what_is_wider_than_particles_is_masked_beside_few_of_them(n):
     found = mask_obstacles(_image(level), DIAMETER_A).mask
     assert not found[52:68, 172:188].any()
     assert all(found[y, x] for x, y in places)
+
+
+def test_groups_of_few_strong_particles_are_not_masked_where_others_are_as_strong():
+    group = [(60 + 11 * i, 70 + 11 * j) for i in range(4) for j in range(4)]
+    alone = [(40 + 60 * i, 40 + 60 * j) for i in range(5) for j in range(5)]
+    usual = usual_darkness([_image(_with_spots(alone, 7.0, 12, seed=7))], DIAMETER_A)
+    image = _image(_with_spots(group, 7.0, 12))
+    assert not mask_obstacles(image, DIAMETER_A).mask[70:100, 60:90].all()
+    assert mask_obstacles(image, DIAMETER_A, usual=usual).mask.all()
+
+
+def test_many_contaminants_of_one_micrograph_are_no_particles():
+    # Ten balls thrice as wide and six times as dark as the particles of the other micrographs.
+    alone = [(40 + 60 * i, 40 + 60 * j) for i in range(5) for j in range(5)]
+    usual = usual_darkness([_image(_with_spots(alone, 4.0, 12, seed=7))], DIAMETER_A)
+    dirt = [(50 + 100 * i, 40 + 75 * j) for i in range(3) for j in range(4)]
+    found = mask_obstacles(_image(_with_spots(dirt, 24.0, 36)), DIAMETER_A, usual=usual).mask
+    assert not any(found[y, x] for x, y in dirt)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
 
 from halfmap.data import MicrographSet
 from halfmap.data.columns import COLUMNS
-from halfmap.errors import HalfmapError, TableError
+from halfmap.errors import HalfmapError, ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates, write_coordinates
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import write_micrographs
 from halfmap.project import Project
 from halfmap.steps.pick import references, tables
-from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickTemplate
+from halfmap.steps.pick.image import MicrographItem
+from halfmap.steps.pick.pictures import draw_picks
+from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickLearned, PickTemplate
 
 SIZE, PIXEL_A, DIAMETER_A = 640, 3.0, 130.0
 
@@ -223,6 +226,65 @@ def test_pixel_sizes_that_are_none_are_named(tmp_path, size):
     ctx = SimpleNamespace(resolve=lambda name: tmp_path / name)
     with pytest.raises(TableError, match=r"m\.star, row 2: .*rlnMicrographPixelSize"):
         tables.list_micrographs(ctx, table)
+
+
+CTF = {
+    "rlnDefocusU": 12_000.0,
+    "rlnDefocusV": 11_800.0,
+    "rlnDefocusAngle": 20.0,
+    "rlnVoltage": 300.0,
+    "rlnSphericalAberration": 2.7,
+    "rlnAmplitudeContrast": 0.1,
+}
+
+
+@pytest.mark.parametrize("missing", ["rlnVoltage", "rlnDefocusV"])
+def test_a_ctf_that_lacks_a_column_is_refused(tmp_path, missing):
+    optics = {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnMicrographPixelSize": [PIXEL_A]}
+    rows = {"rlnMicrographName": ["a.mrc"], "rlnOpticsGroup": [1]}
+    rows |= {name: [value] for name, value in CTF.items() if name != missing}
+    table = MicrographSet(pl.DataFrame(optics), pl.DataFrame(rows), tmp_path / "m.star")
+    ctx = SimpleNamespace(resolve=lambda name: tmp_path / name)
+    with pytest.raises(TableError, match=rf"m\.star: has a defocus but no {missing}; .*--no-use-ctf"):
+        tables.list_micrographs(ctx, table)
+    assert tables.list_micrographs(ctx, table, use_ctf=False)[0].optics is None
+    # The microscope's settings without any defocus are those of micrographs whose CTF is not known yet.
+    table = MicrographSet(table.optics, table.rows.drop("rlnDefocusU", "rlnDefocusV", strict=False))
+    assert tables.list_micrographs(ctx, table)[0].optics is None
+
+
+def test_what_is_not_searched_is_tinted(project, tmp_path):
+    item = MicrographItem("deep/in/a.mrc", "a", project[0] / "Images" / "a.mrc", PIXEL_A)
+    searched = np.ones((40, 40), bool)
+    searched[:, :20] = False
+    shown = []
+    for part in (np.ones_like(searched), searched):
+        draw_picks(tmp_path / "a.png", item, pl.DataFrame(), DIAMETER_A, part)
+        shown.append(matplotlib.image.imread(tmp_path / "a.png")[..., :3])
+    changed = np.abs(shown[1] - shown[0]).max(axis=-1) > 0.02
+    # Of the 1000 px beside the head.
+    assert changed[100:1000, :490].mean() > 0.95
+    assert not changed[100:1000, 510:1000].any()
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (PickLearned(micrographs="micrographs.star", diameter=1260), "1260 Å .* are too large"),
+        (PickBlob(micrographs="micrographs.star", diameter=1260), "1260 Å .* are too large"),
+        (PickTemplate(micrographs="micrographs.star", references="Images/a.mrc"), "is a micrograph"),
+        (
+            PickTemplate(micrographs="micrographs.star", references="classes.mrcs", diameter=1260),
+            "1260 Å .* are too large",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(project, step, reason):
+    folder, _ = project
+    before = set(folder.glob("Pick/*"))
+    with pytest.raises(ParameterError, match=reason):
+        _run(folder, step)
+    assert set(folder.glob("Pick/*")) == before
 
 
 def test_wrong_input_is_named(project, blob):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.image import Image, flattened
@@ -59,3 +60,20 @@ def test_whole_particles_gain_nothing_by_their_strength():
     added = evidence(np.full(330, 1.0), strength)
     assert added.max() == 0
     assert np.median(added) == 0
+
+
+def test_only_known_strengths_gain():
+    rng = np.random.default_rng(6)
+    strength = np.append(rng.normal(6, 0.7, 100), np.nan)
+    looks = np.full(101, 2.0)
+    found = evidence(looks, strength, 0.9)
+    assert np.median(found[:-1]) == pytest.approx(0.9)
+    assert found[-1] == 0
+    np.testing.assert_allclose(found[:-1], 0.9 + evidence(looks + 0.9, strength)[:-1])
+
+
+def test_noise_that_looks_like_some_particles_gains_nothing():
+    # More than enough would be expected of the looks alone, but no valley parts them from the rest.
+    looks = np.random.default_rng(7).normal(-5, 2, 600)
+    assert (1 / (1 + np.exp(-looks))).sum() > 12
+    assert (evidence(looks, np.full(600, 5.0), 0.9) == 0).all()

@@ -291,7 +291,8 @@ def _say_left_out(step: ExtractStep, done: list[dict[str, Any]], kept: int, tota
         raise TableError(f"none of {total} particles is left: {', '.join(reasons)}", hint=hint)
     if reasons:
         log.info("%d of %d particles are left out: %s", total - kept, total, ", ".join(reasons))
-    log.info("%d particles of %d micrographs", kept, sum(bool(one["kept"]) for one in done))
+    used = sum(bool(one["kept"]) for one in done)
+    log.info("%d particles of %d micrograph%s", kept, used, "" if used == 1 else "s")
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,9 @@ _GROWN = 1.3
 
 _SETTLED = 0.03
 
+_SILENT_s = 10.0
+"""Time after which the survey says how far it is."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blob:
@@ -65,6 +69,8 @@ class Blob:
         Particles that it is the mean of.
     hollow : float
         Inner over outer diameter of the shell that is most like it.
+    usual : float
+        How dark it is, of `usual_darkness`; 0 where that is not known.
     """
 
     diameter: float
@@ -72,15 +78,20 @@ class Blob:
     transform: NDArray
     count: int = 0
     hollow: float = 0.0
+    usual: float = 0.0
 
     @property
     def pixel_size(self) -> float:
         """That micrographs are searched at, in Å."""
         return self.diameter / PIXELS
 
+    def specimen(self, image: Image) -> Image:
+        """The micrograph with carbon and contaminants masked."""
+        return mask_obstacles(image, self.diameter, usual=self.usual)
+
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
         """Candidates of a micrograph in its coarse pixels, and scores of noise alone."""
-        white = whiten(mask_obstacles(image, self.diameter), 2 * self.diameter)
+        white = whiten(image, 2 * self.diameter)
         template = np.interp(white.frequency, self.frequency, self.transform, right=0).astype(np.float32)
         found = peaks(white, template, self.diameter, DISTANCE)
         noise = peaks(surrogate(white, rng), template, self.diameter, DISTANCE)
@@ -166,7 +177,11 @@ def _best_shell(
         count = max(1, round(math.log(largest / smallest) / math.log(_STEP))) + 1
         sizes = np.geomspace(smallest, largest, count).tolist()
     best, chosen = 0.0, None
-    for size in sizes:
+    told = time.monotonic()
+    for number, size in enumerate(sizes):
+        if time.monotonic() - told > _SILENT_s:
+            told = time.monotonic()
+            log.info("survey of %d micrographs: %d of %d diameters tried", len(images), number, len(sizes))
         shells = [Shell(size, hollow, blur, sign) for hollow, blur in _SHAPES]
         gains: dict[Shell, list[NDArray]] = {shell: [] for shell in shells}
         for image in images:

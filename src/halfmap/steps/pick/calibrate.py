@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from halfmap.steps.pick.mixture import NOTHING, SCATTER, Mixture, Values, histogram
+from halfmap.steps.pick.mixture import NOTHING, SCATTER, Histogram, Mixture, Values, histogram
 from halfmap.steps.pick.mixture_fit import two_populations
 
 _FEWEST = 8
@@ -159,11 +159,18 @@ def calibrate(
     mixture = two_populations(data, null, scatter)
     if mixture is None:
         return _above_noise(score, null, probability)
+    return _two_populations(score, group, data, mixture, probability)
+
+
+def _two_populations(
+    score: NDArray, group: NDArray[np.intp], data: Histogram, mixture: Mixture, probability: float
+) -> Calibration:
+    """What a mixture says of each micrograph, of a usual one, and of all candidates together."""
     number = data.count.sum(axis=1, dtype=np.float64)
     parts = tuple(_parts(data.score, mixture, number, probability))
     weights = number @ mixture.weights / number.sum()
     whole = parts[0]
-    if count > 1:
+    if len(parts) > 1:
         (whole,) = _parts(data.score, mixture.common(1, weights), np.ones(1), probability)
     picked, expected_false, missed = _counts(score, group, parts)
     dense = np.linspace(float(score.min()), float(score.max()), _GRID)

@@ -16,6 +16,8 @@ from halfmap.io.atomic import atomic_path
 _PACKING = 0.9069
 """Share of a plane that equal circles cover at the most."""
 
+_SEARCHED = "searched", "shape"
+
 Values = NDArray[np.float32]
 
 
@@ -167,16 +169,29 @@ def _vertex(score: NDArray, y: NDArray, x: NDArray, *, axis: int) -> NDArray[np.
     return np.clip(np.nan_to_num(shift), -0.5, 0.5).astype(np.float32)
 
 
-def write_candidates(path: str | Path, candidates: Candidates, null: NDArray) -> None:
-    """Write the candidates of a micrograph and the scores of its surrogate's, whole or not at all."""
+def write_candidates(
+    path: str | Path, candidates: Candidates, null: NDArray, searched: NDArray[np.bool_]
+) -> None:
+    """Write a micrograph's candidates, scores of its surrogate's, and where it was searched.
+
+    The file is written whole or not at all.
+    """
+    arrays: dict[str, Any] = candidates.columns() | {"null": np.asarray(null, np.float32)}
+    arrays |= {"searched": np.packbits(searched), "shape": np.array(searched.shape)}
     with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = candidates.columns() | {"null": np.asarray(null, np.float32)}
         np.savez(file, **arrays)
 
 
 def read_candidates(path: str | Path) -> tuple[Candidates, Values]:
     """Read what `write_candidates` wrote: candidates, and scores where there are no particles."""
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files if name not in _SEARCHED}
     null = arrays.pop("null")
     return Candidates(**arrays), null
+
+
+def read_searched(path: str | Path) -> NDArray[np.bool_]:
+    """Where a micrograph was searched, by the file that `write_candidates` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        packed, shape = (file[name] for name in _SEARCHED)
+    return np.unpackbits(packed, count=math.prod(shape)).reshape(shape).astype(bool)

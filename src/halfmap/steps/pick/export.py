@@ -62,4 +62,5 @@ def run(step: PickExport, ctx: Context) -> None:
         log.debug("%d coordinates of %s", len(table), name)
     table = pl.DataFrame(rows, schema=[MICROGRAPH, COORDINATES, "hmPicks"], orient="row")
     write_star(ctx.folder / "exported.star", {"coordinate_files": table})
-    log.info("%d coordinates of %d micrographs", int(table["hmPicks"].sum()), len(table))
+    several = "" if len(table) == 1 else "s"
+    log.info("%d coordinates of %d micrograph%s", int(table["hmPicks"].sum()), len(table), several)

@@ -24,7 +24,8 @@ BACKGROUND_A = 1000.0
 _OUTLIER = 6.0
 """Robust standard deviations from the median at which a pixel is hot or dead."""
 
-_SMALLEST_px = 32
+SMALLEST_px = 32
+"""Side of a micrograph that can be searched, at the least."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def load(
     """
     raw = mended(np.asarray(read_image(item.path), np.float32), item.name)
     values = cropped(raw, item.pixel_size, pixel_size)
-    if min(values.shape) < _SMALLEST_px:
+    if min(values.shape) < SMALLEST_px:
         height, width = (length * item.pixel_size for length in raw.shape)
         message = f"is of {width:.0f} × {height:.0f} Å, too small for such particles"
         raise FileFormatError(message, path=item.name, hint="leave it out")

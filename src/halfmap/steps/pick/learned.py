@@ -18,6 +18,7 @@ from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import Candidates, find_peaks
 from halfmap.steps.pick.image import Image, local_mean
+from halfmap.steps.pick.learned_calibration import gain_of_strength
 from halfmap.steps.pick.strength import evidence, strengths
 
 PIXELS = 24
@@ -91,24 +92,41 @@ class Learned:
         """That micrographs are best loaded at, in Å."""
         return self.diameter / PIXELS
 
+    def specimen(self, image: Image) -> Image:
+        """The micrograph as it is: the network has seen carbon and contaminants."""
+        return image
+
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
         """Candidates of a micrograph in its coarse pixels; log-odds need no scores of noise."""
-        network = _network(self.model, self.device)
-        score, pixel_size = score_micrograph(image, self.diameter, network)
-        h, w = score.shape
-        rows, columns = (
-            np.minimum((np.arange(n) * m / n).astype(int), m - 1)
-            for n, m in zip((h, w), image.mask.shape, strict=True)
-        )
-        mask = image.mask[np.ix_(rows, columns)]
-        peaks = find_peaks(score, pixel_size=pixel_size, distance=DISTANCE * self.diameter, mask=mask)
-        high, wide = network_shape(image.values.shape, image.pixel_size, self.diameter)
-        factor = [STRIDE * n / m for n, m in zip(image.values.shape, (high, wide), strict=True)]
-        found = peaks.scaled(factor[1], factor[0])
-        whole = evidence(found.score, strengths(image, found, self.diameter))
-        found = replace(found, score=(found.score + whole).astype(np.float32))
+        found = by_looks(image, self.diameter, _network(self.model, self.device))
+        added = evidence(found.score, strengths(image, found, self.diameter), gain_of_strength())
+        found = replace(found, score=(found.score + added).astype(np.float32))
         order = np.argsort(-found.score, kind="stable")
         return found.select(order), np.zeros(0, np.float32)
+
+
+def by_looks(image: Image, diameter: float, network: Picker) -> Candidates:
+    """Candidates of a micrograph in its coarse pixels, with the network's log-odds.
+
+    Parameters
+    ----------
+    image : Image
+        Micrograph with dark particles, best loaded at `Learned.pixel_size`.
+    diameter : float
+        Of the particles in Å.
+    network : Picker
+        As `load_network` gives it.
+    """
+    score, pixel_size = score_micrograph(image, diameter, network)
+    rows, columns = (
+        np.minimum((np.arange(n) * m / n).astype(int), m - 1)
+        for n, m in zip(score.shape, image.mask.shape, strict=True)
+    )
+    mask = image.mask[np.ix_(rows, columns)]
+    peaks = find_peaks(score, pixel_size=pixel_size, distance=DISTANCE * diameter, mask=mask)
+    seen = network_shape(image.values.shape, image.pixel_size, diameter)
+    y, x = (STRIDE * n / m for n, m in zip(image.values.shape, seen, strict=True))
+    return peaks.scaled(x, y)
 
 
 def network_shape(shape: tuple[int, ...], pixel_size: float, diameter: float) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,19 @@ _ROUNDS = 200
 
 
 @lru_cache(maxsize=1)
-def calibrated_share() -> float:
-    """Share of particles among the candidates that the general model's scores were calibrated on.
+def _calibrated_on() -> dict[str, Any]:
+    """What the general model was calibrated on; models that ``pick train`` makes keep that calibration."""
+    return json.loads(record_file(shipped("picker")).read_text(encoding="utf-8"))["calibrated_on"]
 
-    Models that ``pick train`` makes keep that calibration.
-    """
-    record = json.loads(record_file(shipped("picker")).read_text(encoding="utf-8"))
-    return float(record["calibrated_on"]["share_of_particles"])
+
+def calibrated_share() -> float:
+    """Share of particles among the candidates that the scores were calibrated on."""
+    return float(_calibrated_on()["share_of_particles"])
+
+
+def gain_of_strength() -> float:
+    """What log-odds by looks gain where strengths are known, since fragments then lose."""
+    return float(_calibrated_on()["gain_of_strength"])
 
 
 def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibration:

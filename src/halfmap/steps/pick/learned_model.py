@@ -116,7 +116,8 @@ def gather(step: PickTrain, ctx: Context) -> tuple[list[Picked], float]:
         chosen = np.random.default_rng([step.seed, 1]).choice(len(found), step.most, replace=False)
         found = [found[i] for i in sorted(chosen)]
     count = sum(len(each.centres) for each in found)
-    log.info("%d picks in %d micrographs, particles of %.0f Å", count, len(found), diameter)
+    several = "" if len(found) == 1 else "s"
+    log.info("%d picks in %d micrograph%s, particles of %.0f Å", count, len(found), several, diameter)
     if count < _FEWEST:
         log.warning("%d picks are few to learn from; a hundred would do", count)
     return found, diameter

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmap.io.coordinates import read_coordinates
-from halfmap.steps.pick.candidates import Candidates, write_candidates
+from halfmap.steps.pick.candidates import Candidates, read_searched, write_candidates
 from halfmap.steps.pick.image import Image, MicrographItem, load
 from halfmap.steps.pick.tables import CANDIDATES, FOLDER
 
@@ -34,8 +34,12 @@ class Method(Protocol):
         """Of the particle in Å."""
         ...
 
+    def specimen(self, image: Image) -> Image:
+        """The micrograph without what is not to be searched."""
+        ...
+
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
-        """Candidates in pixels of the image, and scores where there is noise alone (may be none)."""
+        """Candidates in pixels of the specimen, and scores where there is noise alone (may be none)."""
         ...
 
 
@@ -47,7 +51,7 @@ def search_micrograph(item: MicrographItem, *, method: Method, folder: Path, see
     FileFormatError
         If the micrograph cannot be used.
     """
-    image = load(item, method.pixel_size)
+    image = method.specimen(load(item, method.pixel_size))
     # By the name, not the place in the list: a part of the data gives the same.
     rng = np.random.default_rng([seed, zlib.crc32(item.name.encode())])
     found, null = method.search(image, rng)
@@ -56,7 +60,7 @@ def search_micrograph(item: MicrographItem, *, method: Method, folder: Path, see
         length * factor for length, factor in zip(image.values.shape[::-1], image.scale, strict=True)
     )
     found = replace(found, x=np.clip(found.x, 0, width - 1), y=np.clip(found.y, 0, height - 1))
-    write_candidates(folder / CANDIDATES / f"{item.key}.npz", found, null)
+    write_candidates(folder / CANDIDATES / f"{item.key}.npz", found, null, image.mask)
     return {"name": item.name, "key": item.key, "count": len(found), "ctf": item.optics is not None}
 
 
@@ -65,5 +69,7 @@ def draw_micrograph(item: MicrographItem, *, diameter: float, folder: Path) -> d
     from halfmap.steps.pick import pictures
 
     picks = read_coordinates(folder / FOLDER / f"{item.key}.star")
-    pictures.draw_picks(folder / PICTURES / f"{item.key}.png", item, picks, diameter)
+    found = folder / CANDIDATES / f"{item.key}.npz"
+    searched = read_searched(found) if found.exists() else None
+    pictures.draw_picks(folder / PICTURES / f"{item.key}.png", item, picks, diameter, searched)
     return {"key": item.key}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,7 @@ _WIDE = 1.4
 """Diameters of particles that something must be wide at half its depth, however dark it is."""
 
 
-def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Image:
+def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0, usual: float = 0.0) -> Image:
     """Mask what is much darker or brighter than the ice, and larger than particles, and flatten the rest.
 
     Parameters
@@ -50,21 +51,26 @@ def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Im
         Of a particle in Å.
     largest : float
         Diameter in Å of particles that there may be as well.
+    usual : float
+        Darkness of most particles of the data set, of `usual_darkness`; 0 where it is not known.
 
     Notes
     -----
     Averages over a particle that differ from the ice's level by six standard deviations, with all around them
     that differ by three. Ice is the brightest level at which much of the micrograph is; its deviation is that
     to the bright side, where no particles are. Where there are some dark spots, most are particles, and what
-    is to be masked must be twice as dark: groups of particles are not. A disc of 1.4 diameters must fit into
-    it at half its depth: what begins three deviations from the ice is the wider, the stronger a particle is.
+    is to be masked must be twice as dark: groups of particles are not. A micrograph's particles may be twice
+    as dark or as faint as most of the data set, and a few are taken to be like most. A disc of 1.4 diameters
+    must fit into it at half its depth: what begins three deviations from the ice is the wider, the stronger a
+    particle is.
     """
     pixel = image.pixel_size
     level = image.values if image.level is None else image.level
-    mean = _mean(level, image.mask, diameter / 3 / pixel)
-    darkness = _darkness(mean, image.mask, image.background / pixel)
-    usual = _usual(darkness, image.mask, diameter / pixel)
-    away = np.where(darkness > 0, darkness / max(_TWICE * usual / _STRONG, 1.0), -darkness)
+    darkness = _darkness(image, diameter)
+    own = _usual(*_spots(darkness, image.mask, diameter / pixel))
+    if usual > 0:
+        own = float(np.clip(own, usual / _TWICE, usual * _TWICE)) if own > 0 else usual
+    away = np.where(darkness > 0, darkness / max(_TWICE * own / _STRONG, 1.0), -darkness)
     labelled: Any = scipy.ndimage.label((away > _FAINT) & image.mask)
     parts, count = labelled
     if count == 0:
@@ -84,8 +90,23 @@ def mask_obstacles(image: Image, diameter: float, *, largest: float = 0.0) -> Im
     return replace(image, mask=mask, values=flattened(level, mask, image.background / pixel))
 
 
-def _usual(darkness: Map, mask: NDArray[np.bool_], diameter: float) -> float:
-    """Darkness of most particles; 0 where there are few."""
+def usual_darkness(images: Sequence[Image], diameter: float) -> float:
+    """Darkness of most particles in some micrographs, in deviations of their ice; 0 where there are few.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        Micrographs.
+    diameter : float
+        Of a particle in Å.
+    """
+    spots = [_spots(_darkness(image, diameter), image.mask, diameter / image.pixel_size) for image in images]
+    score, small = (np.concatenate(parts) for parts in zip(*spots, strict=True))
+    return _usual(score, small)
+
+
+def _spots(darkness: Map, mask: NDArray[np.bool_], diameter: float) -> tuple[Map, NDArray[np.bool_]]:
+    """Darkness of dark spots that stand alone, and which of them are no larger than particles."""
     spots = find_peaks(darkness, pixel_size=1.0, distance=diameter, mask=mask)
     turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     around = Candidates(
@@ -96,11 +117,14 @@ def _usual(darkness: Map, mask: NDArray[np.bool_], diameter: float) -> float:
     # On carbon there are spots as well, but as dark on one side at least.
     beside = np.percentile(darkness[around.pixels(darkness.shape)], 75, axis=1)
     alone = spots.score - beside > _FAINT
-    small = alone & (beside < spots.score / 2)
-    for chosen, least in ((alone, _MANY), (small, _FEW)):
-        if chosen.sum() >= least:
-            return float(np.median(spots.score[chosen]))
-    return 0.0
+    return spots.score[alone], (beside < spots.score / 2)[alone]
+
+
+def _usual(score: Map, small: NDArray[np.bool_]) -> float:
+    """Median darkness of dark spots, of all or of the small ones; 0 where there are few."""
+    if len(score) >= _MANY:
+        return float(np.median(score))
+    return float(np.median(score[small])) if small.sum() >= _FEW else 0.0
 
 
 def _wide(away: Map, mask: NDArray[np.bool_], diameter: float) -> NDArray[np.bool_]:
@@ -121,8 +145,11 @@ def _mean(level: Map, mask: NDArray[np.bool_], sigma: float) -> Map:
     return np.asarray(mean / np.maximum(weight, 1e-3) + middle, np.float32)
 
 
-def _darkness(mean: Map, mask: NDArray[np.bool_], background: float) -> Map:
+def _darkness(image: Image, diameter: float) -> Map:
     """How much darker than the ice around it a place is, in standard deviations of bright ice."""
+    level = image.values if image.level is None else image.level
+    mask, background = image.mask, image.background / image.pixel_size
+    mean = _mean(level, mask, diameter / 3 / image.pixel_size)
     values = mean[mask]
     surface = np.full_like(mean, ice_level(values))
     spread = _spread(values - surface[mask])

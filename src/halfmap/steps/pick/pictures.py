@@ -9,9 +9,11 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from halfmap.io.atomic import atomic_path
 from halfmap.steps.pick.calibrate import Calibration
@@ -35,11 +37,21 @@ _BACKGROUND, _PARTICLES, _OTHER, _NEITHER, _INK, _QUIET = (
     "#222222",
     "#666666",
 )
+_UNSEEN = "#5b3fa8"
+_AGREE = ("#d1495b", "#e9a23b", "#2a9d8f", "#2f5fd0", "#7b3fa0", "#444444")
+"""Of picks that one, two, three and more pickers have."""
+
 _LOWEST = 0.5
 """Probability at the red end of the colours."""
 
 
-def draw_picks(path: str | Path, item: MicrographItem, picks: pl.DataFrame, diameter: float) -> None:
+def draw_picks(
+    path: str | Path,
+    item: MicrographItem,
+    picks: pl.DataFrame,
+    diameter: float,
+    searched: NDArray[np.bool_] | None = None,
+) -> None:
     """Draw a micrograph, low-passed to an eighth of a particle, with a ring around each pick.
 
     Parameters
@@ -52,6 +64,8 @@ def draw_picks(path: str | Path, item: MicrographItem, picks: pl.DataFrame, diam
         Coordinates in its pixels, probability.
     diameter : float
         Of the rings in Å.
+    searched : array (h, w), bool, optional
+        Where picks may be, in pixels of any size; default: where the micrograph's mask is.
     """
     image = load(item, max(diameter / _DETAIL / 2, 2 * item.pixel_size))
     values = local_mean(image.values, _BLUR_px)
@@ -75,6 +89,11 @@ def draw_picks(path: str | Path, item: MicrographItem, picks: pl.DataFrame, diam
         aspect="auto",
     )
     axes.set_axis_off()
+    unseen = ~(image.mask if searched is None else searched)
+    if unseen.any():
+        tint = unseen[..., None] * np.array(to_rgba(_UNSEEN, 0.5))
+        axes.imshow(tint, origin="lower", extent=(-0.5, w - 0.5, -0.5, h - 0.5), aspect="auto")
+        _add_unseen_key(figure, width, height)
     if len(picks):
         x, y = picks[X].to_numpy() / image.scale[0], picks[Y].to_numpy() / image.scale[1]
         wide = np.full(len(x), diameter / image.pixel_size)
@@ -107,7 +126,7 @@ def draw_picks(path: str | Path, item: MicrographItem, picks: pl.DataFrame, diam
     figure.text(
         10 / total_width,
         middle,
-        item.name[-90:],
+        Path(item.name).name[-90:],
         size=10,
         weight="bold",
         color=_INK,
@@ -116,6 +135,14 @@ def draw_picks(path: str | Path, item: MicrographItem, picks: pl.DataFrame, diam
     )
     figure.text((total_width - 12) / total_width, middle, title, size=10, color=_INK, va="center", ha="right")
     _save(figure, path)
+
+
+def _add_unseen_key(figure: Figure, left: float, height: float) -> None:
+    """Say beside a picture what the tint means; places in pixels."""
+    wide, high = figure.get_size_inches() * _DPI
+    box = Rectangle(((left + 8) / wide, 0.13 * height / high), 10 / wide, 10 / high, color=_UNSEEN, alpha=0.6)
+    figure.add_artist(box)
+    figure.text((left + 22) / wide, 0.13 * height / high, "not searched", size=7.5, color=_QUIET)
 
 
 def _scale() -> Normalize:
@@ -250,15 +277,23 @@ def draw_agreement(
     for number in range(1, votes.shape[1] + 1):
         part = np.sort(probability[agree == number])[::-1]
         if len(part):
-            upper.plot(np.arange(1, len(part) + 1), part, linewidth=2, label=f"of {number}: {len(part):,}")
+            upper.plot(
+                np.arange(1, len(part) + 1),
+                part,
+                linewidth=2,
+                color=_AGREE[min(number, len(_AGREE)) - 1],
+                label=f"of {number}: {len(part):,}",
+            )
     if np.isfinite(least):
-        upper.axhline(least, color=_OTHER, linewidth=1.4, label=f"least probability {least:.2f}")
+        upper.axhline(
+            least, color=_QUIET, linewidth=1.2, linestyle=(0, (4, 3)), label=f"least probability {least:.2f}"
+        )
     upper.set(ylim=(0, 1.03))
     upper.set_xlabel("picks, the most probable first", size=10)
     upper.set_ylabel("probability", size=10)
     upper.set_title("Picks by the number of pickers that have them", size=11, loc="left", color=_INK)
     if len(votes):
-        upper.legend(frameon=False, fontsize=9, loc="center right")
+        upper.legend(frameon=False, fontsize=9, loc="lower right")
     _draw_counts(lower, table)
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)

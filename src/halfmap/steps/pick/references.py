@@ -23,7 +23,11 @@ from halfmap.ops.symmetry import in_asymmetric_unit
 from halfmap.steps.pick.template import Template, components
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from halfmap.engine import Context
+    from halfmap.steps.pick.image import MicrographItem
     from halfmap.steps.pick.step import PickTemplate
 
 _ORDER = 1
@@ -97,6 +101,19 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
     held = 100 * np.sum((kernels @ parts.T) ** 2) / np.sum(kernels**2)
     log.info("%d images hold %.1f %% of them all", len(parts), held)
     return template
+
+
+def refuse_micrograph(path: Path, items: Sequence[MicrographItem]) -> None:
+    """Refuse a file of references that is one of the micrographs.
+
+    Raises
+    ------
+    ParameterError
+        If it is.
+    """
+    if path.resolve() in {item.path.resolve() for item in items}:
+        hint = "give class averages (.mrcs) or a map (.mrc)"
+        raise ParameterError("is a micrograph of the table, no reference", path=path, hint=hint)
 
 
 def _directions(symmetry: str) -> torch.Tensor:

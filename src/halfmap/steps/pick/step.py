@@ -7,6 +7,8 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import model_validator
+
 from halfmap.engine import Context, Input, Out, Param, Step
 
 if TYPE_CHECKING:
@@ -69,9 +71,9 @@ class PickMicrographs(Step):
         items = tables.list_micrographs(
             ctx, read_micrographs(ctx.resolve(self.micrographs)), use_ctf=self.use_ctf
         )
+        method = self.method(ctx, items)
         for folder in (tables.CANDIDATES, tables.FOLDER, micrograph.PICTURES):
             (ctx.folder / folder).mkdir(exist_ok=True)
-        method = self.method(ctx, items)
         search = functools.partial(
             micrograph.search_micrograph, method=method, folder=ctx.folder, seed=self.seed
         )
@@ -138,10 +140,17 @@ class PickBlob(PickMicrographs, name="pick blob", label=AUTOPICK):
         ge=1,
     )
 
+    @model_validator(mode="after")
+    def _check(self) -> PickBlob:
+        if self.smallest >= self.largest:
+            raise ValueError(f"--smallest ({self.smallest:g} Å) is not below --largest ({self.largest:g} Å)")
+        return self
+
     def method(self, ctx: Context, items: list[MicrographItem]) -> Method:
         """Learn the particle from some micrographs."""
         from halfmap.steps.pick import survey
 
+        survey.check_room(items, self.diameter or self.smallest)
         return survey.blob(self, ctx, items)
 
 
@@ -183,10 +192,13 @@ class PickTemplate(PickMicrographs, name="pick template", label=AUTOPICK):
     )
 
     def method(self, ctx: Context, items: list[MicrographItem]) -> Method:
-        """Read the references, or project the map."""
-        from halfmap.steps.pick import references
+        """Read the references, or project the map, and look at some micrographs."""
+        from halfmap.steps.pick import references, survey
 
-        return references.prepare(self, ctx)
+        references.refuse_micrograph(ctx.resolve(self.references), items)
+        template = references.prepare(self, ctx)
+        survey.check_room(items, template.diameter)
+        return survey.with_usual(template, survey.surveyed(items, template.pixel_size))
 
     def calibration(
         self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
@@ -235,7 +247,8 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
         record = learned.load_network(model)[1]
         diameter = self.diameter or record.get("diameter")
         if diameter is None:
-            diameter = survey.blob(PickBlob(micrographs=self.micrographs), ctx, items).diameter
+            diameter = PickBlob(micrographs=self.micrographs).method(ctx, items).diameter
+        survey.check_room(items, diameter)
         return learned.Learned(diameter, model, ctx.device)
 
     def calibration(

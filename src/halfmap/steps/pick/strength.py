@@ -7,10 +7,12 @@ import math
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.filter import match, whiten
 from halfmap.steps.pick.image import Image, coarser
+from halfmap.steps.pick.learned_calibration import fewer_particles
 from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Shell
 
@@ -50,7 +52,7 @@ def strengths(image: Image, candidates: Candidates, diameter: float) -> NDArray[
     return score[candidates.scaled(factor[1], factor[0]).pixels(score.shape)].astype(np.float64)
 
 
-def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
+def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray[np.float64]:
     """What the strengths of a micrograph's candidates add to their log-odds of being particles.
 
     Parameters
@@ -59,6 +61,8 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
         Of being a particle, by the candidates' looks.
     strength : array (n,)
         Of any scale; NaN where it is not known, which adds nothing.
+    gain : float
+        What all of known strength gain: log-odds by looks alone reckon with fragments, which then lose.
 
     Returns
     -------
@@ -75,9 +79,13 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
     result = np.zeros(len(log_odds))
     known = np.isfinite(strength)
     own, looks = strength[known], np.asarray(log_odds, np.float64)[known]
+    # What looks like a few particles among much that does not is noise.
+    if len(own) < _FEWEST or expit(looks + fewer_particles(looks)).sum() < _FEWEST:
+        return result
+    looks = looks + gain
     ratio = np.zeros(len(own))
     for _ in range(_ROUNDS):
-        likely = 1 / (1 + np.exp(-np.clip(looks + ratio, -50, 50)))
+        likely = expit(looks + ratio)
         if likely.sum() < _FEWEST:
             return result
         order = np.argsort(own)
@@ -93,5 +101,5 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
         before, ratio = ratio, np.minimum(normal, 0)
         if np.abs(ratio - before).max() < 1e-6:
             break
-    result[known] = np.maximum(ratio, _LEAST)
+    result[known] = gain + np.maximum(ratio, _LEAST)
     return result

@@ -44,8 +44,10 @@ def list_micrographs(
     Raises
     ------
     TableError
-        If a micrograph has no positive pixel size, or is listed twice.
+        If a micrograph has no positive pixel size, or is listed twice, or a column of the CTF is missing.
     """
+    if use_ctf:
+        _refuse_half_a_ctf(micrographs)
     optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
     rows = micrographs.rows.to_dicts()
     keys = unique_stems([row[MICROGRAPH] for row in rows], table=micrographs.path)
@@ -73,6 +75,16 @@ def list_micrographs(
     if use_ctf and without:
         log.warning("%d of %d micrographs have no CTF and are picked without it", without, len(items))
     return items
+
+
+def _refuse_half_a_ctf(micrographs: MicrographSet) -> None:
+    """Refuse a table with a defocus but without all else that a CTF needs."""
+    missing = [
+        name for name in _CTF.values() if name not in {*micrographs.rows.columns, *micrographs.optics.columns}
+    ]
+    if missing and not {"rlnDefocusU", "rlnDefocusV"} <= set(missing):
+        hint = "estimate the CTF again, or pick with --no-use-ctf"
+        raise TableError(f"has a defocus but no {', '.join(missing)}", path=micrographs.path, hint=hint)
 
 
 def _optics(settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -56,6 +56,8 @@ class Template:
         Where scores are computed.
     numbers : array (n,), optional
         Places of the references in their file, from 1, where some are left out.
+    usual : float
+        How dark particles are, of `usual_darkness`; 0 where that is not known.
     """
 
     diameter: float
@@ -64,6 +66,7 @@ class Template:
     angles: NDArray[np.float64]
     device: str = "cpu"
     numbers: NDArray[np.int64] | None = None
+    usual: float = 0.0
 
     @property
     def scatter(self) -> float:
@@ -71,9 +74,13 @@ class Template:
         norm = np.sqrt(np.sum(self.images.astype(np.float64) ** 2, axis=(-2, -1)))
         return float(np.hypot(SCATTER, norm.std() / norm.mean()))
 
+    def specimen(self, image: Image) -> Image:
+        """The micrograph with carbon and contaminants masked."""
+        return mask_obstacles(image, self.diameter, usual=self.usual)
+
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
         """Candidates of a micrograph in its coarse pixels, and scores of noise alone."""
-        white = whiten(mask_obstacles(image, self.diameter), _MARGIN * self.diameter)
+        white = whiten(image, _MARGIN * self.diameter)
         kernels = self.kernels(white)
         parts, mixture = components(kernels.reshape(len(kernels), -1))
         parts = parts.reshape(-1, *kernels.shape[1:])
