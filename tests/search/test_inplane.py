@@ -7,8 +7,17 @@ import torch
 from tests.search.test_polar import direct
 
 from halfmap.ops.masks import soft_circle
-from halfmap.search.inplane import Images, InPlaneSearch, References, Sums, log_likelihood, shift_grid
+from halfmap.search.inplane import (
+    Images,
+    InPlaneSearch,
+    Posterior,
+    References,
+    log_likelihood,
+    shift_grid,
+)
 from halfmap.search.polar import PolarGrid, hartley
+from halfmap.search.ring_products import Precision, RingMatrices
+from halfmap.search.sums import Sums
 
 BOX, RADIUS, SUPPORT = 32, 10, 14.0
 BATCH, SHIFTS, CLASSES = 2, 2, 3
@@ -61,11 +70,13 @@ def test_log_likelihood_is_that_of_a_direct_loop(case):
 
 def test_sums_are_adjoint_to_scores(case):
     """Σ P · cross-term = <sums, references>, and likewise for the squares: a transpose, not a copy."""
-    grid, references, *_ = case
+    grid, references, *_, shifts = case
     prepared, shifted, found = scores(case)
     weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(3))
-    linear, squared = Sums.of(prepared, shifted, weights).samples()
+    each = shifts.expand(BATCH, -1, 2)
+    posterior = Posterior(weights, weights.sum(0), torch.zeros(BATCH), each, prepared, shifted)
     samples = grid.sample(references)
+    linear, squared = Sums.of(posterior, samples, grid).samples()
     cross = (hartley(linear) * hartley(samples)).double().sum()
     square = (2 * squared * samples.abs().square()).double().sum()
     assert float(cross - square / 2) == pytest.approx(float((weights * found).double().sum()), rel=1e-5)
@@ -138,3 +149,69 @@ def test_shift_grids():
     parts = shift_grid(3.0, 1.0, square=True)
     assert parts.shape == (9, 2)
     assert parts.abs().max() == 1.0
+
+
+def test_rings_without_a_harmonic_are_left_out():
+    grid = PolarGrid(64, 30, 12.0)
+    mask = soft_circle((64, 64), radius=8, edge=3)
+    images = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(5)) * mask
+    harmonics = torch.fft.rfft(hartley(grid.sample(images)), dim=-1).permute(2, 1, 0)
+    matrices = RingMatrices.of(harmonics)
+    rows = torch.randn(len(harmonics), 4, grid.rings, dtype=torch.complex64)
+    exact = rows.to(torch.complex128) @ harmonics.to(torch.complex128)
+    # Cauchy and Schwarz: what is left out has at most 1e-10 of the power, whose weight is a ring's area.
+    areas = torch.arange(grid.rings).clamp(min=1 / 12).double()
+    power = (harmonics.abs().double().square() * areas[:, None]).sum()
+    bound = (1e-10 * power).sqrt() * (rows.abs().double().square() / areas).sum(2).amax().sqrt()
+    rounding = 2 * grid.rings * 2.0**-24 * (rows.abs() @ harmonics.abs()).amax()
+    assert float((matrices(rows) - exact).abs().max()) < float(bound + rounding)
+    assert matrices.operations < 0.75 * 8 * harmonics.numel()
+
+
+def bound_of_rounding(case, significant_bits):
+    """Largest change of a score when every factor is rounded: two halves of a last place of each product."""
+    grid, references, images, ctf, noise, shifts = case
+    prepared = Images.of(grid.sample(images), ctf, noise, grid)
+    moved = prepared.shifted(shifts.expand(BATCH, -1, 2), grid).flatten(1, 2)
+    exact = References.of(grid.sample(references))
+    total = 0.0
+    for rows, matrices, times in ((moved, exact.linear, 1), (prepared.squared, exact.squared, 2)):
+        for harmonics, first, matrix in matrices.blocks:
+            size = torch.view_as_real(rows[harmonics, :, first:]).flatten(2).abs() @ matrix.abs()
+            # Each harmonic counts twice in a real function, but the first and the last.
+            total += times * 2 * size.unflatten(-1, (-1, 2)).sum(-1).amax((1, 2)).sum() / grid.angles
+    unit = 2.0**-significant_bits
+    return float(total) * (2 * unit + unit**2)
+
+
+def test_precision_changes_scores_as_much_as_rounding_does(case):
+    grid, references, *_ = case
+    prepared, shifted, exact = scores(case)
+    errors = {}
+    bits: dict[Precision, int] = {"tf32": 11, "bf16": 8}
+    for precision in bits:
+        rounded = References.of(grid.sample(references), precision)
+        error = log_likelihood(prepared, shifted, rounded) - exact
+        assert float(error.abs().max()) < bound_of_rounding(case, bits[precision])
+        errors[precision] = float(error.square().mean().sqrt())
+    # Three bits less, give or take one: the errors of a few large factors stand out.
+    assert 2**2 < errors["bf16"] / errors["tf32"] < 2**4
+
+
+def test_sums_are_not_rounded(case):
+    references = case[1]
+    fine, _ = search(case, passes=1)
+    weights = torch.zeros(CLASSES)
+    finder = InPlaneSearch(
+        [fine], fine.sample(references), weights, range_px=4.0, deviation_px=2.0, precision="bf16"
+    )
+    ones = torch.ones(BATCH, fine.rings, fine.angles // 2)
+    posterior = finder(fine.sample(case[2]), ones, case[4])
+    mass = posterior.probability.sum(0)
+    torch.testing.assert_close(posterior.mass, mass, rtol=1e-5, atol=1e-7)
+    weights = posterior.probability.double().permute(1, 2, 3, 0)
+    turned = torch.fft.rfft(weights, dim=-1)  # (b, t, k, m)
+    moved = posterior.shifted.to(torch.complex128)
+    expected = torch.einsum("btkm,mbtr->mkr", turned.conj(), moved)
+    found = Sums.of(posterior, fine.sample(references), fine).linear
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())

@@ -356,8 +356,9 @@ def test_memory_is_not_negative(project: Path) -> None:
 
 def test_another_pixel_size_in_a_header_is_told(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(project, 1, noise(1), pixel_size=1.52)
+    images = ParticleImages(particles(project), project, memory=0)
     with caplog.at_level(logging.WARNING):
-        images = ParticleImages(particles(project), project, memory=0)
+        images.check()
     [record] = caplog.records
     assert "1.mrcs: its header states 1.52 Å/px, the table 1.5, which is used (1 of 3" in record.getMessage()
     assert images.pixel_size == 1.5

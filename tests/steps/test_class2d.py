@@ -178,7 +178,11 @@ def test_averages_are_centred(truth, tmp_path):
         path = folder / f"Stacks/{name}.mrcs"
         moved = np.roll(read_mrc(path), (4, -5), axis=(1, 2))
         write_mrc(path, moved, pixel_size=PIXEL, stack=True)
-    averages = np.asarray(read_mrc(run(folder, shift_range=24.0) / "class_averages.mrcs"))
+    job = run(folder, shift_range=24.0)
+    # A class of few may still be a mixture.
+    classes = read_particles(job / "particles.star").rows["rlnClassNumber"].to_numpy() - 1
+    averages = np.asarray(read_mrc(job / "class_averages.mrcs"))[np.bincount(classes, minlength=6) > 30]
+    assert len(averages) >= 3
     y, x = np.mgrid[:BOX, :BOX] - BOX // 2
     dense = np.maximum(averages - 0.3 * averages.max((1, 2), keepdims=True), 0)
     centres = np.stack([(dense * x).sum((1, 2)), (dense * y).sum((1, 2))]) / dense.sum((1, 2))
@@ -309,7 +313,7 @@ def test_batches_are_halved_where_memory_does_not_suffice():
         return float(pictures.sum())
 
     found = in_halves(search, np.arange(10), torch.arange(10.0))
-    assert sum(seen, []) == list(range(10))
+    assert np.concatenate(seen).tolist() == list(range(10))
     assert sum(found) == 45.0
     with pytest.raises(ResourceError, match="one image"):
         in_halves(lambda rows, pictures: torch.empty(1 << 50), np.arange(2), torch.zeros(2))

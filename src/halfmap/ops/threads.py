@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
 Result = TypeVar("Result")
+
+
+class _Blas:
+    """How many threads are inside `one_blas_thread`, and what ends it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.inside = 0
+        self.limit: AbstractContextManager[object] = nullcontext()
+
+
+_blas = _Blas()
 
 
 def in_threads(function: Callable[..., Result], *items: Iterable[Any]) -> list[Result]:
@@ -32,9 +45,24 @@ def in_threads(function: Callable[..., Result], *items: Iterable[Any]) -> list[R
     return [call.result() for call in calls]
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Context in which matrix products and factorisations round the same whatever the number of threads."""
-    return _controller().limit(limits=1, user_api="blas")
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Context in which matrix products and factorisations round the same whatever the number of threads.
+
+    All threads share the setting: it lasts as long as any of them is inside.
+    """
+    with _blas.lock:
+        if _blas.inside == 0:
+            _blas.limit = _controller().limit(limits=1, user_api="blas")
+            _blas.limit.__enter__()
+        _blas.inside += 1
+    try:
+        yield
+    finally:
+        with _blas.lock:
+            _blas.inside -= 1
+            if _blas.inside == 0:
+                _blas.limit.__exit__(None, None, None)
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import scipy.fft
 import torch
 from torch import Tensor
 
-from halfmap.search._inplane_kernels import move
-from halfmap.search.polar import PolarGrid, from_hartley, hartley
+from halfmap.ops.threads import one_blas_thread
+from halfmap.search._inplane_kernels import move, posterior
+from halfmap.search.polar import PolarGrid, hartley
+from halfmap.search.ring_products import Precision, RingMatrices, from_harmonics, harmonics_of
 
 _STEPS_A_RING = 4.0
 """Steps of the coarse grid of shifts in which the phase of the outer ring turns once."""
@@ -19,31 +21,37 @@ _MASS = 0.999
 _MOST_CELLS = 8
 """Part of the posterior that the coarse shifts kept must hold, and how many of them are kept at the most."""
 
-_LEAST = -80.0
-"""Logarithm of what counts as nothing; less would be slow, as numbers without a leading 1 are."""
+CELLS = 1 << 21
+"""Angles, shifts and references compared at a time on a CPU: 8 MB of results, and as much on the way."""
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Images that others are compared with, as harmonics along the rings, in real matrices.
+    """Images that others are compared with, as harmonics along the rings.
 
     Attributes
     ----------
-    linear : Tensor (angles / 2 + 1, 2 rings, 2 k)
+    linear : RingMatrices (angles / 2 + 1, rings, k)
         Conjugate harmonics of the Hartley transforms.
-    squared : Tensor (angles / 4 + 1, 2 rings, 2 k)
+    squared : RingMatrices (angles / 4 + 1, rings, k)
         Conjugate harmonics of the powers, which repeat after half a turn.
     """
 
-    linear: Tensor
-    squared: Tensor
+    linear: RingMatrices
+    squared: RingMatrices
 
     @classmethod
-    def of(cls, samples: Tensor) -> References:
-        """From samples (k, rings, angles / 2) on half circles."""
+    def of(cls, samples: Tensor, precision: Precision = "float32") -> References:
+        """From samples (k, rings, angles / 2) on half circles, to be multiplied in this precision."""
         power = samples.real.square() + samples.imag.square()
-        linear = _rfft(hartley(_rings_first(samples), dim=0))
-        return cls(_as_real_matrix(linear.conj()), _as_real_matrix(_rfft(_rings_first(2 * power)).conj()))
+        linear = harmonics_of(hartley(_rings_first(samples), dim=0)).conj()
+        squared = harmonics_of(_rings_first(2 * power)).conj()
+        return cls(RingMatrices.of(linear, precision), RingMatrices.of(squared, precision))
+
+    def norms(self, images: Images) -> Tensor:
+        """Harmonics (angles / 4 + 1, b, k) of half the references' norms under the images' CTFs."""
+        # On a full circle a function that repeats after half a turn has twice the harmonics.
+        return self.squared(images.squared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +62,8 @@ class Images:
     ----------
     linear : Tensor (angles / 2, b, rings), complex
         CTF times image over noise power, times the Fourier pixels that a sample stands for.
-    squared : Tensor (angles / 2, b, rings)
-        Squared CTF over noise power, times the same.
+    squared : Tensor (angles / 4 + 1, b, rings), complex
+        Squared CTF over noise power, times the same: its harmonics, as it repeats after half a turn.
     power : Tensor (b,)
         Of the images over that of noise, half of it: what is left of the likelihood without any reference.
     """
@@ -70,10 +78,20 @@ class Images:
         weight = grid.weights / noise[..., None]
         power = samples.real.square() + samples.imag.square()
         linear, squared = samples * (ctf * weight), ctf.square() * weight
-        return cls(_angles_first(linear), _angles_first(squared), (power * weight).sum((1, 2)))
+        return cls(_angles_first(linear), harmonics_of(_angles_first(squared)), (power * weight).sum((1, 2)))
+
+    def __getitem__(self, part: slice) -> Images:
+        """Some of the images."""
+        return Images(self.linear[:, part], self.squared[:, part], self.power[part])
+
+    def parts(self, cells: int) -> list[slice]:
+        """Images compared at a time, with as many cells each: few on a CPU, so that all stays in cache."""
+        n = len(self.power)
+        step = max(1, CELLS // cells) if self.power.device.type == "cpu" else n
+        return [slice(i, min(i + step, n)) for i in range(0, n, step)]
 
     def shifted(self, shifts_px: Tensor, grid: PolarGrid) -> Tensor:
-        """Harmonics (angles / 2 + 1, b * t, rings) of the images, each moved by its shifts (b, t, 2)."""
+        """Harmonics (angles / 2 + 1, b, t, rings) of the images, each moved by its shifts (b, t, 2)."""
         angle = torch.arange(len(self.linear), dtype=torch.float64) * (2 * torch.pi / grid.angles)
         turn = -2 * torch.pi / grid.box
         if self.linear.device.type == "cpu":
@@ -87,7 +105,7 @@ class Images:
             phase = phase * torch.arange(grid.rings, device=phase.device)
             factors = torch.polar(torch.ones_like(phase), phase)
             moved = hartley(self.linear[:, :, None] * factors, dim=0)
-        return _rfft(moved).flatten(1, 2)
+        return harmonics_of(moved)
 
 
 def log_likelihood(
@@ -99,7 +117,7 @@ def log_likelihood(
     ----------
     images : Images
         A batch of b.
-    shifted : Tensor (angles / 2 + 1, b * t, rings)
+    shifted : Tensor (angles / 2 + 1, b, t, rings)
         From `Images.shifted`.
     references : References
         k of them.
@@ -122,92 +140,17 @@ def log_likelihood(
     ----------
     .. [1] Joyeux & Penczek 2002, Ultramicroscopy 92, 33-46, DOI 10.1016/S0304-3991(01)00154-1
     """
-    batch, angles = images.linear.shape[1], 2 * images.linear.shape[0]
-    harmonics = _product(shifted, references.linear)
-    harmonics = harmonics.reshape(len(shifted), batch, -1, harmonics.shape[-1])
-    # Half of the norm, which on a full circle has twice the harmonics that it has on a half.
-    harmonics[::2] -= _product(_rfft(images.squared), references.squared)[:, :, None]
+    return scores(references.norms(images), shifted, references, log_prior)
+
+
+def scores(norms: Tensor, shifted: Tensor, references: References, log_prior: Tensor | None = None) -> Tensor:
+    """Compute `log_likelihood` from `References.norms`."""
+    angles = 2 * (len(shifted) - 1)
+    harmonics = references.linear(shifted)
+    harmonics[::2] -= norms[:, :, None]
     if log_prior is not None:
         harmonics[0] += angles * log_prior
-    return _irfft(harmonics, angles)
-
-
-@dataclass(eq=False)
-class Sums:
-    """What images add up to, class by class: the right-hand side and the weights of the next averages.
-
-    Attributes
-    ----------
-    linear : Tensor (angles / 2 + 1, k, rings), complex
-        Harmonics of the images, each times its probability, turned back.
-    squared : Tensor (angles / 4 + 1, k, rings), complex
-        Harmonics of the squared CTFs, likewise.
-    """
-
-    linear: Tensor
-    squared: Tensor
-
-    @classmethod
-    def of(cls, images: Images, shifted: Tensor, probability: Tensor) -> Sums:
-        """From posterior probabilities (angles, b, t, k) of the same images and shifts."""
-        angles = len(probability)
-        linear = _adjoint_product(_rfft(probability).flatten(1, 2), shifted)
-        halves = probability.sum(2).unflatten(0, (2, angles // 2)).sum(0)
-        return cls(linear, _adjoint_product(_rfft(halves), _rfft(images.squared)))
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.linear + other.linear, self.squared + other.squared)
-
-    def double(self) -> Sums:
-        """The same in double precision, to be added to."""
-        return Sums(self.linear.to(torch.complex128), self.squared.to(torch.complex128))
-
-    def samples(self) -> tuple[Tensor, Tensor]:
-        """Right-hand side (k, rings, angles / 2), complex, and weights (k, rings, angles / 2)."""
-        angles = 2 * (len(self.linear) - 1)
-        linear = torch.fft.irfft(self.linear.permute(1, 2, 0), n=angles, dim=-1)
-        squared = torch.fft.irfft(self.squared.permute(1, 2, 0), n=angles // 2, dim=-1)
-        return from_hartley(linear), squared
-
-
-def _rfft(values: Tensor) -> Tensor:
-    """Harmonics along the first axis, contiguous."""
-    if values.device.type != "cpu":
-        return torch.fft.rfft(values, dim=0).contiguous()
-    # Faster than torch's along this axis, by a factor of 2.
-    return torch.from_numpy(scipy.fft.rfft(values.numpy(), axis=0, workers=torch.get_num_threads()))
-
-
-def _irfft(harmonics: Tensor, n: int) -> Tensor:
-    """Real functions of `n` samples along the first axis, contiguous."""
-    if harmonics.device.type != "cpu":
-        return torch.fft.irfft(harmonics, n=n, dim=0).contiguous()
-    return torch.from_numpy(scipy.fft.irfft(harmonics.numpy(), n, axis=0, workers=torch.get_num_threads()))
-
-
-def _as_real_matrix(matrix: Tensor) -> Tensor:
-    """Real matrices (m, 2 a, 2 b) that do to interleaved numbers what complex ones (m, a, b) do."""
-    times_one = torch.view_as_real(matrix.resolve_conj())
-    times_i = torch.stack([-times_one[..., 1], times_one[..., 0]], dim=-1)
-    return torch.stack([times_one, times_i], dim=2).flatten(1, 2).flatten(2, 3)
-
-
-def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Products (m, b, k) of complex rows (m, b, a) and matrices from `_as_real_matrix`."""
-    # Twice as fast as the product of complex matrices.
-    product = torch.bmm(torch.view_as_real(rows).flatten(2), matrix)
-    return torch.view_as_complex(product.unflatten(-1, (-1, 2)))
-
-
-def _adjoint_product(left: Tensor, right: Tensor) -> Tensor:
-    """Sums over b of conjugates of `left` (m, b, k) times `right` (m, b, a): (m, k, a), complex."""
-    parts = torch.bmm(
-        torch.view_as_real(left).flatten(2).transpose(1, 2), torch.view_as_real(right).flatten(2)
-    )
-    parts = parts.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    return torch.complex(
-        parts[:, :, 0, :, 0] + parts[:, :, 1, :, 1], parts[:, :, 0, :, 1] - parts[:, :, 1, :, 0]
-    )
+    return from_harmonics(harmonics, angles)
 
 
 def _angles_first(values: Tensor) -> Tensor:
@@ -227,23 +170,22 @@ class Posterior:
     Attributes
     ----------
     probability : Tensor (angles, b, t, k)
+    mass : Tensor (b, t, k)
+        Its sums over angles.
     log_evidence : Tensor (b,)
         Logarithm of the likelihood summed over all that was searched, each with its prior.
     shifts_px : Tensor (b, t, 2)
         Shifts (x, y) that were applied to the images.
     images : Images
-    shifted : Tensor (angles / 2 + 1, b * t, rings)
+    shifted : Tensor (angles / 2 + 1, b, t, rings)
     """
 
     probability: Tensor
+    mass: Tensor
     log_evidence: Tensor
     shifts_px: Tensor
     images: Images
     shifted: Tensor
-
-    def sums(self) -> Sums:
-        """What these images add to the averages."""
-        return Sums.of(self.images, self.shifted, self.probability)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +198,14 @@ class _Pass:
     references: References
     shifts_px: Tensor
     """All (t, 2) in the first pass; those that divide a cell of the pass before in the others."""
+
+    def prepare(self, samples: Tensor, ctf: Tensor, noise: Tensor, about: Tensor) -> tuple[Images, Tensor]:
+        """Images on this pass' grid, and its shifts about others (b, t, 2)."""
+        rings, stride = self.grid.rings, self.stride
+        images = Images.of(
+            samples[:, :rings, ::stride], ctf[:, :rings, ::stride], noise[:, :rings], self.grid
+        )
+        return images, (about[:, :, None] + self.shifts_px).flatten(1, 2)
 
 
 class InPlaneSearch:
@@ -275,6 +225,8 @@ class InPlaneSearch:
         Logarithm of the references' prior.
     range_px, deviation_px : float
         Largest shift, and standard deviation of its normal prior.
+    precision : {"float32", "tf32", "bf16"}
+        Of the factors of the scores; sums are in float32.
     """
 
     def __init__(
@@ -285,6 +237,7 @@ class InPlaneSearch:
         *,
         range_px: float,
         deviation_px: float,
+        precision: Precision = "float32",
     ) -> None:
         self.grids, self.grid = tuple(grids), grids[-1]
         self.log_weights, self.deviation_px = log_weights, deviation_px
@@ -293,7 +246,7 @@ class InPlaneSearch:
         self._passes = []
         for grid in grids:
             stride = self.grid.angles // grid.angles
-            inner = References.of(references[:, : grid.rings, ::stride])
+            inner = References.of(references[:, : grid.rings, ::stride], precision)
             self._passes.append(_Pass(grid, stride, inner, shifts.to(grid.device)))
             step /= 2
             shifts = shift_grid(2 * step, step, square=True)
@@ -308,29 +261,32 @@ class InPlaneSearch:
         noise : Tensor (b or 1, rings)
             Power of the noise.
         """
+        with one_blas_thread():
+            return self._search(samples, ctf, noise)
+
+    def _search(self, samples: Tensor, ctf: Tensor, noise: Tensor) -> Posterior:
         shifts = torch.zeros(len(samples), 1, 2, device=samples.device)
         for one in self._passes[:-1]:
-            _, _, likely, shifts = self._compare(one, samples, ctf, noise, shifts)
-            kept = _significant(likely)
+            images, shifts = one.prepare(samples, ctf, noise, shifts)
+            compared = self._compare(one, images, shifts)
+            kept = _significant(torch.cat([likely.amax(0) for _, _, likely in compared]))
             shifts = shifts.gather(1, kept[:, :, None].expand(-1, -1, 2))
-        images, shifted, likely, shifts = self._compare(self._passes[-1], samples, ctf, noise, shifts)
-        greatest = likely.amax((0, 2, 3), keepdim=True)
-        probability = likely.sub_(greatest).clamp_(min=_LEAST).exp_()
-        total = probability.sum((0, 2, 3), keepdim=True)
-        probability /= total
-        evidence = (greatest + total.log()).flatten()
-        return Posterior(probability, evidence, shifts, images, shifted)
+        one = self._passes[-1]
+        images, shifts = one.prepare(samples, ctf, noise, shifts)
+        shape = one.grid.angles, *shifts.shape[:2]
+        shifted = shifts.new_empty(shape[0] // 2 + 1, *shape[1:], one.grid.rings, dtype=torch.complex64)
+        probability = shifts.new_empty(*shape, len(self.log_weights))
+        mass, evidence = torch.empty_like(probability[0]), shifts.new_empty(len(shifts))
+        for part, shifted[:, part], likely in self._compare(one, images, shifts):
+            evidence[part] = _normalise(likely, part, probability, mass)
+        return Posterior(probability, mass, evidence, shifts, images, shifted)
 
-    def _compare(
-        self, one: _Pass, samples: Tensor, ctf: Tensor, noise: Tensor, about: Tensor
-    ) -> tuple[Images, Tensor, Tensor, Tensor]:
-        """Images, their harmonics and likelihoods in one pass, at its shifts (b, t, 2) about others."""
-        shifts = (about[:, :, None] + one.shifts_px).flatten(1, 2)
-        rings, stride = one.grid.rings, one.stride
-        images = Images.of(samples[:, :rings, ::stride], ctf[:, :rings, ::stride], noise[:, :rings], one.grid)
-        shifted = images.shifted(shifts, one.grid)
-        likely = log_likelihood(images, shifted, one.references, self._log_prior(shifts))
-        return images, shifted, likely, shifts
+    def _compare(self, one: _Pass, images: Images, shifts: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Harmonics and likelihoods in one pass at shifts (b, t, 2), of some images after the other."""
+        prior, norms = self._log_prior(shifts), one.references.norms(images)
+        for part in images.parts(one.grid.angles * math.prod(prior.shape[1:])):
+            shifted = images[part].shifted(shifts[part], one.grid)
+            yield part, shifted, scores(norms[:, part], shifted, one.references, prior[part])
 
     def _log_prior(self, shifts: Tensor) -> Tensor:
         """Logarithm (b, t, k) of the prior of references and shifts."""
@@ -338,9 +294,21 @@ class InPlaneSearch:
         return prior[:, :, None] + self.log_weights
 
 
-def _significant(likely: Tensor) -> Tensor:
-    """Indices (b, t) of the shifts that hold the mass of the posterior, each taken at its best angle."""
-    mass = likely.amax(0).logsumexp(2).softmax(1)
+def _normalise(likely: Tensor, part: slice, probability: Tensor, mass: Tensor) -> Tensor:
+    """Fill in probabilities of these images and sums over angles; returns their log-evidence."""
+    if likely.device.type == "cpu":
+        greatest = likely.amax((0, 2, 3)).numpy()
+        places = probability.flatten(2).numpy(), mass.flatten(1).numpy(), part.start
+        return torch.from_numpy(posterior(likely.flatten(2).numpy(), greatest, *places))
+    evidence = likely.transpose(0, 1).flatten(1).logsumexp(1)
+    probability[:, part] = (likely - evidence[:, None, None]).exp()
+    mass[part] = probability[:, part].sum(0)
+    return evidence
+
+
+def _significant(peaks: Tensor) -> Tensor:
+    """Indices (b, t) of shifts that hold the posterior's mass, by its logarithms (b, t, k) at best angles."""
+    mass = peaks.logsumexp(2).softmax(1)
     mass, kept = mass.sort(1, descending=True)
     needed = 1 + int((mass.cumsum(1) < _MASS).sum(1).max())
     return kept[:, : min(needed, _MOST_CELLS)]

@@ -94,7 +94,6 @@ class ParticleImages:
         self.pixel_size = _check_table(particles)
         self._stacks = _open_stacks(particles, project)
         self.box = self._check_box(particles)
-        self._compare_pixel_sizes()
         self._memory = memory
         self._transform = transform
         self._kept = _Kept(len(particles), memory)
@@ -128,8 +127,9 @@ class ParticleImages:
         Warns
         -----
         In the log, if backgrounds, taken outside the circle inscribed in the box, are far from mean 0 and
-        standard deviation 1.
+        standard deviation 1, or if headers state other pixel sizes than the table.
         """
+        self._compare_pixel_sizes()
         size = max(1, _CHECKED_BYTES // (4 * self.box**2))
         outside = (grids.radius((self.box, self.box)).flatten() > self.box / 2).nonzero().squeeze(1)
         faulty: list[NDArray[np.intp]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,18 +12,19 @@ from torch import Tensor
 
 from halfmap.ops import symmetry
 from halfmap.ops.rotations import grid_rotations, psi_count, subdivide, view_direction
-from halfmap.ops.threads import in_threads
+from halfmap.ops.threads import in_threads, one_blas_thread, one_torch_thread
 from halfmap.search import _pose_kernels as kernels
 from halfmap.search.disc import DiscImages
 from halfmap.search.inplane import Images, References, log_likelihood, shift_grid
 from halfmap.search.polar import PolarGrid
 from halfmap.search.projector import SplineVolume, parts, polar_references, sample_slices
+from halfmap.search.ring_products import Precision
 
 MASS = 0.999
 """Part of the posterior that the poses kept hold, unless they would be too many."""
 
 _CELLS = 1 << 22
-"""Poses compared at a time: more than 32 MB of them the system would give and take back at every call."""
+"""Poses compared at a time by a thread: more leave the cache, fewer make it read references too often."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,8 @@ class DirectionSearch:
         Standard deviation of the normal prior of shifts.
     most : int
         Largest number of poses kept for an image.
+    precision : {"float32", "tf32", "bf16"}
+        Of the factors of the scores.
 
     Notes
     -----
@@ -111,12 +115,13 @@ class DirectionSearch:
         step_px: float,
         deviation_px: float = math.inf,
         most: int = 64,
+        precision: Precision = "float32",
     ) -> None:
         self.grid, self.order, self.step_px, self.most = grid, order, step_px, most
         self.psi_step = 360.0 / grid.angles
         self.rows = _unit_rows(order, self.psi_step, group)
         rotations = grid_rotations(self.rows, order=order, psi_step=self.psi_step)
-        self.references = References.of(polar_references(volume, rotations, grid))
+        self.references = References.of(polar_references(volume, rotations, grid), precision)
         self.shifts_px = shift_grid(float(range_px), step_px).to(grid.device)
         self._cells = grid.angles, len(self.shifts_px), len(self.rows)
         self._log_prior = self.shifts_px.square().sum(1).div(-2 * deviation_px**2)[:, None]
@@ -129,13 +134,12 @@ class DirectionSearch:
     def __call__(self, samples: Tensor, ctf: Tensor, noise: Tensor) -> Candidates:
         """Candidates of images given as samples and CTFs (b, rings, angles / 2) and noise (b or 1, rings)."""
         noise = noise.expand(len(samples), -1)
-        found = []
-        for first in range(0, len(samples), self.batch):
-            part = slice(first, first + self.batch)
-            images = Images.of(samples[part], ctf[part], noise[part], self.grid)
-            shifted = images.shifted(self.shifts_px.expand(len(samples[part]), -1, 2), self.grid)
-            likely = log_likelihood(images, shifted, self.references, self._log_prior)
-            found.append(_select(likely, self.most))
+        compare = functools.partial(self._compare, samples, ctf, noise)
+        parts = [slice(first, first + self.batch) for first in range(0, len(samples), self.batch)]
+        # Threads work on parts, not within operations: how many there are changes nothing.
+        threaded = samples.device.type == "cpu" and torch.get_num_threads() > 1
+        with one_blas_thread():
+            found = in_threads(one_torch_thread()(compare), parts) if threaded else list(map(compare, parts))
         places, logs, counts, evidence = (torch.cat(parts) for parts in zip(*found, strict=True))
         kept = torch.arange(places.shape[1]) < counts[:, None]
         angle, shift, direction = np.unravel_index(places[kept].numpy(), self._cells)
@@ -144,6 +148,14 @@ class DirectionSearch:
         shifts_px = self.shifts_px.cpu()[torch.from_numpy(shift)].double()
         grid = self.order, self.psi_step, self.step_px
         return Candidates(*grid, owner, row, shifts_px, logs[kept], evidence)
+
+    def _compare(
+        self, samples: Tensor, ctf: Tensor, noise: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Best cells of some of the images; see `_select`."""
+        images = Images.of(samples[part], ctf[part], noise[part], self.grid)
+        shifted = images.shifted(self.shifts_px.expand(len(images.power), -1, 2), self.grid)
+        return _select(log_likelihood(images, shifted, self.references, self._log_prior), self.most)
 
 
 def subdivided(
@@ -282,7 +294,7 @@ def _select(likely: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, cells = likely.shape[1], likely.numpy()
     places, logs = torch.zeros(b, most, dtype=torch.int64), torch.zeros(b, most, dtype=torch.float64)
     into = places.numpy(), logs.numpy()
-    found = in_threads(lambda i: kernels.select(cells[:, i], MASS, most, into[0][i], into[1][i]), range(b))
+    found = [kernels.select(cells[:, i], MASS, most, into[0][i], into[1][i]) for i in range(b)]
     counts, evidence = zip(*found, strict=True)
     return places, logs, torch.tensor(counts), torch.tensor(evidence, dtype=torch.float64)
 

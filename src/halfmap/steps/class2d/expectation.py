@@ -19,7 +19,8 @@ from halfmap.errors import ResourceError
 from halfmap.io.atomic import atomic_path
 from halfmap.log import log
 from halfmap.ops.threads import in_threads, one_torch_thread
-from halfmap.search.inplane import InPlaneSearch, Posterior, Sums
+from halfmap.search.inplane import InPlaneSearch, Posterior
+from halfmap.search.sums import Sums
 from halfmap.steps.class2d.model import Model, explained
 from halfmap.steps.class2d.plan import Plan, open_images, to_device
 
@@ -83,36 +84,39 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
     search = InPlaneSearch(
         grids,
         averages,
-        torch.log(model.shares),
+        torch.zeros_like(model.shares),
         range_px=plan.range_px,
         deviation_px=model.deviation_px,
+        precision=plan.step.precision,
     )
     images = open_images(plan.source)
     group, support = int(plan.groups[shard.rows[0]]), plan.support()
     noise = model.noise[group : group + 1, : fine.rings]
     look = functools.partial(
-        in_halves, functools.partial(_search_batch, plan=plan, search=search, noise=noise)
+        in_halves, functools.partial(_search_batch, plan=plan, search=search, averages=averages, noise=noise)
     )
-    sums: Sums | None = None
+    halves: list[Sums | None] = [None, None]
     best, power, shares, shift2 = [], 0.0, 0.0, 0.0
-    stream = images.stream(shard.rows, plan.batch(radius))
+    stream = images.stream(shard.rows, min(plan.batch(radius), -(-len(shard.rows) // 2)))
     while some := list(itertools.islice(stream, _AHEAD)):
         for found in itertools.chain(*in_threads(look, *zip(*some, strict=True))):
-            sums = found.sums if sums is None else sums + found.sums
+            half = halves[len(best) % 2]
+            halves[len(best) % 2] = found.sums if half is None else half + found.sums
             power, shares = power + found.power, shares + found.shares
             shift2 += found.shift2
             best.append(found.best)
-    assert sums is not None
+    sums = [half for half in halves if half is not None]
     inside = float(support.square().mean())
     table = np.concatenate(best)
     path = folder / f"{shard.name}.npz"
     with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            linear=sums.linear.cpu().numpy(),
-            squared=sums.squared.cpu().numpy(),
+            linear=np.stack([half.linear.cpu().numpy() for half in sums]),
+            squared=np.stack([half.squared.cpu().numpy() for half in sums]),
+            expected=np.stack([half.expected.cpu().numpy() for half in sums]),
             power=torch.as_tensor(power).cpu().numpy() / inside,
-            signal=explained(sums, averages, noise[0], fine).cpu().numpy() / inside,
+            signal=sum(explained(half, averages, noise[0], fine).cpu().numpy() for half in sums) / inside,
             shares=torch.as_tensor(shares).cpu().numpy(),
             best=table,
         )
@@ -165,6 +169,7 @@ def _search_batch(
     *,
     plan: Plan,
     search: InPlaneSearch,
+    averages: Tensor,
     noise: Tensor,
 ) -> _Found:
     grid = search.grid
@@ -174,9 +179,9 @@ def _search_batch(
         samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
     posterior = search(samples, ctf, noise)
     return _Found(
-        posterior.sums().double(),
+        Sums.of(posterior, averages, grid),
         samples.abs().square().mean(2).sum(0).double(),
-        posterior.probability.sum((0, 1, 2)).double(),
+        posterior.mass.sum((0, 1)).double(),
         _expected_shift2(posterior),
         _best(posterior, rows, grid.angles, plan.pixel_size),
     )
@@ -184,7 +189,7 @@ def _search_batch(
 
 def _expected_shift2(posterior: Posterior) -> float:
     """Sum over images of the expected squared shift along one axis, px²."""
-    mass = posterior.probability.sum((0, 3))
+    mass = posterior.mass.sum(2)
     return 0.5 * float((mass * posterior.shifts_px.square().sum(-1)).sum())
 
 
@@ -197,7 +202,7 @@ def _best(
     greatest, place = probability.reshape(batch, -1).max(1)
     angle, kind = place // (shifts * classes), place % classes
     each = torch.arange(batch, device=place.device)
-    by_class = probability.sum((1, 2))
+    by_class = posterior.mass.sum(1)
     window = torch.arange(-_WINDOW, _WINDOW + 1, device=place.device)
     peak = probability[each[:, None], (angle[:, None] + window) % angles, :, kind[:, None]]  # (b, window, t)
     peak = peak / peak.sum((1, 2), keepdim=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import write_text
 from halfmap.log import log
-from halfmap.search.inplane import Sums
+from halfmap.search.sums import Sums
 from halfmap.steps.class2d.expectation import Shard, expect
 from halfmap.steps.class2d.model import Model, Statistics, maximise
 from halfmap.steps.class2d.plan import Iteration, Plan, open_images
@@ -63,11 +63,8 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     done = ctx.map(work, shards, key=_name, unit="part")
     if len(done) < len(shards):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
-    sums, statistics, best = _add_up(plan, folder, done)
-    share = len(best) / len(plan.groups)
-    # The poses of the last iteration are those that bring particles onto the averages it began with.
-    last = iteration.number == len(plan.iterations)
-    new = maximise(plan, model, plan.grids(radius)[-1], sums, statistics, share=share, centre=not last)
+    halves, statistics, best = _add_up(plan, folder, done)
+    new = maximise(plan, model, iteration, plan.grids(radius)[-1], halves, statistics)
     new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
     _say(ctx, plan, new, iteration, radius, best, seeded)
     np.save(folder / f"{name}_best.npy", best)
@@ -98,17 +95,20 @@ def _model_file(ctx: Context, number: int) -> Path:
 
 def _add_up(
     plan: Plan, folder: Path, done: list[dict[str, Any]]
-) -> tuple[Sums, Statistics, NDArray[np.float64]]:
-    """Sums of all parts, in their order, whoever made them."""
+) -> tuple[list[Sums], Statistics, NDArray[np.float64]]:
+    """Sums of both halves of all parts, in their order, whoever made them."""
     groups = int(plan.groups.max()) + 1
-    sums: Sums | None = None
+    halves: list[Sums] = []
     statistics: Statistics | None = None
     best = []
     for one in done:
         with np.load(folder / one["file"]) as file:
             arrays = {name: torch.from_numpy(file[name]).to(plan.device) for name in file.files}
-        part = Sums(arrays["linear"], arrays["squared"])
-        sums = part if sums is None else sums + part
+        for i, (linear, squared, expected) in enumerate(
+            zip(arrays["linear"], arrays["squared"], arrays["expected"], strict=True)
+        ):
+            part = Sums(linear, squared, expected)
+            halves[i : i + 1] = [halves[i] + part if i < len(halves) else part]
         if statistics is None:
             rings, classes = len(arrays["power"]), len(arrays["shares"])
             zeros = functools.partial(torch.zeros, dtype=torch.float64, device=plan.device)
@@ -120,8 +120,8 @@ def _add_up(
         statistics.shift2 += one["shift2"]
         statistics.evidence += one["evidence"]
         best.append(arrays["best"].cpu().numpy())
-    assert sums is not None and statistics is not None
-    return sums, statistics, np.concatenate(best)
+    assert statistics is not None
+    return halves, statistics, np.concatenate(best)
 
 
 def _say(

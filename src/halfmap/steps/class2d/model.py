@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.io.atomic import atomic_path
-from halfmap.search.inplane import Sums
 from halfmap.search.polar import PolarGrid, hartley
-from halfmap.steps.class2d.plan import Plan
+from halfmap.search.sums import Sums
+from halfmap.steps.class2d.plan import Iteration, Plan
 
 _TINY = 1e-20
 _DENSE = 0.2
 """Density, over the greatest, of what the centre of an average is the centre of."""
+
+_GROWTH = 3.0
+"""Signal that averages are allowed, over that which both halves agree in."""
+
+_SIGMAS = 3.0
+"""Standard deviations of chance that halves must agree beyond."""
+
+_LEAST = 0.1
+"""Part of a class' weight that must be in either half."""
 
 _STRONG = 4.0
 """Ratio of signal to noise that counts as no more, where several rings are taken together."""
@@ -40,6 +51,8 @@ class Model:
         Power of the noise of each optics group, for all rings that will ever be used.
     signal : Tensor (k, rings)
         Prior variance of the averages' transforms on each ring.
+    agreed : Tensor (k, rings)
+        Variance of the signal that both halves of the particles agree in.
     weights : Tensor (k, rings)
         Mean over each ring of the summed CTF² over noise power, of the last iteration.
     deviation_px : float
@@ -55,6 +68,7 @@ class Model:
     shares: Tensor
     noise: Tensor
     signal: Tensor
+    agreed: Tensor
     weights: Tensor
     deviation_px: float
     typical_signal: Tensor
@@ -82,7 +96,7 @@ class Model:
     @property
     def ratio(self) -> Tensor:
         """Signal-to-noise ratio (k, rings) of the averages' transforms."""
-        return self.signal * self.weights
+        return self.agreed * self.weights
 
     def resolutions(self, plan: Plan) -> NDArray[np.float64]:
         """Resolution in Å of every average: where its signal falls below its noise."""
@@ -120,12 +134,10 @@ class Statistics:
 def maximise(
     plan: Plan,
     model: Model,
+    iteration: Iteration,
     grid: PolarGrid,
-    sums: Sums,
+    halves: Sequence[Sums],
     statistics: Statistics,
-    *,
-    share: float,
-    centre: bool,
 ) -> Model:
     """Estimate the model anew from the sums over images.
 
@@ -133,14 +145,14 @@ def maximise(
     ----------
     plan, model
         The classification, and the model that the sums were made with.
+    iteration : Iteration
+        In which they were. If not all particles took part, earlier ones are remembered.
     grid : PolarGrid
         Of the sums.
-    sums, statistics
-        Of the images that took part.
-    share : float
-        Part of all particles that took part; if it is less than 1, earlier ones are remembered.
-    centre : bool
-        Move the averages to the centre of their mass.
+    halves : sequence of Sums
+        Of the images that took part, in two halves; one if there are too few.
+    statistics : Statistics
+        Of the same.
 
     Returns
     -------
@@ -149,22 +161,28 @@ def maximise(
     Notes
     -----
     Averages are Wiener's estimate: ``Σ CTF X / σ²`` over ``Σ CTF² / σ² + 1 / τ²``. The signal's variance τ²
-    of each ring is that of the posterior: what the average has there, and its own uncertainty. Where only a
-    part of the particles took part, what former ones gave counts as an observation too, of an average as it
-    was, and is forgotten by and by.
+    of each ring is that of the posterior: what the average has there, and its own uncertainty. It takes many
+    iterations to grow out of noise, and a blur of many views wins meanwhile. So it is at least a few times
+    what both halves agree in, without what was made of noise by aligning it; see `Sums`.
+
+    Where only a part of the particles took part, what former ones gave counts as an observation too, of an
+    average as it was, and is forgotten by and by.
     """
     rings = grid.rings
-    linear, squared = sums.samples()
-    linear, squared = linear / grid.weights, squared / grid.weights
     before = grid.sample(model.averages)
+    linear, squared = sum(halves[1:], halves[0]).samples()
+    linear, squared = linear / grid.weights, squared / grid.weights
+    share = float(statistics.count.sum()) / len(plan.groups)
     kept = model.weights[:, :rings, None] * _memory(share)
     weights = squared + kept
     signal = model.signal[:, :rings, None]
     averages = (linear + kept * before) / (weights + 1 / (signal + _TINY))
     uncertainty = 1 / (weights + 1 / (signal + _TINY))
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
+    agreed = _agreed(plan, halves, before, grid)
+    new_signal = torch.maximum(new_signal, _GROWTH * agreed)
     averages = averages.to(torch.complex64)
-    if centre:
+    if not iteration.last:  # else the poses would be those of other averages
         averages = averages * grid.shifts(-_off_centre(plan, grid.images(averages)))
     return replace(
         model,
@@ -173,10 +191,34 @@ def maximise(
         shares=_shares(statistics.shares),
         noise=_noise(model, grid, statistics),
         signal=_beyond(model, new_signal),
+        agreed=_padded(model.agreed, agreed),
         weights=_padded(model.weights, weights.mean(-1)),
         deviation_px=_deviation(plan, statistics),
         supported=_supported(new_signal * weights.mean(-1), statistics.shares),
     )
+
+
+def _agreed(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid) -> Tensor:
+    """Variance (k, rings) of the signal that both halves agree in; 0 where it may be chance."""
+    if len(halves) < 2:
+        return torch.zeros(len(references), grid.rings, dtype=torch.float64, device=references.device)
+    (first, u), (second, v) = (half.unbiased(references) for half in halves)
+    (first, u), (second, v) = (first, u.clamp(min=_TINY)), (second, v.clamp(min=_TINY))
+    power = ((first + second).abs().square() / (u + v) / grid.weights).mean(-1)
+    noise = ((first / u - second / v).abs().square() * (u * v / (u + v)) / grid.weights).mean(-1)
+    # Samples of a transform are as many as the mask is large; five rings are taken together.
+    count = torch.arange(grid.rings, device=power.device) * (5 * math.pi * float(plan.mask().square().mean()))
+    excess, deviation = _five(power - noise), _five(noise) * (2 / count.clamp(min=1)).sqrt()
+    # A class that one half has hardly any particles of has nothing to compare.
+    least = torch.minimum(u.mean((1, 2)), v.mean((1, 2))) / (u + v).mean((1, 2))
+    certain = (excess > _SIGMAS * deviation) & (least > _LEAST)[:, None]
+    return excess * certain / ((u + v) / grid.weights).mean(-1)
+
+
+def _five(rings: Tensor) -> Tensor:
+    """Mean (k, rings) over each ring and two on either side."""
+    padded = torch.nn.functional.pad(rings[:, None], (2, 2), mode="replicate")[:, 0]
+    return padded.unfold(1, 5, 1).mean(-1)
 
 
 def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid) -> Tensor:
@@ -266,9 +308,7 @@ def last_ring(ratio: Tensor) -> Tensor:
     The lowest rings have hardly any contrast, and a hollow particle has rings without signal: hence the
     beginning at the strongest ring, and the mean of five, of which none counts more than a few.
     """
-    clipped = ratio.clamp(max=_STRONG)
-    padded = torch.nn.functional.pad(clipped[:, None], (2, 2), mode="replicate")[:, 0]
-    smooth = padded.unfold(1, 5, 1).mean(-1)
+    smooth = _five(ratio.clamp(max=_STRONG))
     ring = torch.arange(ratio.shape[1], device=ratio.device)
     inward = ring <= smooth.argmax(1, keepdim=True)
     last = ((smooth > 1) | inward).int().cumprod(1).sum(1) - 1

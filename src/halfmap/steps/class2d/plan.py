@@ -17,6 +17,7 @@ from torch import Tensor
 from halfmap.data import ParticleSet
 from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import GROUP
+from halfmap.engine.memory import require_memory
 from halfmap.errors import ParameterError
 from halfmap.io.tables import read_particles
 from halfmap.log import log
@@ -46,11 +47,17 @@ _EDGE_PX = 3.0
 _GROWTH = 0.6
 """Part of the iterations in which the resolution grows."""
 
+_EARLY = 0.7
+"""Part of the iterations in which classes that starve begin anew."""
+
 _PER_CLASS, _FEWEST = 100, 2000
 _SHARD, _MOST_SHARDS = 2048, 64
 """Particles whose sums are kept together, and the most files of such sums of an optics group."""
 
-_BATCH_BYTES = 2**25
+_PROCESS_BYTES = 5e8
+"""What a process takes beside the images that it keeps."""
+
+_BATCH_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,18 @@ class Iteration:
         Particles that take part.
     first : int
         Place of the first of them in the random order of all.
+    early : bool
+        Classes that starve begin anew.
+    last : bool
+        There are none after it.
     """
 
     number: int
     radius: int
     size: int
     first: int
+    early: bool
+    last: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +216,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     TableError
         If the images cannot be used; see `ParticleImages`.
     """
-    path, memory = ctx.resolve(step.particles), int(step.memory * 1e9)
+    path, memory = ctx.resolve(step.particles), _memory(step, ctx)
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
     diameter = _diameter(step, particles, side)
@@ -236,6 +249,14 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
         *(len(particles), whole.box, whole.pixel_size, box, diameter, shift_range),
     )
     return open_images(source), plan
+
+
+def _memory(step: Class2DStep, ctx: Context) -> int:
+    """Bytes in which each process may keep images: this one has some as well."""
+    processes = 1 if ctx.options.workers == 1 else ctx.options.workers + 1
+    need = step.memory * 1e9 + processes * _PROCESS_BYTES
+    require_memory(need, purpose="classification", hint="give a smaller --memory or fewer --workers")
+    return int(step.memory * 1e9 / processes)
 
 
 @functools.lru_cache(maxsize=1)
@@ -280,7 +301,8 @@ def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[It
         grown = min(1.0, i / (_GROWTH * step.iterations))
         size = n if i >= partial else min(n, round(smallest * (n / smallest) ** (i / max(partial, 1))))
         radius = round(coarsest + (finest - coarsest) * grown)
-        iterations.append(Iteration(i + 1, max(1, radius), size, first))
+        early, last = i < _EARLY * step.iterations, i + 1 == step.iterations
+        iterations.append(Iteration(i + 1, max(1, radius), size, first, early, last))
         first = (first + size) % n
     return tuple(iterations)
 

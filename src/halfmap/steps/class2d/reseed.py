@@ -15,8 +15,7 @@ from halfmap.steps.class2d.start import aligned_average
 _STARVED = 0.15
 """Particles, over those of an equal share, below which a class begins anew."""
 
-_UNTIL = 0.7
-"""Part of the iterations in which classes may."""
+_NAMES = "averages", "weights", "signal", "agreed", "shares"
 
 _MOST = 400
 """Particles of a part at the most: what it is needs no more."""
@@ -54,7 +53,7 @@ def reseed(
     fits less is what most likely is something else: another view, another structure, or no particle.
     """
     classes = plan.step.classes
-    if iteration.number > _UNTIL * len(plan.iterations):
+    if not iteration.early:
         return model, 0
     of_class = best[:, 1].astype(int)
     members = np.bincount(of_class, minlength=classes)
@@ -65,7 +64,7 @@ def reseed(
     starved = starved[: len(large)]
     if len(starved) == 0:
         return model, 0
-    new = {name: getattr(model, name).clone() for name in ("averages", "weights", "signal", "shares")}
+    new = {name: getattr(model, name).clone() for name in _NAMES}
     for hungry, parent in zip(starved, large, strict=True):
         own = best[of_class == parent]
         worse = own[np.argsort(own[:, 10], kind="stable")[: len(own) // 2]]
@@ -78,7 +77,7 @@ def reseed(
             plan, images, some[:, 0].astype(np.intp), some[:, 2:5], model.noise, signal, radius
         )
         new["averages"][hungry], new["weights"][hungry] = average, weights
-        new["signal"][hungry] = signal
+        new["signal"][hungry], new["agreed"][hungry] = signal, model.agreed[parent]
         new["shares"][hungry] = new["shares"][parent] = new["shares"][parent] / 2
     new["shares"] /= new["shares"].sum()
     return replace(model, **new), len(starved)

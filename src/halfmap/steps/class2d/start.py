@@ -76,6 +76,7 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
         shares=torch.full((step.classes,), 1 / step.classes, device=plan.device),
         noise=noise,
         signal=signal.expand(step.classes, -1).clone(),
+        agreed=torch.zeros(step.classes, len(signal), device=plan.device),
         weights=torch.stack([weights for _, weights in first]),
         deviation_px=plan.range_px / 2,
         typical_signal=signal,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from halfmap.engine import Context, Input, Out, Param, Step
 
@@ -77,8 +78,15 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
     first_resolution: float = Param(
         25.0, "detail that the first iteration uses", unit="Å", section=SCHEDULE, advanced=True, gt=0
     )
+    precision: Literal["float32", "tf32", "bf16"] = Param(
+        "float32",
+        "of the factors of the scores; the others are faster on a GPU, and move few particles",
+        unit="none",
+        section=SEARCH,
+        advanced=True,
+    )
     memory: float = Param(
-        2.0, "memory in which images are kept between iterations", unit="GB", section=SCHEDULE, ge=0
+        2.0, "memory in which all processes together keep images", unit="GB", section=SCHEDULE, ge=0
     )
     seed: int = Param(1, "seed of all random numbers", unit="none", section=SCHEDULE, ge=0)
 
