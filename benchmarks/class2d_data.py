@@ -227,7 +227,7 @@ def make(folder: Path, models: Path, n: int = N) -> Path:
     ]
     told = rows.select(pl.Series("rlnImageName", names), *known)
     optics = table.optics.drop("hmSignalScale")
-    for count, file in ((n, "particles.star"), (min(n, 3000), "particles_3000.star")):
+    for count, file in ((n, "particles.star"), (3000, "particles_3000.star"), (1000, "particles_1000.star")):
         write_particles(folder / file, ParticleSet(optics, told.head(count)))
     poses = rows.select("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
     described(folder, kinds, table, maps, scale)

@@ -348,9 +348,13 @@ class ViewSearch:
 
 
 def average_scores(classes: Classes, truth: Truth, mask_A: float) -> tuple[dict[str, float], list[dict]]:
-    """FRC of class averages with clean projections; over classes of structures, by their number of these.
+    """FRC of class averages with clean projections: mean over rings to 8 Å, and frequency where it is 0.5.
 
-    With the mean of the members' own projections (`own_truth`), and with the most similar single view.
+    Means over the classes of which most members are of a structure, weighted by the number of members that
+    are no junk. "view" compares with the single view of any structure that is most alike: what is mixed,
+    turned wrongly or noisy loses; as the view is searched for, pure noise has 0.16. "own" compares with the
+    mean of the members' own projections (`own_truth`) at the poses that the program gives: it tells noise
+    and a wrong correction of the CTF, and no misalignment that is in the average as in the poses.
     """
     box, pixel = classes.averages.shape[-1], truth.pixel_size
     mask = masks.soft_circle((box, box), radius=mask_A / 2, edge=10.0, pixel_size=pixel)

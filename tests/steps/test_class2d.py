@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,10 +19,14 @@ from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf
+from halfmap.ops.masks import soft_circle
 from halfmap.project import Project
+from halfmap.search.polar import PolarGrid, hartley
+from halfmap.search.ring_products import harmonics_of
+from halfmap.search.sums import Sums
 from halfmap.steps.class2d import iterate
 from halfmap.steps.class2d.expectation import expect, in_halves
-from halfmap.steps.class2d.model import last_ring
+from halfmap.steps.class2d.model import agreed_signal, last_ring
 from halfmap.steps.class2d.step import Class2DStep
 
 BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
@@ -319,3 +324,31 @@ def test_batches_are_halved_where_memory_does_not_suffice():
         in_halves(lambda rows, pictures: torch.empty(1 << 50), np.arange(2), torch.zeros(2))
     with pytest.raises(RuntimeError, match="shapes"):
         in_halves(lambda rows, pictures: torch.zeros(2) @ torch.zeros(3, 3), np.arange(2), torch.zeros(2))
+
+
+def test_halves_agree_in_signal_alone():
+    """Two halves of known signal in noise: its power on rings where there is some, nothing elsewhere."""
+    grid = PolarGrid(64, 24, 20.0)
+    mask = soft_circle((64, 64), radius=16.0, edge=3.0)
+    random = torch.Generator().manual_seed(2)
+    share = (64 * 64 * float(mask.square().mean())) ** 0.5
+
+    def white(n: int) -> torch.Tensor:
+        """Samples of unit power."""
+        return grid.sample(torch.randn(n, 64, 64, generator=random) * mask) / share
+
+    rings = torch.arange(grid.rings)
+    signal = white(20) * torch.where(rings < 12, 0.5, 0.0)[:, None]
+    weight = 8.0
+    weights = torch.full((20, grid.rings, grid.angles // 2), weight) * grid.weights
+    squared = harmonics_of(weights.permute(2, 0, 1).contiguous())
+    halves = []
+    for _ in range(2):
+        linear = weight * signal + weight**0.5 * white(20)
+        linear = harmonics_of(hartley(linear * grid.weights).permute(2, 0, 1).contiguous())
+        halves.append(Sums(linear.to(torch.complex128), squared.to(torch.complex128), 0 * linear))
+    plan = SimpleNamespace(mask=lambda: mask)
+    agreed = agreed_signal(plan, halves, torch.zeros_like(signal), grid)
+    five = signal.abs().square().mean((0, 2)).double().unfold(0, 5, 1).mean(1)
+    torch.testing.assert_close(agreed[:, 4:9].mean(0), five[2:7], rtol=0.15, atol=0)
+    assert (agreed[:, 16:] == 0).double().mean() > 0.97

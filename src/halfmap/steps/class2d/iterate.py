@@ -69,7 +69,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     _say(ctx, plan, new, iteration, radius, best, seeded)
     np.save(folder / f"{name}_best.npy", best)
     new.save(_model_file(ctx, iteration.number))
-    _tidy(folder, iteration, done)
+    _tidy(folder, iteration)
     return new
 
 
@@ -160,9 +160,10 @@ def _say(
     write_text(ctx.folder / FOLDER / f"it{iteration.number:03d}.json", json.dumps(figures) + "\n")
 
 
-def _tidy(folder: Path, iteration: Iteration, done: list[dict[str, Any]]) -> None:
-    """Remove the parts of this iteration, and the model that came before the one it began with."""
-    for one in done:
-        (folder / one["file"]).unlink(missing_ok=True)
+def _tidy(folder: Path, iteration: Iteration) -> None:
+    """Remove the parts of this and earlier iterations, and the model before the one it began with."""
+    for number in range(1, iteration.number + 1):
+        for part in folder.glob(f"it{number:03d}_[0-9]*.npz"):
+            part.unlink()
     for suffix in ("model.npz", "best.npy"):
         (folder / f"it{iteration.number - 2:03d}_{suffix}").unlink(missing_ok=True)

@@ -179,7 +179,7 @@ def maximise(
     averages = (linear + kept * before) / (weights + 1 / (signal + _TINY))
     uncertainty = 1 / (weights + 1 / (signal + _TINY))
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
-    agreed = _agreed(plan, halves, before, grid)
+    agreed = agreed_signal(plan, halves, before, grid)
     new_signal = torch.maximum(new_signal, _GROWTH * agreed)
     averages = averages.to(torch.complex64)
     if not iteration.last:  # else the poses would be those of other averages
@@ -198,8 +198,30 @@ def maximise(
     )
 
 
-def _agreed(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid) -> Tensor:
-    """Variance (k, rings) of the signal that both halves agree in; 0 where it may be chance."""
+def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid) -> Tensor:
+    """Power of the signal that both halves of the particles agree in.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the classification.
+    halves : sequence of Sums
+        Of the images, in two halves; one if there are too few.
+    references : Tensor (k, rings, angles / 2), complex
+        That they were compared with.
+    grid : PolarGrid
+        Of these.
+
+    Returns
+    -------
+    Tensor (k, rings)
+        0 where it may be chance.
+
+    Notes
+    -----
+    The power of the sum of both, less that of their difference, each weighted as noise has them. Five rings
+    are taken together, and what chance does to that is told from as many samples as the mask is large.
+    """
     if len(halves) < 2:
         return torch.zeros(len(references), grid.rings, dtype=torch.float64, device=references.device)
     (first, u), (second, v) = (half.unbiased(references) for half in halves)
