@@ -76,7 +76,7 @@ def test_sums_are_adjoint_to_scores(case):
     each = shifts.expand(BATCH, -1, 2)
     posterior = Posterior(weights, weights.sum(0), torch.zeros(BATCH), each, prepared, shifted)
     samples = grid.sample(references)
-    linear, squared = Sums.of(posterior, samples, grid).samples()
+    linear, squared = Sums.of(posterior, samples, grid)[0].samples()
     cross = (hartley(linear) * hartley(samples)).double().sum()
     square = (2 * squared * samples.abs().square()).double().sum()
     assert float(cross - square / 2) == pytest.approx(float((weights * found).double().sum()), rel=1e-5)
@@ -106,7 +106,9 @@ def test_posterior_is_normalised_and_has_the_priors(case):
     expected = torch.softmax(likely.permute(1, 0, 2, 3).flatten(1), dim=1)
     found = posterior.probability.permute(1, 0, 2, 3).flatten(1)
     assert torch.allclose(found.double(), expected, atol=1e-5)
+    # In the mean over the prior, whose weights of the references sum to 1.
     evidence = torch.logsumexp(likely.permute(1, 0, 2, 3).flatten(1), dim=1)
+    evidence -= math.log(fine.angles) + float(prior.logsumexp(0))
     assert torch.allclose(posterior.log_evidence.double(), evidence, rtol=1e-5)
 
 
@@ -141,7 +143,7 @@ def test_flat_posteriors_keep_no_more_cells_than_allowed(case):
     noise = torch.full((1, fine.rings), 3e5)  # nearly flat
     posterior = finder(fine.sample(images), torch.ones(BATCH, fine.rings, fine.angles // 2), noise)
     assert posterior.probability.sum() == pytest.approx(BATCH, rel=1e-5)
-    assert posterior.shifts_px.shape[1] == 8 * 4
+    assert posterior.shifts_px.shape[1] == 16 * 4
 
 
 def test_shift_grids():
@@ -213,5 +215,33 @@ def test_sums_are_not_rounded(case):
     turned = torch.fft.rfft(weights, dim=-1)  # (b, t, k, m)
     moved = posterior.shifted.to(torch.complex128)
     expected = torch.einsum("btkm,mbtr->mkr", turned.conj(), moved)
-    found = Sums.of(posterior, fine.sample(references), fine).linear
+    found = Sums.of(posterior, fine.sample(references), fine)[0].linear
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_evidence_of_nothing_is_that_of_noise(case, passes):
+    """References of zero explain as much as noise alone does, however many there are."""
+    _, references, images, _, noise, _ = case
+    grids = [PolarGrid(BOX, RADIUS >> (passes - 1), SUPPORT)]
+    grids += [grids[0].finer(2, RADIUS)] if passes == 2 else []
+    nothing = grids[-1].sample(torch.zeros_like(references))
+    weights = torch.log(torch.tensor([0.5, 0.3, 0.2]))
+    finder = InPlaneSearch(grids, nothing, weights, range_px=2.0, deviation_px=2.0)
+    posterior = finder(grids[-1].sample(images), torch.ones(BATCH, *nothing.shape[1:]), noise)
+    assert posterior.log_evidence.tolist() == pytest.approx([0.0] * BATCH, abs=0.01)
+
+
+def test_what_is_found_of_an_image_does_not_depend_on_others(case):
+    """One image is certain and keeps few shifts, the other is nothing but noise and keeps many."""
+    _, references, images, _, noise, _ = case
+    fine, finder = search(case, passes=2)
+    both = fine.sample(torch.stack([3 * references[0], 0.02 * images[0]]))
+    ctf = torch.ones(both.shape)
+    together = finder(both, ctf, noise)
+    for i in range(2):
+        alone = finder(both[i : i + 1], ctf[:1], noise)
+        assert float(alone.log_evidence[0]) == pytest.approx(float(together.log_evidence[i]), abs=1e-3)
+        assert float(alone.probability.max()) == pytest.approx(
+            float(together.probability[:, i].max()), abs=1e-4
+        )

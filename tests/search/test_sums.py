@@ -48,7 +48,7 @@ def aligned(grids, images, strength, kinds=1):
     samples = grids[-1].sample(images)
     ctf = torch.ones(samples.shape)
     noise = torch.full((1, grids[-1].rings), BOX**2 * NOISE**2)
-    sums = Sums.of(found(samples, ctf, noise), references, grids[-1])
+    sums, _ = Sums.of(found(samples, ctf, noise), references, grids[-1])
     raw, weights = sums.samples()
     corrected, _ = sums.unbiased(references)
     return raw / weights, corrected / weights, references
@@ -95,7 +95,7 @@ def test_expected_sums_against_a_direct_loop(grids):
     ctf = torch.rand(2, grid.rings, grid.angles // 2, generator=random) - 0.3
     noise = torch.full((1, grid.rings), BOX**2 * NOISE**2)
     posterior = found(grid.sample(images), ctf, noise)
-    sums = Sums.of(posterior, references, grid)
+    sums, _ = Sums.of(posterior, references, grid)
     zero = torch.zeros_like(sums.squared)
     kept = Sums(sums.expected, zero, zero).samples()[0]
     weight = ctf.square() * grid.weights / noise[..., None]

@@ -69,8 +69,10 @@ def truth(tmp_path_factory):
     shifts = random.normal(0, 1.5, (N, 2))
     defocus = random.uniform(8000, 20000, N)
     groups = np.arange(N) % 2
+    # Two micrographs, one with thinner ice.
+    strength = np.where(np.arange(N) % 3 == 0, 4.0, 2.5)
     images = []
-    for kind, turn, shift, z, group in zip(kinds, turns, shifts, defocus, groups, strict=True):
+    for kind, turn, shift, z, group, s in zip(kinds, turns, shifts, defocus, groups, strength, strict=True):
         transfer = ctf(
             (BOX, BOX),
             pixel_size=PIXEL,
@@ -82,7 +84,7 @@ def truth(tmp_path_factory):
             amplitude_contrast=0.1,
         )
         clean = torch.fft.rfft2(torch.from_numpy(figure(kind, turn, tuple(shift)))) * transfer
-        images.append(torch.fft.irfft2(clean, s=(BOX, BOX)).numpy() * 3 + random.normal(0, 1, (BOX, BOX)))
+        images.append(torch.fft.irfft2(clean, s=(BOX, BOX)).numpy() * s + random.normal(0, 1, (BOX, BOX)))
     (folder / "Stacks").mkdir()
     half = N // 2
     for name, part in (("a", images[:half]), ("b", images[half:])):
@@ -92,6 +94,7 @@ def truth(tmp_path_factory):
     rows = pl.DataFrame(
         {
             "rlnImageName": [f"{i % half + 1:06d}@Stacks/{'ab'[i // half]}.mrcs" for i in range(N)],
+            "rlnMicrographName": [f"Motion/{'thin' if s > 3 else 'thick'}.mrc" for s in strength],
             "rlnOpticsGroup": groups + 1,
             "rlnDefocusU": defocus + 150,
             "rlnDefocusV": defocus - 150,
@@ -208,6 +211,62 @@ def test_tables_and_pictures(truth, job):
         assert (job / name).stat().st_size > 5000
 
 
+def test_scale_of_micrographs(job):
+    groups = read_star(job / "model.star")["model_groups"]
+    assert groups["rlnGroupName"].to_list() == ["Motion/thick.mrc", "Motion/thin.mrc"]
+    assert groups["rlnGroupNrParticles"].to_list() == [160, 80]
+    thick, thin = groups["rlnGroupScaleCorrection"]
+    # 1.6, but for the prior of scales, which draws them to 1.
+    assert 1.45 < thin / thick < 1.65
+
+
+def test_noise_is_what_relion_calls_it(job):
+    """Variance of real and imaginary part each, of transforms divided by the number of pixels."""
+    blocks = read_star(job / "model.star")
+    for group in (1, 2):
+        assert blocks[f"model_optics_group_{group}"]["rlnSigma2Noise"][5:12].mean() == pytest.approx(
+            1 / (2 * BOX**2), rel=0.1
+        )
+
+
+def test_errors_of_shifts_are_at_least_those_of_the_grid(job):
+    rows = read_particles(job / "particles.star").rows
+    assert rows["hmOriginError"].min() > 0.05 * PIXEL
+
+
+@pytest.mark.parametrize("told", ["by the table", "by the user"])
+def test_flipped_phases(truth, job, tmp_path, told):
+    """Images multiplied by the sign of their CTF are sorted, and explained, as well as they were before."""
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+    particles = read_particles(folder / "particles.star")
+    signs = torch.sign(ctf((BOX, BOX), **particles.ctf.for_ctf()))
+    for i, name in enumerate("ab"):
+        path, part = folder / f"Stacks/{name}.mrcs", slice(i * N // 2, (i + 1) * N // 2)
+        spectrum = torch.fft.rfft2(torch.from_numpy(np.array(read_mrc(path)))) * signs[part]
+        flipped = torch.fft.irfft2(spectrum, s=(BOX, BOX)).numpy()
+        write_mrc(path, flipped, pixel_size=PIXEL, stack=True)
+    if told == "by the table":
+        optics = particles.optics.with_columns(pl.lit(True).alias("rlnCtfDataArePhaseFlipped"))
+        write_particles(folder / "particles.star", ParticleSet(optics, particles.rows))
+    rows = read_particles(run(folder, phase_flipped=told == "by the user") / "particles.star").rows
+    classes = rows["rlnClassNumber"].to_numpy()
+    right = sum(np.bincount(truth[1][classes == k]).max() for k in np.unique(classes))
+    assert right >= 0.95 * N
+    before = read_particles(job / "particles.star").rows["rlnLogLikeliContribution"].mean()
+    assert rows["rlnLogLikeliContribution"].mean() == pytest.approx(before, rel=0.05)
+
+
+def test_images_multiplied_by_their_ctf_are_refused(truth, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
+    particles = read_particles(folder / "particles.star")
+    optics = particles.optics.with_columns(pl.Series("rlnCtfDataAreCtfPremultiplied", [False, True]))
+    write_particles(folder / "particles.star", ParticleSet(optics, particles.rows))
+    with pytest.raises(TableError, match=r"row 2: .*multiplied by their CTF"):
+        run(folder)
+
+
 def test_same_result_with_two_workers(truth, job, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
@@ -264,6 +323,7 @@ def test_noise_gives_no_resolution(tmp_path):
     [
         ({"diameter": 500.0}, "does not fit", ParameterError),
         ({"diameter": None}, "how large", ParameterError),
+        ({"classes": 300}, "240 particles cannot be sorted into 300 classes", ParameterError),
     ],
 )
 def test_parameters_that_cannot_be(truth, change, words, error):

@@ -18,8 +18,11 @@ _STEPS_A_RING = 4.0
 """Steps of the coarse grid of shifts in which the phase of the outer ring turns once."""
 
 _MASS = 0.999
-_MOST_CELLS = 8
+_MOST_CELLS = 16
 """Part of the posterior that the coarse shifts kept must hold, and how many of them are kept at the most."""
+
+_EXCLUDED = -1000.0
+"""Logarithm of the prior of shifts that an image does not keep, but others of its batch do."""
 
 CELLS = 1 << 21
 """Angles, shifts and references compared at a time on a CPU: 8 MB of results, and as much on the way."""
@@ -173,7 +176,7 @@ class Posterior:
     mass : Tensor (b, t, k)
         Its sums over angles.
     log_evidence : Tensor (b,)
-        Logarithm of the likelihood summed over all that was searched, each with its prior.
+        Logarithm of the likelihood over that of noise alone, in the mean over the prior.
     shifts_px : Tensor (b, t, 2)
         Shifts (x, y) that were applied to the images.
     images : Images
@@ -199,21 +202,24 @@ class _Pass:
     shifts_px: Tensor
     """All (t, 2) in the first pass; those that divide a cell of the pass before in the others."""
 
-    def prepare(self, samples: Tensor, ctf: Tensor, noise: Tensor, about: Tensor) -> tuple[Images, Tensor]:
-        """Images on this pass' grid, and its shifts about others (b, t, 2)."""
+    def prepare(
+        self, samples: Tensor, ctf: Tensor, noise: Tensor, about: Tensor, excluded: Tensor
+    ) -> tuple[Images, Tensor, Tensor]:
+        """Images on this pass' grid, shifts about others (b, t, 2), and the prior that leaves some out."""
         rings, stride = self.grid.rings, self.stride
         images = Images.of(
             samples[:, :rings, ::stride], ctf[:, :rings, ::stride], noise[:, :rings], self.grid
         )
-        return images, (about[:, :, None] + self.shifts_px).flatten(1, 2)
+        shifts = (about[:, :, None] + self.shifts_px).flatten(1, 2)
+        return images, shifts, excluded.repeat_interleave(len(self.shifts_px), 1)
 
 
 class InPlaneSearch:
     """Search for the reference, the angle in the plane and the shift of images, in passes of growing radius.
 
     All references, angles and shifts are compared on the innermost rings with a coarse grid of shifts. The
-    shifts that hold the posterior's mass are divided in four, and compared again on more rings, until it is
-    all of them.
+    shifts that hold 99.9 % of the posterior, or the best 16 if it is flatter, are divided in four, and
+    compared again on more rings, until it is all of them.
 
     Parameters
     ----------
@@ -222,7 +228,7 @@ class InPlaneSearch:
     references : Tensor (k, rings, angles / 2), complex
         On the last grid.
     log_weights : Tensor (k,)
-        Logarithm of the references' prior.
+        Logarithm of the references' prior, which sums to 1.
     range_px, deviation_px : float
         Largest shift, and standard deviation of its normal prior.
     precision : {"float32", "tf32", "bf16"}
@@ -243,13 +249,17 @@ class InPlaneSearch:
         self.log_weights, self.deviation_px = log_weights, deviation_px
         step = grids[0].box / (_STEPS_A_RING * grids[0].radius)
         shifts = shift_grid(range_px, step)
-        self._passes = []
+        self._passes, everywhere = [], torch.zeros(1, 2)
         for grid in grids:
             stride = self.grid.angles // grid.angles
             inner = References.of(references[:, : grid.rings, ::stride], precision)
             self._passes.append(_Pass(grid, stride, inner, shifts.to(grid.device)))
+            everywhere = (everywhere[:, None] + shifts).flatten(0, 1)
+            self.step_px = step
             step /= 2
             shifts = shift_grid(2 * step, step, square=True)
+        # The prior is one over all angles and shifts of the last pass.
+        self.log_cells = float(self._shift_prior(everywhere).logsumexp(0)) + math.log(self.grid.angles)
 
     def __call__(self, samples: Tensor, ctf: Tensor, noise: Tensor) -> Posterior:
         """Posterior of images.
@@ -266,32 +276,35 @@ class InPlaneSearch:
 
     def _search(self, samples: Tensor, ctf: Tensor, noise: Tensor) -> Posterior:
         shifts = torch.zeros(len(samples), 1, 2, device=samples.device)
+        excluded = torch.zeros_like(shifts[..., 0])
         for one in self._passes[:-1]:
-            images, shifts = one.prepare(samples, ctf, noise, shifts)
-            compared = self._compare(one, images, shifts)
-            kept = _significant(torch.cat([likely.amax(0) for _, _, likely in compared]))
+            images, shifts, excluded = one.prepare(samples, ctf, noise, shifts, excluded)
+            compared = self._compare(one, images, shifts, excluded)
+            kept, excluded = _significant(torch.cat([likely.amax(0) for _, _, likely in compared]))
             shifts = shifts.gather(1, kept[:, :, None].expand(-1, -1, 2))
         one = self._passes[-1]
-        images, shifts = one.prepare(samples, ctf, noise, shifts)
+        images, shifts, excluded = one.prepare(samples, ctf, noise, shifts, excluded)
         shape = one.grid.angles, *shifts.shape[:2]
         shifted = shifts.new_empty(shape[0] // 2 + 1, *shape[1:], one.grid.rings, dtype=torch.complex64)
         probability = shifts.new_empty(*shape, len(self.log_weights))
         mass, evidence = torch.empty_like(probability[0]), shifts.new_empty(len(shifts))
-        for part, shifted[:, part], likely in self._compare(one, images, shifts):
+        for part, shifted[:, part], likely in self._compare(one, images, shifts, excluded):
             evidence[part] = _normalise(likely, part, probability, mass)
-        return Posterior(probability, mass, evidence, shifts, images, shifted)
+        return Posterior(probability, mass, evidence - self.log_cells, shifts, images, shifted)
 
-    def _compare(self, one: _Pass, images: Images, shifts: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _compare(
+        self, one: _Pass, images: Images, shifts: Tensor, excluded: Tensor
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Harmonics and likelihoods in one pass at shifts (b, t, 2), of some images after the other."""
-        prior, norms = self._log_prior(shifts), one.references.norms(images)
+        prior = (self._shift_prior(shifts) + excluded)[:, :, None] + self.log_weights
+        norms = one.references.norms(images)
         for part in images.parts(one.grid.angles * math.prod(prior.shape[1:])):
             shifted = images[part].shifted(shifts[part], one.grid)
             yield part, shifted, scores(norms[:, part], shifted, one.references, prior[part])
 
-    def _log_prior(self, shifts: Tensor) -> Tensor:
-        """Logarithm (b, t, k) of the prior of references and shifts."""
-        prior = shifts.square().sum(-1) / (-2 * self.deviation_px**2)
-        return prior[:, :, None] + self.log_weights
+    def _shift_prior(self, shifts: Tensor) -> Tensor:
+        """Logarithm of the prior of shifts (..., 2), but for a constant."""
+        return shifts.square().sum(-1) / (-2 * self.deviation_px**2)
 
 
 def _normalise(likely: Tensor, part: slice, probability: Tensor, mass: Tensor) -> Tensor:
@@ -306,12 +319,17 @@ def _normalise(likely: Tensor, part: slice, probability: Tensor, mass: Tensor) -
     return evidence
 
 
-def _significant(peaks: Tensor) -> Tensor:
-    """Indices (b, t) of shifts that hold the posterior's mass, by its logarithms (b, t, k) at best angles."""
+def _significant(peaks: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts that hold the posterior's mass, by its logarithms (b, t, k) at best angles.
+
+    As many (b, t') for each image as any needs, and the logarithm of a prior that leaves out those of them
+    that it does not need itself: what is found of an image does not depend on others.
+    """
     mass = peaks.logsumexp(2).softmax(1)
     mass, kept = mass.sort(1, descending=True)
-    needed = 1 + int((mass.cumsum(1) < _MASS).sum(1).max())
-    return kept[:, : min(needed, _MOST_CELLS)]
+    needed = (mass.cumsum(1) - mass < _MASS)[:, :_MOST_CELLS]
+    needed = needed[:, : int(needed.sum(1).max())]
+    return kept[:, : needed.shape[1]], torch.where(needed, 0.0, _EXCLUDED)
 
 
 def shift_grid(range_px: float, step_px: float, *, square: bool = False) -> Tensor:

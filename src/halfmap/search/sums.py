@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from halfmap.search._inplane_kernels import move_back
-from halfmap.search.inplane import CELLS, Images, Posterior
+from halfmap.search.inplane import CELLS, Posterior
 from halfmap.search.polar import PolarGrid, from_hartley, hartley
 from halfmap.search.ring_products import adjoint_product, from_harmonics, harmonics_of
 
@@ -50,8 +50,8 @@ class Sums:
     expected: Tensor
 
     @classmethod
-    def of(cls, posterior: Posterior, references: Tensor, grid: PolarGrid) -> Sums:
-        """From the posterior of a batch of images, in double precision.
+    def of(cls, posterior: Posterior, references: Tensor, grid: PolarGrid) -> tuple[Sums, Tensor]:
+        """From the posterior of a batch of images, in double precision; and how images match.
 
         Parameters
         ----------
@@ -60,12 +60,18 @@ class Sums:
             That the images were compared with.
         grid : PolarGrid
             Of these.
+
+        Returns
+        -------
+        Sums
+        Tensor (b,)
+            What the posterior expects of ``Σ Re(X* CTF A) / σ²`` for each image.
         """
         images, shifted, shifts = posterior.images, posterior.shifted, posterior.shifts_px
         turned = harmonics_of(hartley(references).permute(2, 0, 1).contiguous())
         weights = from_harmonics(images.squared, grid.angles // 2)
         linear, squared = torch.zeros_like(turned), torch.zeros_like(turned[: grid.angles // 4 + 1])
-        expected = torch.zeros_like(turned)
+        expected, match = torch.zeros_like(turned), torch.zeros_like(images.power)
         for part in images.parts(CELLS):
             kinds = (posterior.mass[part].sum((0, 1)) > _NEGLIGIBLE).nonzero().squeeze(1)
             harmonics = harmonics_of(posterior.probability[:, part, :, kinds])
@@ -75,10 +81,11 @@ class Sums:
             product = adjoint_product(harmonics[::2].sum(2), images.squared[:, part])
             squared.index_add_(1, kinds, product)
             clean = torch.bmm(rows, turned[:, kinds]).unflatten(1, harmonics.shape[1:3])
-            clean = _moved_back(from_harmonics(clean, grid.angles), shifts[part], grid) * weights[:, part]
-            again = Images(clean, images.squared[:, part], images.power[part]).shifted(shifts[part], grid)
+            clean = _moved_back(from_harmonics(clean, grid.angles), shifts[part], grid)
+            match[part] = 2 * (images.linear[:, part].conj() * clean).real.sum((0, 2))
+            again = replace(images[part], linear=clean * weights[:, part]).shifted(shifts[part], grid)
             expected.index_add_(1, kinds, adjoint_product(rows, again.flatten(1, 2)))
-        return cls(*(part.to(torch.complex128) for part in (linear, squared, expected)))
+        return cls(*(part.to(torch.complex128) for part in (linear, squared, expected))), match
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.linear + other.linear, self.squared + other.squared, self.expected + other.expected)

@@ -17,7 +17,7 @@ def transfer_on_rings(
     grid: PolarGrid,
     pixel_size: float,
     *,
-    phase_flipped: bool = False,
+    phase_flipped: Tensor | None = None,
     intact_first_peak: bool = False,
 ) -> Tensor:
     """CTF of images at the samples of a polar grid.
@@ -30,8 +30,8 @@ def transfer_on_rings(
         Of the images as they are searched.
     pixel_size : float
         Of the same, Å.
-    phase_flipped : bool
-        The images were multiplied by the sign of their CTF.
+    phase_flipped : Tensor (n,) of bool, optional
+        Which images were multiplied by the sign of their CTF; default: none.
     intact_first_peak : bool
         Take the amplitude for 1 up to the first peak.
 
@@ -48,8 +48,8 @@ def transfer_on_rings(
     values = values.expand(shape[0], -1).reshape(shape)
     if intact_first_peak:
         values = _intact_first_peak(values)
-    if phase_flipped:
-        values = values.abs()
+    if phase_flipped is not None:
+        values = torch.where(phase_flipped[:, None, None], values.abs(), values)
     odd = parameters.for_odd_aberrations()
     if odd is not None:
         values = values * odd_aberration_phase(points, **odd).expand(shape[0], -1).reshape(shape)

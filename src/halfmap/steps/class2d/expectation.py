@@ -38,10 +38,13 @@ BEST = (
     "psi_error",
     "shift_error",
     "evidence",
+    "match",
+    "norm",
 )
 """What is kept of each particle: its row, its class from 0, the angle in degrees and shift in Å that bring it
 onto the average, the largest probability of a pose and of a class, the entropy in nats, errors of angle and
-shift, and the logarithm of its likelihood over that of noise alone."""
+shift, the logarithm of its likelihood over that of noise alone, and what the posterior expects of its product
+with its average and of the average's norm, over the noise."""
 
 _AHEAD = 8
 """Batches that are in work at a time, or wait."""
@@ -84,7 +87,7 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
     search = InPlaneSearch(
         grids,
         averages,
-        torch.zeros_like(model.shares),
+        torch.full((len(averages),), -math.log(len(averages)), device=plan.device),
         range_px=plan.range_px,
         deviation_px=model.deviation_px,
         precision=plan.step.precision,
@@ -92,9 +95,8 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
     images = open_images(plan.source)
     group, support = int(plan.groups[shard.rows[0]]), plan.support()
     noise = model.noise[group : group + 1, : fine.rings]
-    look = functools.partial(
-        in_halves, functools.partial(_search_batch, plan=plan, search=search, averages=averages, noise=noise)
-    )
+    given = {"plan": plan, "search": search, "averages": averages, "noise": noise, "scale": model.scale}
+    look = functools.partial(in_halves, functools.partial(_search_batch, **given))
     halves: list[Sums | None] = [None, None]
     best, power, shares, shift2 = [], 0.0, 0.0, 0.0
     stream = images.stream(shard.rows, min(plan.batch(radius), -(-len(shard.rows) // 2)))
@@ -120,7 +122,7 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
             shares=torch.as_tensor(shares).cpu().numpy(),
             best=table,
         )
-    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, -1].sum())}
+    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, 10].sum())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,32 +173,34 @@ def _search_batch(
     search: InPlaneSearch,
     averages: Tensor,
     noise: Tensor,
+    scale: Tensor,
 ) -> _Found:
     grid = search.grid
     samples = grid.sample(to_device(pictures, plan.device) * plan.support())
-    ctf = plan.transfer(rows, grid)
+    ctf = plan.transfer(rows, grid) * scale[torch.from_numpy(plan.micrographs[rows]), None, None]
     if ctf.is_complex():  # an odd aberration is taken off the image
         samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
     posterior = search(samples, ctf, noise)
+    sums, match = Sums.of(posterior, averages, grid)
     return _Found(
-        Sums.of(posterior, averages, grid),
+        sums,
         samples.abs().square().mean(2).sum(0).double(),
         posterior.mass.sum((0, 1)).double(),
-        _expected_shift2(posterior),
-        _best(posterior, rows, grid.angles, plan.pixel_size),
+        float(_expected_shift2(posterior).sum()),
+        _best(posterior, match, rows, search, plan.pixel_size),
     )
 
 
-def _expected_shift2(posterior: Posterior) -> float:
-    """Sum over images of the expected squared shift along one axis, px²."""
-    mass = posterior.mass.sum(2)
-    return 0.5 * float((mass * posterior.shifts_px.square().sum(-1)).sum())
+def _expected_shift2(posterior: Posterior) -> Tensor:
+    """Expected squared shift (b,) along one axis, px²."""
+    return 0.5 * (posterior.mass.sum(2) * posterior.shifts_px.square().sum(-1)).sum(1)
 
 
 def _best(
-    posterior: Posterior, rows: NDArray[np.intp], angles: int, pixel_size: float
+    posterior: Posterior, match: Tensor, rows: NDArray[np.intp], search: InPlaneSearch, pixel_size: float
 ) -> NDArray[np.float64]:
     """Best class of each image, and mean pose about its best one; see `BEST`."""
+    angles = search.grid.angles
     probability = posterior.probability.transpose(0, 1)  # (b, angles, t, k)
     batch, _, shifts, classes = probability.shape
     greatest, place = probability.reshape(batch, -1).max(1)
@@ -209,8 +213,11 @@ def _best(
     step = 360 / angles
     turn, turn_error = _mean_and_error(peak.sum(2), window.float(), 1 / math.sqrt(12))
     shift = (peak.sum(1)[..., None] * posterior.shifts_px).sum(1)
-    spread = (peak.sum(1)[..., None] * (posterior.shifts_px - shift[:, None]).square()).sum(1).mean(1).sqrt()
+    spread = (peak.sum(1)[..., None] * (posterior.shifts_px - shift[:, None]).square()).sum(1).mean(1)
     information = -(probability * probability.clamp(min=1e-30).log()).sum((1, 2, 3))
+    # The mean logarithm of the posterior is that of the prior and match - norm / 2, less the evidence.
+    prior = by_class @ search.log_weights - _expected_shift2(posterior) / search.deviation_px**2
+    norm = 2 * (match + prior + information - posterior.log_evidence - search.log_cells)
     columns = [
         torch.from_numpy(rows).to(place.device),
         kind,
@@ -222,8 +229,10 @@ def _best(
         by_class[each, kind],
         information,
         turn_error * step,
-        spread * pixel_size,
+        (spread + search.step_px**2 / 12).sqrt() * pixel_size,
         posterior.log_evidence,
+        match,
+        norm,
     ]
     return torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
 

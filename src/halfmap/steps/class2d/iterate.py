@@ -64,7 +64,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     if len(done) < len(shards):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
     halves, statistics, best = _add_up(plan, folder, done)
-    new = maximise(plan, model, iteration, plan.grids(radius)[-1], halves, statistics)
+    new = maximise(plan, model, iteration, plan.grids(radius)[-1], halves, statistics, best)
     new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
     _say(ctx, plan, new, iteration, radius, best, seeded)
     np.save(folder / f"{name}_best.npy", best)

@@ -31,6 +31,12 @@ _SIGMAS = 3.0
 _LEAST = 0.1
 """Part of a class' weight that must be in either half."""
 
+_SCALES = 0.2
+"""Standard deviation of scales that is expected; none is believed to be off by more than three."""
+
+_FAINT = 0.05
+"""Part of an average left by Wiener's filter below which it is not made up for."""
+
 _STRONG = 4.0
 """Ratio of signal to noise that counts as no more, where several rings are taken together."""
 
@@ -45,8 +51,6 @@ class Model:
         Number of the iteration that gave it; 0 to begin with.
     averages : Tensor (k, box, box)
         Class averages as they are searched, masked.
-    shares : Tensor (k,)
-        Parts of the particles.
     noise : Tensor (groups, rings)
         Power of the noise of each optics group, for all rings that will ever be used.
     signal : Tensor (k, rings)
@@ -55,6 +59,10 @@ class Model:
         Variance of the signal that both halves of the particles agree in.
     weights : Tensor (k, rings)
         Mean over each ring of the summed CTF² over noise power, of the last iteration.
+    left : Tensor (k, rings)
+        What Wiener's filter left of the averages.
+    scale : Tensor (micrographs,)
+        Strength of the particles' signal in each micrograph; 1 in the mean over particles.
     deviation_px : float
         Standard deviation of the particles' shifts along an axis.
     typical_signal : Tensor (rings,)
@@ -65,11 +73,12 @@ class Model:
 
     iteration: int
     averages: Tensor
-    shares: Tensor
     noise: Tensor
     signal: Tensor
     agreed: Tensor
     weights: Tensor
+    left: Tensor
+    scale: Tensor
     deviation_px: float
     typical_signal: Tensor
     supported: int
@@ -138,6 +147,7 @@ def maximise(
     grid: PolarGrid,
     halves: Sequence[Sums],
     statistics: Statistics,
+    best: NDArray[np.float64],
 ) -> Model:
     """Estimate the model anew from the sums over images.
 
@@ -153,6 +163,8 @@ def maximise(
         Of the images that took part, in two halves; one if there are too few.
     statistics : Statistics
         Of the same.
+    best : array (n, columns)
+        What was found for each of them; see `expectation.BEST`.
 
     Returns
     -------
@@ -176,7 +188,8 @@ def maximise(
     kept = model.weights[:, :rings, None] * _memory(share)
     weights = squared + kept
     signal = model.signal[:, :rings, None]
-    averages = (linear + kept * before) / (weights + 1 / (signal + _TINY))
+    former = before / model.left[:, :rings, None].clamp(min=_FAINT)
+    averages = (linear + kept * former) / (weights + 1 / (signal + _TINY))
     uncertainty = 1 / (weights + 1 / (signal + _TINY))
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
     agreed = agreed_signal(plan, halves, before, grid)
@@ -188,13 +201,14 @@ def maximise(
         model,
         iteration=model.iteration + 1,
         averages=masked(plan, grid.images(averages)),
-        shares=_shares(statistics.shares),
         noise=_noise(model, grid, statistics),
         signal=_beyond(model, new_signal),
         agreed=_padded(model.agreed, agreed),
         weights=_padded(model.weights, weights.mean(-1)),
+        left=_padded(model.left, (weights * uncertainty).mean(-1)),
+        scale=_scale(plan, model, best),
         deviation_px=_deviation(plan, statistics),
-        supported=_supported(new_signal * weights.mean(-1), statistics.shares),
+        supported=_supported(_GROWTH * agreed * weights.mean(-1), statistics.shares),
     )
 
 
@@ -219,8 +233,8 @@ def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: 
 
     Notes
     -----
-    The power of the sum of both, less that of their difference, each weighted as noise has them. Five rings
-    are taken together, and what chance does to that is told from as many samples as the mask is large.
+    The power of the sum of both, less that of their difference, each weighted as noise has them. Whether it
+    is more than chance is asked of five rings together, with as many samples as the mask is large.
     """
     if len(halves) < 2:
         return torch.zeros(len(references), grid.rings, dtype=torch.float64, device=references.device)
@@ -234,7 +248,7 @@ def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: 
     # A class that one half has hardly any particles of has nothing to compare.
     least = torch.minimum(u.mean((1, 2)), v.mean((1, 2))) / (u + v).mean((1, 2))
     certain = (excess > _SIGMAS * deviation) & (least > _LEAST)[:, None]
-    return excess * certain / ((u + v) / grid.weights).mean(-1)
+    return (power - noise).clamp(min=0) * certain / ((u + v) / grid.weights).mean(-1)
 
 
 def _five(rings: Tensor) -> Tensor:
@@ -279,11 +293,6 @@ def _off_centre(plan: Plan, images: Tensor) -> Tensor:
     return centre * (plan.range_px / centre.norm(dim=1, keepdim=True).clamp(min=plan.range_px))
 
 
-def _shares(sums: Tensor) -> Tensor:
-    """Shares of the classes, none of them zero."""
-    return ((sums + 1) / (sums.sum() + len(sums))).float()
-
-
 def _noise(model: Model, grid: PolarGrid, statistics: Statistics) -> Tensor:
     """Power of what the averages do not explain."""
     noise = model.noise.clone()
@@ -296,12 +305,25 @@ def _noise(model: Model, grid: PolarGrid, statistics: Statistics) -> Tensor:
     return noise
 
 
+def _scale(plan: Plan, model: Model, best: NDArray[np.float64]) -> Tensor:
+    """Scale of each micrograph that its particles match their averages best with, under a normal prior."""
+    scale = model.scale.cpu().numpy().astype(float)
+    micrograph = plan.micrographs[best[:, 0].astype(np.intp)]
+    match = np.bincount(micrograph, best[:, 11] / scale[micrograph], len(scale))
+    norm = np.bincount(micrograph, best[:, 12] / scale[micrograph] ** 2, len(scale))
+    seen = np.bincount(micrograph, minlength=len(scale)) > 0
+    prior = 1 / _SCALES**2
+    scale[seen] = np.clip((match[seen] + prior) / (norm[seen] + prior), 1 - 3 * _SCALES, 1 + 3 * _SCALES)
+    return torch.from_numpy(scale / scale[plan.micrographs].mean()).to(model.scale)
+
+
 def _beyond(model: Model, signal: Tensor) -> Tensor:
     """Signal of rings seen for the first time: as that of all particles, as far as the class had it."""
     rings = signal.shape[1]
     result = model.signal.clone()
     result[:, :rings] = signal
-    last = signal[:, -3:].mean(1) / model.typical_signal[rings - 3 : rings].mean().clamp(min=_TINY)
+    typical = model.typical_signal[max(rings - 3, 0) : rings].mean().clamp(min=_TINY)
+    last = signal[:, -3:].mean(1) / typical
     result[:, rings:] = model.typical_signal[rings:] * last[:, None].clamp(max=1.0)
     return result
 
@@ -328,10 +350,12 @@ def last_ring(ratio: Tensor) -> Tensor:
     """Last ring (k,) outward of the strongest before signal-to-noise ratios (k, rings) fall below 1.
 
     The lowest rings have hardly any contrast, and a hollow particle has rings without signal: hence the
-    beginning at the strongest ring, and the mean of five, of which none counts more than a few.
+    beginning at the strongest ring, and the mean of five, of which none counts more than a few. Such a mean
+    goes beyond the last ring, and it is that ring which is given.
     """
     smooth = _five(ratio.clamp(max=_STRONG))
     ring = torch.arange(ratio.shape[1], device=ratio.device)
     inward = ring <= smooth.argmax(1, keepdim=True)
-    last = ((smooth > 1) | inward).int().cumprod(1).sum(1) - 1
+    run = ((smooth > 1) | inward).int().cumprod(1) == 1
+    last = (ring * (run & (ratio > 1))).amax(1)
     return torch.where(smooth.amax(1) > 1, last, 0)

@@ -18,7 +18,7 @@ from halfmap.data import ParticleSet
 from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import GROUP
 from halfmap.engine.memory import require_memory
-from halfmap.errors import ParameterError
+from halfmap.errors import ParameterError, TableError
 from halfmap.io.tables import read_particles
 from halfmap.log import log
 from halfmap.ops.fourier import resample
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.class2d.step import Class2DStep
 
-DIAMETER = "hmParticleDiameter"
+DIAMETER, MICROGRAPH = "hmParticleDiameter", "rlnMicrographName"
 
 _INNER_RADIUS = 11
 """Rings of the pass over all shifts, about."""
 
 _MARGIN = 1.15
 """Box of the images, as they are searched, over the smallest that holds the outer ring."""
+
+_TREATED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 
 _MASK = 1.15
 _SHIFTS = 1 / 8
@@ -50,6 +52,7 @@ _GROWTH = 0.6
 _EARLY = 0.7
 """Part of the iterations in which classes that starve begin anew."""
 
+_FEWEST_RINGS = 3
 _PER_CLASS, _FEWEST = 100, 2000
 _SHARD, _MOST_SHARDS = 2048, 64
 """Particles whose sums are kept together, and the most files of such sums of an optics group."""
@@ -105,8 +108,12 @@ class Plan:
     diameter, shift_range : float
         Å.
     iterations : tuple of Iteration
-    groups : array (n,)
-        Optics group of each particle, from 0.
+    groups, micrographs : array (n,)
+        Optics group and micrograph of each particle, from 0; where there are no micrographs, the former.
+    names : tuple of str
+        Of the micrographs.
+    flipped : array (n,) of bool
+        Which images were multiplied by the sign of their CTF.
     device : str
     """
 
@@ -120,6 +127,9 @@ class Plan:
     shift_range: float
     iterations: tuple[Iteration, ...]
     groups: NDArray[np.intp]
+    micrographs: NDArray[np.intp]
+    names: tuple[str, ...]
+    flipped: NDArray[np.bool_]
     device: str
 
     @property
@@ -164,10 +174,10 @@ class Plan:
     def transfer(self, rows: NDArray[np.intp], grid: PolarGrid) -> Tensor:
         """CTFs (n, rings, angles / 2) of particles; complex where there are odd aberrations."""
         return transfer_on_rings(
-            _transfer_parameters(self.source.table)[torch.from_numpy(rows)],
+            _transfer_parameters(self.source)[torch.from_numpy(rows)],
             grid,
             self.pixel_size,
-            phase_flipped=self.step.phase_flipped,
+            phase_flipped=torch.from_numpy(self.flipped[rows]),
             intact_first_peak=self.step.intact_first_peak,
         )
 
@@ -201,6 +211,8 @@ class Source:
     """Where particle images come from, and how they are made ready for the search."""
 
     table: Path
+    stamp: int
+    """When the table was last written, so that a new one is not taken for it."""
     project: Path
     memory: int
     box: int
@@ -224,13 +236,20 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     finest = min(whole.box // 2 - 1, round(side / step.resolution))
     if finest < side / step.resolution - 1:
         log.warning("the pixels allow %.1f Å, not %g Å", side / finest, step.resolution)
-    coarsest = round(side / step.first_resolution)
+    if len(particles) < step.classes:
+        raise ParameterError(
+            f"{len(particles)} particles cannot be sorted into {step.classes} classes",
+            hint="give fewer --classes",
+        )
+    coarsest = max(_FEWEST_RINGS, round(side / step.first_resolution))
     if coarsest >= finest:
-        coarsest = max(1, finest // 2)
+        coarsest = max(_FEWEST_RINGS, finest // 2)
     half = math.ceil(_MARGIN * finest)
     box = min(whole.box, 2 * (next_fast_len(half, real=True) or half))
-    source = Source(path, ctx.project, memory, box)
+    source = Source(path, path.stat().st_mtime_ns, ctx.project, memory, box)
     groups = particles.rows[GROUP].to_numpy()
+    names = particles.rows[MICROGRAPH].to_numpy() if MICROGRAPH in particles.rows.columns else groups
+    names, micrographs = np.unique(names, return_inverse=True)
     plan = Plan(
         step=step,
         source=source,
@@ -242,6 +261,9 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
         shift_range=shift_range,
         iterations=_schedule(step, len(particles), coarsest, finest),
         groups=np.unique(groups, return_inverse=True)[1],
+        micrographs=micrographs,
+        names=tuple(names.astype(str)),
+        flipped=_flipped(step, particles),
         device=ctx.device,
     )
     log.info(
@@ -268,9 +290,26 @@ def open_images(source: Source) -> ParticleImages:
 
 
 @functools.lru_cache(maxsize=1)
-def _transfer_parameters(path: Path) -> CTFParameters:
+def _transfer_parameters(source: Source) -> CTFParameters:
     """Of all particles, made once."""
-    return read_particles(path).ctf
+    return read_particles(source.table).ctf
+
+
+def _flipped(step: Class2DStep, particles: ParticleSet) -> NDArray[np.bool_]:
+    """Which images were multiplied by the sign of their CTF, by the table or by what the user says."""
+    rows, optics = particles.rows[GROUP].to_numpy(), particles.optics
+    flipped, multiplied = (
+        np.isin(rows, optics[GROUP].filter(optics[name].cast(bool)) if name in optics.columns else [])
+        for name in _TREATED
+    )
+    if multiplied.any():
+        raise TableError(
+            "the images have been multiplied by their CTF",
+            path=particles.path,
+            row=int(multiplied.argmax()) + 1,
+            hint="extract them without",
+        )
+    return flipped | step.phase_flipped
 
 
 def _diameter(step: Class2DStep, particles: ParticleSet, side: float) -> float:
@@ -302,7 +341,7 @@ def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[It
         size = n if i >= partial else min(n, round(smallest * (n / smallest) ** (i / max(partial, 1))))
         radius = round(coarsest + (finest - coarsest) * grown)
         early, last = i < _EARLY * step.iterations, i + 1 == step.iterations
-        iterations.append(Iteration(i + 1, max(1, radius), size, first, early, last))
+        iterations.append(Iteration(i + 1, radius, size, first, early and not last, last))
         first = (first + size) % n
     return tuple(iterations)
 

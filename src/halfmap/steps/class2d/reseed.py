@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from halfmap.search.particles import ParticleImages
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Iteration, Plan
-from halfmap.steps.class2d.start import aligned_average
+from halfmap.steps.class2d.start import aligned_average, left
 
 _STARVED = 0.15
 """Particles, over those of an equal share, below which a class begins anew."""
 
-_NAMES = "averages", "weights", "signal", "agreed", "shares"
+_NAMES = "averages", "weights", "left", "signal", "agreed"
 
 _MOST = 400
 """Particles of a part at the most: what it is needs no more."""
@@ -77,7 +77,6 @@ def reseed(
             plan, images, some[:, 0].astype(np.intp), some[:, 2:5], model.noise, signal, radius
         )
         new["averages"][hungry], new["weights"][hungry] = average, weights
+        new["left"][hungry] = left(weights, signal)
         new["signal"][hungry], new["agreed"][hungry] = signal, model.agreed[parent]
-        new["shares"][hungry] = new["shares"][parent] = new["shares"][parent] / 2
-    new["shares"] /= new["shares"].sum()
     return replace(model, **new), len(starved)

@@ -63,8 +63,6 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
     signal = _smooth(excess / transfer2)
     signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
     seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
-    if len(seeds) < step.classes:
-        seeds = np.sort(random.integers(0, len(plan.groups), step.classes))
     radius = plan.iterations[0].radius
     first = [
         aligned_average(plan, images, seeds[i : i + 1], None, noise, signal, radius)
@@ -73,11 +71,12 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
     return Model(
         iteration=0,
         averages=torch.stack([average for average, _ in first]),
-        shares=torch.full((step.classes,), 1 / step.classes, device=plan.device),
         noise=noise,
         signal=signal.expand(step.classes, -1).clone(),
         agreed=torch.zeros(step.classes, len(signal), device=plan.device),
         weights=torch.stack([weights for _, weights in first]),
+        left=torch.stack([left(weights, signal) for _, weights in first]),
+        scale=torch.ones(int(plan.micrographs.max()) + 1, device=plan.device),
         deviation_px=plan.range_px / 2,
         typical_signal=signal,
         supported=plan.iterations[0].radius,
@@ -133,6 +132,11 @@ def aligned_average(
     padded = torch.zeros(len(signal), device=plan.device)
     padded[: grid.rings] = weights.mean(-1)
     return masked(plan, grid.images(average[None].to(torch.complex64)))[0], padded
+
+
+def left(weights: Tensor, signal: Tensor) -> Tensor:
+    """What Wiener's filter leaves of an average of these weights (rings,), for this variance."""
+    return weights / (weights + 1 / signal.clamp(min=1e-20))
 
 
 def _turned(values: Tensor, turns: Tensor, period: int) -> Tensor:

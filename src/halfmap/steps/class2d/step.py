@@ -14,10 +14,10 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
     """Sort particles into classes that look alike, turned and moved onto each other, and average each class.
 
     Every particle is compared with every class average at all angles in the plane and all shifts, and adds
-    to each in proportion to the posterior probability; averages, noise, shifts and the classes' shares are
-    estimated in turn (expectation-maximisation). It starts from single particles at low resolution, with
-    random parts of the data, and ends with all particles at the resolution that the averages have. Classes
-    that lose their particles start again from particles of the largest ones.
+    to each in proportion to the posterior probability; averages, noise, shifts and the scale of each
+    micrograph are estimated in turn (expectation-maximisation). It starts from single particles at low
+    resolution, with random parts of the data, and ends with all particles at the resolution that the averages
+    have. Classes that lose their particles start again from particles of the largest ones.
 
     References
     ----------
@@ -55,7 +55,10 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
         gt=0,
     )
     phase_flipped: bool = Param(
-        False, "the particles' phases were flipped by the CTF before", unit="none", section=CTF
+        False,
+        "the particles' phases were flipped by the CTF before, though the table does not say so",
+        unit="none",
+        section=CTF,
     )
     intact_first_peak: bool = Param(
         False,

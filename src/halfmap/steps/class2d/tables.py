@@ -115,11 +115,25 @@ def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float6
             {
                 "rlnSpectralIndex": np.arange(len(power)),
                 "rlnResolution": np.arange(len(power)) / plan.side,
-                # Of a transform divided by the number of pixels, as RELION has it.
-                "rlnSigma2Noise": power / plan.box**4,
+                # Of real and imaginary part each, of a transform divided by the number of pixels: RELION's.
+                "rlnSigma2Noise": power / (2 * plan.box**4),
             }
         )
         for i, power in enumerate(model.noise.cpu().numpy().astype(float))
     }
-    blocks = {"model_general": general, "model_classes": classes, **spectra, **noise}
+    groups = pl.DataFrame(
+        {
+            "rlnGroupNumber": np.arange(len(model.scale)) + 1,
+            "rlnGroupName": plan.names,
+            "rlnGroupNrParticles": np.bincount(plan.micrographs),
+            "rlnGroupScaleCorrection": model.scale.cpu().numpy().astype(float),
+        }
+    )
+    blocks = {
+        "model_general": general,
+        "model_classes": classes,
+        **spectra,
+        "model_groups": groups,
+        **noise,
+    }
     write_star(ctx.folder / "model.star", blocks)
