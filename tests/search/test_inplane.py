@@ -143,7 +143,7 @@ def test_flat_posteriors_keep_no_more_cells_than_allowed(case):
     noise = torch.full((1, fine.rings), 3e5)  # nearly flat
     posterior = finder(fine.sample(images), torch.ones(BATCH, fine.rings, fine.angles // 2), noise)
     assert posterior.probability.sum() == pytest.approx(BATCH, rel=1e-5)
-    assert posterior.shifts_px.shape[1] == 16 * 4
+    assert posterior.shifts_px.shape[1] == 8 * 4
 
 
 def test_shift_grids():

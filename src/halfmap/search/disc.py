@@ -94,7 +94,7 @@ class FourierDisc:
 
     def shifts(self, shifts_px: Tensor) -> Tensor:
         """Factors (..., p) that move images by (x, y) pixels (..., 2)."""
-        phase = (shifts_px.double() @ self.points.T) * (-2 * math.pi / self.box)
+        phase = (shifts_px.to(self.points) @ self.points.T) * (-2 * math.pi / self.box)
         return torch.polar(torch.ones_like(phase), phase).to(torch.complex64)
 
     def _places(self, size: int) -> Tensor:

@@ -18,7 +18,7 @@ _STEPS_A_RING = 4.0
 """Steps of the coarse grid of shifts in which the phase of the outer ring turns once."""
 
 _MASS = 0.999
-_MOST_CELLS = 16
+_MOST_CELLS = 8
 """Part of the posterior that the coarse shifts kept must hold, and how many of them are kept at the most."""
 
 _EXCLUDED = -1000.0
@@ -218,7 +218,7 @@ class InPlaneSearch:
     """Search for the reference, the angle in the plane and the shift of images, in passes of growing radius.
 
     All references, angles and shifts are compared on the innermost rings with a coarse grid of shifts. The
-    shifts that hold 99.9 % of the posterior, or the best 16 if it is flatter, are divided in four, and
+    shifts that hold 99.9 % of the posterior, or the best 8 if it is flatter, are divided in four, and
     compared again on more rings, until it is all of them.
 
     Parameters

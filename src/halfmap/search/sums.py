@@ -13,7 +13,7 @@ from halfmap.search.polar import PolarGrid, from_hartley, hartley
 from halfmap.search.ring_products import adjoint_product, from_harmonics, harmonics_of
 
 _NEGLIGIBLE = 1e-9
-"""Probability of a class under which an image adds less to it than sums are rounded by."""
+"""Probability of a class or shift under which an image adds less than sums are rounded by."""
 
 
 @dataclass(eq=False)
@@ -32,12 +32,13 @@ class Sums:
     Notes
     -----
     Noise that happens to look like an average is turned and moved until it does so most, and adds up to that
-    average: Einstein from noise [1]_. How much it adds can be said exactly. For normal noise n of variance σ²
+    average: Einstein from noise [1]_. How much it adds can be computed. For normal noise n of variance σ²
     Stein's lemma [2]_ has ``E[p n] = σ² E[∂p / ∂n]``, and the probability p of a pose depends on the image
     through ``Re(X* CTF A) / σ²`` alone. So to each average A noise adds, in the mean over noise,
     ``Σ p CTF² / σ² A`` less the sum of the images that the posterior expects, each turned back by the same
     probabilities. Both are known after the expectation step. Where poses are certain the two are equal, and
-    nothing is taken away.
+    nothing is taken away. It holds if the average does not depend on the images, and if no poses were left
+    out by looking at them; shifts that a search drops leave a part behind.
 
     References
     ----------
@@ -73,17 +74,22 @@ class Sums:
         linear, squared = torch.zeros_like(turned), torch.zeros_like(turned[: grid.angles // 4 + 1])
         expected, match = torch.zeros_like(turned), torch.zeros_like(images.power)
         for part in images.parts(CELLS):
-            kinds = (posterior.mass[part].sum((0, 1)) > _NEGLIGIBLE).nonzero().squeeze(1)
-            harmonics = harmonics_of(posterior.probability[:, part, :, kinds])
+            mass = posterior.mass[part]
+            kinds = (mass.amax((0, 1)) > _NEGLIGIBLE).nonzero().squeeze(1)
+            moves = (mass.amax((0, 2)) > _NEGLIGIBLE).nonzero().squeeze(1)
+            kept = posterior.probability[:, part].index_select(2, moves).index_select(3, kinds)
+            harmonics = harmonics_of(kept)
             rows = harmonics.flatten(1, 2)
-            linear.index_add_(1, kinds, adjoint_product(rows, shifted[:, part].flatten(1, 2)))
+            moved = shifted[:, part].index_select(2, moves).flatten(1, 2)
+            linear.index_add_(1, kinds, adjoint_product(rows, moved))
             # Folded onto a half circle, a function keeps every other harmonic.
             product = adjoint_product(harmonics[::2].sum(2), images.squared[:, part])
             squared.index_add_(1, kinds, product)
             clean = torch.bmm(rows, turned[:, kinds]).unflatten(1, harmonics.shape[1:3])
-            clean = _moved_back(from_harmonics(clean, grid.angles), shifts[part], grid)
+            by = shifts[part].index_select(1, moves)
+            clean = _moved_back(from_harmonics(clean, grid.angles), by, grid)
             match[part] = 2 * (images.linear[:, part].conj() * clean).real.sum((0, 2))
-            again = replace(images[part], linear=clean * weights[:, part]).shifted(shifts[part], grid)
+            again = replace(images[part], linear=clean * weights[:, part]).shifted(by, grid)
             expected.index_add_(1, kinds, adjoint_product(rows, again.flatten(1, 2)))
         return cls(*(part.to(torch.complex128) for part in (linear, squared, expected))), match
 

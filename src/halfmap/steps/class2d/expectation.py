@@ -50,7 +50,7 @@ _AHEAD = 8
 """Batches that are in work at a time, or wait."""
 
 _WINDOW = 4
-"""Angles on either side of the best that are taken for the same peak."""
+"""Angles on either side of the best that are taken for the same peak, whose mean is the pose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +207,14 @@ def _best(
     angle, kind = place // (shifts * classes), place % classes
     each = torch.arange(batch, device=place.device)
     by_class = posterior.mass.sum(1)
-    window = torch.arange(-_WINDOW, _WINDOW + 1, device=place.device)
-    peak = probability[each[:, None], (angle[:, None] + window) % angles, :, kind[:, None]]  # (b, window, t)
-    peak = peak / peak.sum((1, 2), keepdim=True)
+    away = torch.arange(angles, device=place.device) - angles // 2
+    whole = probability[each[:, None], (angle[:, None] + away) % angles, :, kind[:, None]]  # (b, angles, t)
+    near = slice(angles // 2 - _WINDOW, angles // 2 + _WINDOW + 1)
+    peak = whole[:, near] / whole[:, near].sum((1, 2), keepdim=True)
     step = 360 / angles
-    turn, turn_error = _mean_and_error(peak.sum(2), window.float(), 1 / math.sqrt(12))
+    turn = (peak.sum(2) * away[near]).sum(1)
+    chance = whole.sum(2) / whole.sum((1, 2))[:, None]
+    turn_error = ((chance * (away - turn[:, None]).square()).sum(1) + 1 / 12).sqrt()
     shift = (peak.sum(1)[..., None] * posterior.shifts_px).sum(1)
     spread = (peak.sum(1)[..., None] * (posterior.shifts_px - shift[:, None]).square()).sum(1).mean(1)
     information = -(probability * probability.clamp(min=1e-30).log()).sum((1, 2, 3))
@@ -235,10 +238,3 @@ def _best(
         norm,
     ]
     return torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
-
-
-def _mean_and_error(weights: Tensor, positions: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Mean (b,) and standard deviation of positions under weights (b, n), which are those of cells."""
-    mean = (weights * positions).sum(1)
-    variance = (weights * positions.square()).sum(1) - mean.square()
-    return mean, (variance.clamp(min=0) + least**2).sqrt()

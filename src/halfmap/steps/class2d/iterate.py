@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
 
 FOLDER = "Iterations"
+_ATTRACTED = 0.35
+"""Part of the particles in one class that is warned of."""
+
 _MARGIN = 1.6
 """Rings that are searched over those that have signal, so that resolution can grow."""
 
@@ -151,12 +154,19 @@ def _say(
         "seeded": seeded,
     }
     log.info(
-        "iteration %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); largest class %.0f %%, "
-        "%.1f classes' worth; %d begun anew",
-        *(iteration.number, len(best), figures["searched_A"], figures["best_resolution_A"]),
+        "iteration %d of %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); "
+        "largest class %.0f %%, %.1f classes' worth; %d begun anew",
+        *(iteration.number, len(plan.iterations), len(best)),
+        *(figures["searched_A"], figures["best_resolution_A"]),
         *(figures["median_resolution_A"], 100 * figures["largest_share"]),
         *(figures["effective_classes"], seeded),
     )
+    if iteration.last and figures["largest_share"] > _ATTRACTED and plan.step.classes > 3:
+        log.warning(
+            "class %d holds %.0f %% of the particles: what it shows may be a blur of many views; fewer "
+            "--classes, or a smaller --diameter where particles touch, may separate them",
+            *(int(members.argmax()) + 1, 100 * figures["largest_share"]),
+        )
     write_text(ctx.folder / FOLDER / f"it{iteration.number:03d}.json", json.dumps(figures) + "\n")
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfmap.errors import FileFormatError
 from halfmap.io.atomic import atomic_path
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.sums import Sums
@@ -94,12 +95,24 @@ class Model:
 
     @classmethod
     def load(cls, path: Path, device: str) -> Model:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileFormatError
+            If another version wrote it.
+        """
         with np.load(path) as file:
             values: dict[str, Any] = {
                 name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name]).to(device)
                 for name in file.files
             }
+        if values.keys() != cls.__dataclass_fields__.keys():
+            raise FileFormatError(
+                "is of another version of Halfmap, which this one cannot go on from",
+                path=path,
+                hint="start the classification anew",
+            )
         return cls(**values)
 
     @property

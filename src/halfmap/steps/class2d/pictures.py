@@ -33,14 +33,16 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
         What was found for each particle; see `expectation.BEST`.
     """
     members = np.bincount(best[:, 1].astype(int), minlength=plan.step.classes)
-    order = np.argsort(-members, kind="stable")
+    order = np.argsort(-members, kind="stable")[: int((members > 0).sum())]
     resolutions = model.resolutions(plan)
     columns = min(_COLUMNS, len(order))
     lines = math.ceil(len(order) / columns)
     width = columns * (_TILE + _GAP) - _GAP + 2 * MARGIN
     height = lines * (_TILE + _CAPTION) + 64 + MARGIN
     figure = new_figure(max(width, 560), height)
-    title = f"{int(members.sum()):,} particles in {int((members > 0).sum())} classes"
+    title = f"{int(members.sum()):,} particles in {len(order)} classes"
+    if len(order) < len(members):
+        title += f"; {len(members) - len(order)} have none"
     add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
     # What is outside the circle is empty.
     margin = max(0, math.floor((plan.box - _SHOWN * plan.diameter / plan.pixel_size) / 2))
@@ -56,12 +58,9 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
         axes.imshow(tiles[number], cmap="gray", interpolation="bicubic", origin="lower")
         axes.set_axis_off()
         share = 100 * members[number] / members.sum()
-        caption = (
-            f"{number + 1}: {members[number]:,} ({share:.2g} %)" if members[number] else f"{number + 1}: none"
-        )
+        caption = f"{number + 1}: {members[number]:,} ({share:.2g} %)"
         add_text(figure, left, bottom - 15, caption, size=8)
-        if members[number]:
-            add_text(figure, left, bottom - 28, f"{resolutions[number]:.3g} Å", size=8, color=QUIET)
+        add_text(figure, left, bottom - 28, f"{resolutions[number]:.3g} Å", size=8, color=QUIET)
     save(figure, path)
 
 

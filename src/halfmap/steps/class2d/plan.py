@@ -49,7 +49,7 @@ _EDGE_PX = 3.0
 _GROWTH = 0.6
 """Part of the iterations in which the resolution grows."""
 
-_EARLY = 0.7
+_EARLY = 0.8
 """Part of the iterations in which classes that starve begin anew."""
 
 _FEWEST_RINGS = 3
@@ -233,6 +233,16 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     side = whole.box * whole.pixel_size
     diameter = _diameter(step, particles, side)
     shift_range = diameter * _SHIFTS if step.shift_range is None else step.shift_range
+    if shift_range > side / 2:
+        raise ParameterError(
+            f"shifts to {shift_range:.0f} Å go beyond boxes of {side:.0f} Å",
+            hint="give a smaller --shift-range",
+        )
+    if step.full_iterations > step.iterations:
+        raise ParameterError(
+            f"{step.full_iterations} of {step.iterations} iterations cannot be with all particles",
+            hint="give fewer --full-iterations",
+        )
     finest = min(whole.box // 2 - 1, round(side / step.resolution))
     if finest < side / step.resolution - 1:
         log.warning("the pixels allow %.1f Å, not %g Å", side / finest, step.resolution)
@@ -332,7 +342,7 @@ def _diameter(step: Class2DStep, particles: ParticleSet, side: float) -> float:
 
 def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[Iteration, ...]:
     """Growing resolution, and growing parts of the data that end with all of it."""
-    full = min(step.full_iterations, step.iterations)
+    full = step.full_iterations
     partial = step.iterations - full
     smallest = min(n, step.first_batch or max(_FEWEST, _PER_CLASS * step.classes))
     iterations, first = [], 0

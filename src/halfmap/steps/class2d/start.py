@@ -13,7 +13,7 @@ from halfmap.search.polar import PolarGrid, from_hartley, hartley
 from halfmap.steps.class2d.model import Model, masked
 from halfmap.steps.class2d.plan import Plan, to_device
 
-_SAMPLE = 1000
+_SAMPLE, _BATCH = 1000, 64
 _LEAST = 1e-3
 _SMOOTH = 1
 
@@ -48,18 +48,17 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
     transfer2 = torch.zeros(whole.rings, device=plan.device)
     support, margin = plan.support(), _margin(plan)
     inside = float(support.square().mean())
-    total = 0
     for group in range(groups):
         members = np.flatnonzero(plan.groups == group)
         some = np.sort(random.permutation(members)[: max(50, _SAMPLE // groups)])
-        pictures = to_device(images.get(some), plan.device)
-        around = whole.sample(pictures * margin).abs().square().mean((0, 2)) / margin.square().mean()
-        noise[group] = _smooth(around)
-        within = whole.sample(pictures * support).abs().square().mean((0, 2))
-        ctf = plan.transfer(some, whole)
-        excess += len(some) * (within - inside * noise[group])
-        transfer2 += len(some) * ctf.abs().square().mean((0, 2))
-        total += len(some)
+        for rows in np.array_split(some, -(-len(some) // _BATCH)):
+            pictures = to_device(images.get(rows), plan.device)
+            around = whole.sample(pictures * margin).abs().square().mean(2) / margin.square().mean()
+            within = whole.sample(pictures * support).abs().square().mean(2)
+            noise[group] += around.sum(0) / len(some)
+            excess += (within - inside * around).sum(0)
+            transfer2 += plan.transfer(rows, whole).abs().square().mean(2).sum(0)
+        noise[group] = _smooth(noise[group])
     signal = _smooth(excess / transfer2)
     signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
     seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
@@ -117,17 +116,25 @@ def aligned_average(
         Mean over each ring of the summed CTF² over noise power; as many as `signal` has.
     """
     grid = PolarGrid(plan.box, radius, plan.support_px, device=plan.device)
-    samples = grid.sample(to_device(images.get(rows), plan.device) * plan.support())
-    ctf = plan.transfer(rows, grid)
-    power = noise[torch.from_numpy(plan.groups[rows]).to(noise.device), : grid.rings, None]
-    linear, squared = samples * ctf.conj() / power, ctf.abs().square() / power
-    values, weights = hartley(linear), squared
-    if poses is not None:
-        shifts = torch.from_numpy(poses[:, 1:] / plan.pixel_size)
-        values = hartley(linear * grid.shifts(shifts))
-        turns = torch.deg2rad(torch.from_numpy(poses[:, 0])).to(values.device)
-        values, weights = _turned(values, turns, 1), _turned(weights, turns, 2)
-    values, weights = from_hartley(values.sum(0)), weights.sum(0)
+    values = torch.zeros(grid.rings, grid.angles, device=plan.device)
+    weights = torch.zeros(grid.rings, grid.angles // 2, device=plan.device)
+    for first in range(0, len(rows), _BATCH):
+        part = slice(first, first + _BATCH)
+        samples = grid.sample(to_device(images.get(rows[part]), plan.device) * plan.support())
+        ctf = plan.transfer(rows[part], grid)
+        power = noise[torch.from_numpy(plan.groups[rows[part]]).to(noise.device), : grid.rings, None]
+        linear, squared = samples * ctf.conj() / power, ctf.abs().square() / power
+        if poses is None:
+            linear = hartley(linear)
+        else:
+            shifts = torch.from_numpy(poses[part, 1:] / plan.pixel_size)
+            turns = torch.deg2rad(torch.from_numpy(poses[part, 0])).to(power.device)
+            linear, squared = (
+                _turned(hartley(linear * grid.shifts(shifts)), turns, 1),
+                _turned(squared, turns, 2),
+            )
+        values, weights = values + linear.sum(0), weights + squared.sum(0)
+    values = from_hartley(values)
     average = values / (weights + 1 / signal[: grid.rings, None])
     padded = torch.zeros(len(signal), device=plan.device)
     padded[: grid.rings] = weights.mean(-1)

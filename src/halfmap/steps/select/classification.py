@@ -101,10 +101,7 @@ def read(step: SelectStep, ctx: Context) -> Classification:
     """
     model, particles = _find(step, ctx)
     blocks: dict[str, Any] = read_star(model)
-    classes = blocks.get("model_classes")
-    if not isinstance(classes, pl.DataFrame) or "rlnReferenceImage" not in classes.columns:
-        hint = "give the model.star of a classification"
-        raise TableError("holds no class averages", path=model, hint=hint)
+    classes = blocks["model_classes"]
     table = read_particles(particles)
     number = _class_numbers(table, len(classes))
     averages, pixel_size = _read_averages(ctx, model, blocks)
@@ -124,6 +121,10 @@ def _find(step: SelectStep, ctx: Context) -> tuple[Path, Path]:
         model, particles = (
             ctx.resolve(str(general[label])) for label in ("rlnModelStarFile", "rlnExperimentalDataStarFile")
         )
+    classes = read_star(model).get("model_classes")
+    if not isinstance(classes, pl.DataFrame) or "rlnReferenceImage" not in classes.columns:
+        hint = "give the model.star of a classification"
+        raise TableError("holds no class averages", path=model, hint=hint)
     if step.particles is not None:
         return model, ctx.resolve(step.particles)
     for end, other in _DATA.items() if particles is None else ():
@@ -158,7 +159,7 @@ def _read_averages(ctx: Context, model: Path, blocks: dict[str, Any]) -> tuple[N
     for row, name in enumerate(names, start=1):
         index, _, file = name.rpartition("@")
         if file not in files:
-            files[file] = np.atleast_3d(read_mrc(ctx.resolve(file)).astype(np.float32))
+            files[file] = read_mrc(ctx.resolve(file)).astype(np.float32)
         stack = files[file]
         place = int(index) - 1 if index.isdecimal() else 0
         if not 0 <= place < len(stack):

@@ -61,7 +61,10 @@ def _say(found: Classification, chosen: Choice) -> None:
     log.info(
         "%d of %d classes and %d of %d particles kept, %d rejected within kept classes",
         *(int((chosen.class_kept & occupied).sum()), int(occupied.sum()), int(chosen.kept.sum())),
-        *(len(chosen.kept), int((~chosen.kept & chosen.class_kept[found.number]).sum())),
+        *(
+            len(chosen.kept),
+            int((~chosen.kept & chosen.class_kept[found.number] & (found.number >= 0)).sum()),
+        ),
     )
     if chosen.good_lost is None or chosen.junk_kept is None:
         return
