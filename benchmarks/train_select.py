@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for simulated data")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder of the atomic models")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of weights to write")
+    parser.add_argument("--runs", type=int, default=2, help="classifications of each data set")
     parser.add_argument("--have", action="store_true", help="take the data sets that are there")
     arguments = parser.parse_args()
     examples = []
@@ -275,7 +276,7 @@ def main() -> None:
         if arguments.have:
             jobs = sorted(path.parent for path in folder.glob("Class2D/*/RELION_JOB_EXIT_SUCCESS"))
         else:
-            jobs = make(scene, folder.parent, arguments.models)
+            jobs = make(scene, folder.parent, arguments.models, arguments.runs)
         examples += [one for job in jobs for one in load(scene, folder, job)]
     record = train(examples)
     for row in record["left out"] + record["left out, images unseen"]:

@@ -558,3 +558,12 @@ def test_a_project_inside_another_is_said_to_be_one(project, caplog):
     assert found is not None
     assert found.root == project.root
     assert caplog.text.count(said) == 2
+
+
+def test_a_first_job_that_is_refused_leaves_no_project(tmp_path):
+    """The folder is no project afterwards: others in it are not said to be inside one."""
+    project = Project.open(tmp_path)
+    assert Project.find(tmp_path) is not None
+    with edit_pipeline(project.root) as pipeline:
+        pipeline.counter = 1
+    assert Project.find(tmp_path) is None

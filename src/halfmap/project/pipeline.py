@@ -164,7 +164,10 @@ def edit_pipeline(root: Path) -> Iterator[Pipeline]:
         with _relion_locked_out(root / ".relion_lock"):
             pipeline = read_pipeline(path) if path.exists() else Pipeline()
             yield pipeline
-            write_pipeline(path, pipeline)
+            if path.exists() and not pipeline.processes and pipeline.counter == Pipeline().counter:
+                path.unlink()  # the first job was refused: there is no project yet
+            else:
+                write_pipeline(path, pipeline)
 
 
 @contextmanager
