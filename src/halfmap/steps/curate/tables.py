@@ -17,6 +17,7 @@ from halfmap.io.tables import write_micrographs
 from halfmap.log import log
 from halfmap.steps.curate import criteria
 from halfmap.steps.curate.micrograph import MicrographItem
+from halfmap.steps.curate.objects import DIAMETER_A
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -99,6 +100,11 @@ def warn(table: MicrographSet, judgements: list[criteria.Judgement], step: Curat
     unknown = criteria.missing(table)
     if unknown:
         log.info("not judged, as the table lacks their columns: %s", ", ".join(unknown))
+    if step.diameter is None:
+        text = (
+            "what may be a particle of %.0f Å is not masked; the particle's --diameter masks smaller things"
+        )
+        log.info(text, DIAMETER_A)
     smallest = min(Counter(rows["rlnOpticsGroup"]).values())
     if step.automatic and smallest < criteria.FEWEST:
         text = "optics groups of fewer than %d micrographs are not compared: only useless ones are rejected"
