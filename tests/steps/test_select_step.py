@@ -225,7 +225,7 @@ def _other_box() -> None:
         (None, {"exclude": (0,)}, ParameterError, "--exclude: there is no class 0"),
         (None, {"classes": (1,), "exclude": (2,)}, ParameterError, "--classes and --exclude, not both"),
         (None, {"classes": (1,), "min_score": 0.3}, ParameterError, "--min-score has nothing to choose"),
-        (None, {"classes": (4,)}, ItemsFailedError, "all 120 particles are rejected"),
+        (None, {"classes": (4,)}, ParameterError, "classes kept .* have no particles"),
         (None, {"min_score": 1.0}, ItemsFailedError, "the best class, [12], has a score"),
         (None, {"averages": "particles.star"}, TableError, "names no class averages"),
         (None, {"model": "particles.star", "particles": "particles.star"}, TableError, "no class averages"),

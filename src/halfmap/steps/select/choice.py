@@ -84,13 +84,13 @@ def choose(step: SelectStep, ctx: Context, found: Classification) -> Choice:
         class_kept = _named(step, ctx, found)
     else:
         class_kept = of_classes >= (scorer.min_score if step.min_score is None else step.min_score)
-    class_kept &= found.members >= step.min_particles
     if step.by_hand and not found.members[class_kept].any():
         names = ", ".join(str(number + 1) for number in np.flatnonzero(class_kept)) or "none"
         raise ParameterError(
             f"the classes kept ({names}) have no particles",
             hint="look at the picture of the classes for those that have",
         )
+    class_kept &= found.members >= step.min_particles
     kept = (found.number >= 0) & class_kept[found.number]
     of_particles, limit = None, step.min_particle_score or 0.0
     if not step.by_hand or limit > 0:
