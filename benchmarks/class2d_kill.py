@@ -83,10 +83,11 @@ def kill(project: Path, workers: int, done: int, most_s: float, draw: random.Ran
         time.sleep(0.005)
     wait_s = draw.uniform(0, most_s)
     time.sleep(wait_s)
-    ended = process.poll() is not None
-    if not ended:
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    # A job that has ended may be killed as its process goes.
+    ended = (project / JOB / "RELION_JOB_EXIT_SUCCESS").exists()
     models = [path.name[:5] for path in (project / JOB / "Iterations").glob("it*_model.npz")]
     return {
         "parts": parts(project),
