@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from halfmap.io.atomic import atomic_path
 from halfmap.steps.pick.calibrate import Calibration
-from halfmap.steps.pick.image import MicrographItem, load, local_mean
+from halfmap.steps.pick.image import Image, MicrographItem, load, local_mean
 from halfmap.steps.pick.tables import PROBABILITY, X, Y
 
 _DPI = 100
@@ -94,32 +94,9 @@ def draw_picks(
         tint = unseen[..., None] * np.array(to_rgba(_UNSEEN, 0.5))
         axes.imshow(tint, origin="lower", extent=(-0.5, w - 0.5, -0.5, h - 0.5), aspect="auto")
         _add_unseen_key(figure, width, height)
-    if len(picks):
-        x, y = picks[X].to_numpy() / image.scale[0], picks[Y].to_numpy() / image.scale[1]
-        wide = np.full(len(x), diameter / image.pixel_size)
-        rings = EllipseCollection(
-            wide,
-            wide,
-            np.zeros(len(x)),
-            units="xy",
-            offsets=np.stack([x, y], axis=-1),
-            offset_transform=axes.transData,
-            facecolors="none",
-            linewidths=1.4,
-            edgecolors=_COLOURS(_scale()(picks[PROBABILITY].to_numpy())),
-        )
-        axes.add_collection(rings, autolim=False)
+    _add_rings(axes, picks, image, diameter)
     axes.set(xlim=(-0.5, w - 0.5), ylim=(-0.5, h - 0.5))
-    place = (
-        (width + 22) / total_width,
-        0.2 * height / total_height,
-        16 / total_width,
-        0.6 * height / total_height,
-    )
-    colours = figure.add_axes(place)
-    figure.colorbar(ScalarMappable(_scale(), _COLOURS), cax=colours, ticks=[0.5, 0.6, 0.7, 0.8, 0.9, 1])
-    colours.tick_params(labelsize=8, color=_QUIET, labelcolor=_QUIET)
-    figure.text((width + 14) / total_width, 0.82 * height / total_height, "probability", size=8, color=_QUIET)
+    _add_probability_key(figure, width, height, total_width, total_height)
     false = float((1 - picks[PROBABILITY]).sum()) if len(picks) else 0.0
     title = f"{len(picks):,} pick{'' if len(picks) == 1 else 's'}, {false:.1f} of them false on average"
     middle = (height + head / 2) / total_height
@@ -135,6 +112,37 @@ def draw_picks(
     )
     figure.text((total_width - 12) / total_width, middle, title, size=10, color=_INK, va="center", ha="right")
     _save(figure, path)
+
+
+def _add_rings(axes: Axes, picks: pl.DataFrame, image: Image, diameter: float) -> None:
+    """A ring around each pick, coloured by its probability."""
+    if not len(picks):
+        return
+    x, y = picks[X].to_numpy() / image.scale[0], picks[Y].to_numpy() / image.scale[1]
+    wide = np.full(len(x), diameter / image.pixel_size)
+    rings = EllipseCollection(
+        wide,
+        wide,
+        np.zeros(len(x)),
+        units="xy",
+        offsets=np.stack([x, y], axis=-1),
+        offset_transform=axes.transData,
+        facecolors="none",
+        linewidths=1.4,
+        edgecolors=_COLOURS(_scale()(picks[PROBABILITY].to_numpy())),
+    )
+    axes.add_collection(rings, autolim=False)
+
+
+def _add_probability_key(
+    figure: Figure, width: float, height: float, total_width: float, total_height: float
+) -> None:
+    """The scale of the colours, right of a picture of this width and height in pixels."""
+    left, bottom = (width + 22) / total_width, 0.2 * height / total_height
+    colours = figure.add_axes((left, bottom, 16 / total_width, 0.6 * height / total_height))
+    figure.colorbar(ScalarMappable(_scale(), _COLOURS), cax=colours, ticks=[0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    colours.tick_params(labelsize=8, color=_QUIET, labelcolor=_QUIET)
+    figure.text((width + 14) / total_width, 0.82 * height / total_height, "probability", size=8, color=_QUIET)
 
 
 def _add_unseen_key(figure: Figure, left: float, height: float) -> None:
