@@ -12,7 +12,7 @@ import functools
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.optimize import brentq
 from scipy.spatial import KDTree
-from scipy.special import expit
 from torch import Tensor
 
 from halfmap.engine import Context
@@ -39,10 +37,10 @@ from halfmap.nets.training import train
 from halfmap.nets.weights import save_weights
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.grids import frequencies
+from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.image import BACKGROUND_A, Image, cropped, flattened
-from halfmap.steps.pick.learned import KIND, PIXELS, by_looks, normalised
+from halfmap.steps.pick.learned import KIND, PIXELS, by_looks, judged, normalised
 from halfmap.steps.pick.learned_examples import Example, batches
-from halfmap.steps.pick.strength import evidence, strengths
 from halfmap.steps.simulate import exposure, micrograph, preparation, truth
 from halfmap.steps.simulate.specimen import measure
 from halfmap.steps.simulate.step import SimulateMicrographs
@@ -362,33 +360,28 @@ class Scored:
 
     Attributes
     ----------
-    looks, strength : array (n,)
-        The network's log-odds, and what a ball's matched filter gives.
+    log_odds : array (n,)
+        Of being particles.
     hit : array (n,), bool
-        Which are particles.
+        Which are.
     particles : int
         That there are in all.
     """
 
-    looks: NDArray
-    strength: NDArray
+    log_odds: NDArray
     hit: NDArray[np.bool_]
     particles: int
 
-    def log_odds(self, gain: float) -> NDArray[np.float64]:
-        """By looks and strength, as picking takes them."""
-        return self.looks + evidence(self.looks, self.strength, gain)
 
-
-def scored(network: Picker, path: Path) -> Scored:
-    """Candidates of a simulated micrograph, as picking finds them."""
+def scored(path: Path, find: Callable[[Image, float], Candidates]) -> Scored:
+    """Candidates that are found in a simulated micrograph, given the particle's diameter."""
     view = load_simulated(path)
     image, diameter = coarse_image(view), float(view["diameter"])
-    found = by_looks(image, diameter, network)
+    found = find(image, diameter)
     whole = view["xy"][view["kind"] != "broken"] / image.scale
     places = np.stack([found.x, found.y], axis=-1)
     hit = matches(places, whole, 0.25 * diameter / image.pixel_size)
-    return Scored(found.score.astype(np.float64), strengths(image, found, diameter), hit, len(whole))
+    return Scored(found.score.astype(np.float64), hit, len(whole))
 
 
 def coarse_image(view: dict[str, Any]) -> Image:
@@ -416,12 +409,11 @@ def matches(places: NDArray, centres: NDArray, tolerance: float) -> NDArray[np.b
     return found
 
 
-def measure_network(
-    network: Picker, paths: list[Path], gain: float, threshold: float = 0.0
-) -> dict[str, float]:
-    """Precision, recall and F1 at a threshold, best F1 over all, and average precision."""
-    found = [scored(network, path) for path in paths]
-    score = np.concatenate([one.log_odds(gain) for one in found])
+def measure_network(network: Picker, paths: list[Path], threshold: float = 0.0) -> dict[str, float]:
+    """Precision, recall and F1 of picking at a threshold, best F1 over all, and average precision."""
+    rng = np.random.default_rng(1)
+    found = [scored(path, functools.partial(judged, network=network, rng=rng)) for path in paths]
+    score = np.concatenate([one.log_odds for one in found])
     hit = np.concatenate([one.hit for one in found])
     total = max(1, sum(one.particles for one in found))
     order = np.argsort(-score, kind="stable")
@@ -441,21 +433,20 @@ def measure_network(
     }
 
 
-def calibrate(network: Picker, paths: list[Path]) -> dict[str, float]:
-    """Make the network's scores log-odds of candidates by their looks, and find what strength adds.
+def calibrate(network: Picker, paths: list[Path]) -> float:
+    """Make the network's scores log-odds of candidates by their looks.
 
     Returns
     -------
-    dict
-        Share of the candidates that are particles, and what those of known strength gain.
+    float
+        Share of the candidates that are particles.
     """
-    found = [scored(network, path) for path in paths]
+    found = [scored(path, functools.partial(by_looks, network=network)) for path in paths]
     hit = np.concatenate([one.hit for one in found])
-    scale, shift = logistic_fit(np.concatenate([one.looks for one in found]), hit)
+    scale, shift = logistic_fit(np.concatenate([one.log_odds for one in found]), hit)
     network.temperature.fill_(1 / scale)
     network.offset.fill_(shift)
-    gain = strength_gain([replace(one, looks=scale * one.looks + shift) for one in found])
-    return {"share_of_particles": round(float(hit.mean()), 4), "gain_of_strength": round(gain, 3)}
+    return float(hit.mean())
 
 
 def logistic_fit(score: NDArray, hit: NDArray[np.bool_]) -> tuple[float, float]:
@@ -472,16 +463,6 @@ def logistic_fit(score: NDArray, hit: NDArray[np.bool_]) -> tuple[float, float]:
 
     optimiser.step(loss)
     return math.exp(float(fit[0].detach())), float(fit[1].detach())
-
-
-def strength_gain(found: list[Scored]) -> float:
-    """Gain by which as many particles are expected, by looks and strength, as there are."""
-    hits = sum(int(one.hit.sum()) for one in found)
-
-    def surplus(gain: float) -> float:
-        return sum(float(expit(one.log_odds(gain)).sum()) for one in found) - hits
-
-    return float(brentq(surplus, -5, 5, xtol=1e-4))
 
 
 def split(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -511,9 +492,8 @@ def train_general(folder: Path, steps: int, seed: int = 1) -> tuple[Picker, dict
     )
     seconds = time.process_time() - begin
     network.eval()
-    calibration = calibrate(network, [path for name in CALIBRATION for path in validation[name]])
-    gain = calibration["gain_of_strength"]
-    results = {name: measure_network(network, paths, gain) for name, paths in validation.items() if paths}
+    share = calibrate(network, [path for name in CALIBRATION for path in validation[name]])
+    results = {name: measure_network(network, paths) for name, paths in validation.items() if paths}
     record = {
         "kind": KIND,
         "version": 1,
@@ -528,7 +508,7 @@ def train_general(folder: Path, steps: int, seed: int = 1) -> tuple[Picker, dict
             "losses": [round(value, 5) for value in losses],
         },
         "validation": results,
-        "calibrated_on": {"structures": CALIBRATION} | calibration,
+        "calibrated_on": {"structures": CALIBRATION, "share_of_particles": round(share, 4)},
     }
     return network, record
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+import scipy.stats
 
 from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.image import Image, flattened
@@ -54,26 +54,31 @@ def test_half_of_a_ball_is_weaker_than_a_whole_one():
     assert (found[1::2] > 0.7 * whole).mean() > 0.9
 
 
-def test_whole_particles_gain_nothing_by_their_strength():
+def test_strengths_add_the_ratio_of_their_densities():
+    """Normal about the middle, against anything between it and nothing."""
     rng = np.random.default_rng(5)
-    strength = np.concatenate([rng.normal(6, 0.7, 300), rng.uniform(7, 11, 30)])
-    added = evidence(np.full(330, 1.0), strength)
-    assert added.max() == 0
-    assert np.median(added) == 0
+    middle, deviation = 6.0, 1.2
+    strength = rng.normal(middle, deviation, 20_000)
+    added = evidence(np.full(len(strength), 20.0), strength)
+    weaker = strength < middle
+    densities = scipy.stats.norm.pdf(strength[weaker], middle, deviation) * middle
+    np.testing.assert_allclose(added[weaker], np.maximum(np.log(densities), -10), atol=0.1)
+    assert np.ptp(added[strength > middle + 0.1]) == 0
 
 
-def test_only_known_strengths_gain():
+def test_the_more_alike_particles_are_the_more_they_gain():
     rng = np.random.default_rng(6)
-    strength = np.append(rng.normal(6, 0.7, 100), np.nan)
-    looks = np.full(101, 2.0)
-    found = evidence(looks, strength, 0.9)
-    assert np.median(found[:-1]) == pytest.approx(0.9)
-    assert found[-1] == 0
-    np.testing.assert_allclose(found[:-1], 0.9 + evidence(looks + 0.9, strength)[:-1])
+    strength = np.append(rng.normal(6, 1, 200), np.nan)
+    gain = [evidence(np.full(201, 2.0), strength)]
+    gain += [evidence(np.full(201, 2.0), np.append(rng.uniform(0, 6, 200), np.nan))]
+    assert np.median(gain[0]) > 0.5
+    # Scattered as noise's peaks are.
+    assert np.nanmax(gain[1]) < 0.1
+    assert gain[0][-1] == gain[1][-1] == 0
 
 
 def test_noise_that_looks_like_some_particles_gains_nothing():
     # More than enough would be expected of the looks alone, but no valley parts them from the rest.
     looks = np.random.default_rng(7).normal(-5, 2, 600)
     assert (1 / (1 + np.exp(-looks))).sum() > 12
-    assert (evidence(looks, np.full(600, 5.0), 0.9) == 0).all()
+    assert (evidence(looks, np.full(600, 5.0)) == 0).all()

@@ -18,7 +18,8 @@ from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import Candidates, find_peaks
 from halfmap.steps.pick.image import Image, local_mean
-from halfmap.steps.pick.learned_calibration import gain_of_strength
+from halfmap.steps.pick.learned_calibration import fewer_particles
+from halfmap.steps.pick.learned_noise import most_log_odds, noise_like
 from halfmap.steps.pick.strength import evidence, strengths
 
 PIXELS = 24
@@ -97,12 +98,29 @@ class Learned:
         return image
 
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
-        """Candidates of a micrograph in its coarse pixels; log-odds need no scores of noise."""
-        found = by_looks(image, self.diameter, _network(self.model, self.device))
-        added = evidence(found.score, strengths(image, found, self.diameter), gain_of_strength())
-        found = replace(found, score=(found.score + added).astype(np.float32))
-        order = np.argsort(-found.score, kind="stable")
-        return found.select(order), np.zeros(0, np.float32)
+        """Candidates of a micrograph in its coarse pixels; noise is reckoned with in their log-odds."""
+        return judged(image, self.diameter, _network(self.model, self.device), rng), np.zeros(0, np.float32)
+
+
+def judged(image: Image, diameter: float, network: Picker, rng: np.random.Generator) -> Candidates:
+    """Candidates of a micrograph, best first, with the log-odds of being particles by all that is known.
+
+    Looks and strength together, under the share of particles that the micrograph has, and no higher than what
+    the network finds in noise like the micrograph leaves room for.
+
+    Parameters
+    ----------
+    image, diameter, network
+        As of `by_looks`.
+    rng : Generator
+        Draws the noise.
+    """
+    found = by_looks(image, diameter, network)
+    noise = by_looks(noise_like(image, rng), diameter, network)
+    score = found.score + evidence(found.score, strengths(image, found, diameter))
+    score = np.minimum(score + fewer_particles(score), most_log_odds(found.score, noise.score))
+    order = np.argsort(-score, kind="stable")
+    return replace(found, score=score.astype(np.float32)).select(order)
 
 
 def by_looks(image: Image, diameter: float, network: Picker) -> Candidates:

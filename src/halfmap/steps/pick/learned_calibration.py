@@ -1,15 +1,15 @@
-"""From a network's log-odds to probabilities, under the share of particles that the data have."""
+"""A network's log-odds under the share of particles that the data have, and the probabilities they are."""
 
 from __future__ import annotations
 
 import json
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
+from scipy.special import expit
 
 from halfmap.nets.weights import record_file, shipped
 from halfmap.steps.pick.calibrate import Calibration
@@ -19,19 +19,13 @@ _ROUNDS = 200
 
 
 @lru_cache(maxsize=1)
-def _calibrated_on() -> dict[str, Any]:
-    """What the general model was calibrated on; models that ``pick train`` makes keep that calibration."""
-    return json.loads(record_file(shipped("picker")).read_text(encoding="utf-8"))["calibrated_on"]
-
-
 def calibrated_share() -> float:
-    """Share of particles among the candidates that the scores were calibrated on."""
-    return float(_calibrated_on()["share_of_particles"])
+    """Share of particles among the candidates that the general model's scores were calibrated on.
 
-
-def gain_of_strength() -> float:
-    """What log-odds by looks gain where strengths are known, since fragments then lose."""
-    return float(_calibrated_on()["gain_of_strength"])
+    Models that ``pick train`` makes keep that calibration.
+    """
+    record = json.loads(record_file(shipped("picker")).read_text(encoding="utf-8"))
+    return float(record["calibrated_on"]["share_of_particles"])
 
 
 def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibration:
@@ -43,22 +37,12 @@ def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibrati
         Log-odds of all candidates of all micrographs.
     probability : float
         Least probability of a pick.
-
-    Notes
-    -----
-    Where fewer of the candidates are particles than in the calibration, the odds fall by as much [1]_; they
-    are not raised where there are more, which would trust the network farther than it was tested.
-
-    References
-    ----------
-    .. [1] Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21-41, DOI 10.1162/089976602753284446
     """
     score = np.asarray(score, np.float64)[np.isfinite(score)]
     if len(score) == 0:
         return Calibration(math.inf, "none", np.array([0.0, 1.0]), np.zeros(2))
-    shift = fewer_particles(score)
-    threshold = math.log(probability / (1 - probability)) - shift
-    likely = _probability(score + shift)
+    threshold = math.log(probability / (1 - probability))
+    likely = expit(score)
     kept = score >= threshold
     edges = np.linspace(score.min(), score.max() + 1e-6, _BINS + 1)
     middles = (edges[1:] + edges[:-1]) / 2
@@ -71,7 +55,7 @@ def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibrati
         threshold=threshold if kept.any() else math.inf,
         kind="two populations" if kept.any() else "none",
         grid=middles,
-        probability=_probability(middles + shift),
+        probability=expit(middles),
         weights=(float(1 - likely.mean()), float(likely.mean()), 0.0),
         means=(float(np.average(score, weights=1 - likely)), float(np.average(score, weights=likely))),
         picked=int(kept.sum()),
@@ -88,20 +72,27 @@ def fewer_particles(score: NDArray) -> float:
     ----------
     score : array (n,)
         Log-odds under the share of the calibration.
+
+    Notes
+    -----
+    Where fewer of the candidates are particles, the odds fall by as much [1]_; they are not raised where
+    there are more, which would trust the network farther than it was tested.
+
+    References
+    ----------
+    .. [1] Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21-41, DOI 10.1162/089976602753284446
     """
+    if len(score) == 0:
+        return 0.0
     most = calibrated_share()
     usual = math.log(most / (1 - most))
     lowest = 1 / (10 * len(score) + 1)
     share = most
     for _ in range(_ROUNDS):
         before = share
-        share = max(float(_probability(score + math.log(share / (1 - share)) - usual).mean()), lowest)
+        share = max(float(expit(score + math.log(share / (1 - share)) - usual).mean()), lowest)
         if share >= most:
             return 0.0
         if before - share < 1e-3 * share:
             break
     return math.log(share / (1 - share)) - usual
-
-
-def _probability(log_odds: NDArray) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-np.asarray(log_odds, np.float64)))

@@ -218,13 +218,15 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
 
     The micrograph is scaled to the particle's diameter and its background made even. A small convolutional
     network gives the log-odds of a particle's centre at every place. They were calibrated on simulated
-    micrographs, and are lowered where the data hold fewer particles than those, and for candidates that are
-    weaker than the other particles of their micrograph, as fragments are.
+    micrographs, and are lowered where a micrograph holds fewer particles than those, for candidates that are
+    weaker than the other particles, as fragments are, and for those that noise of the micrograph's spectrum
+    would give as well.
 
     References
     ----------
     .. [1] Ronneberger, Fischer & Brox 2015, DOI 10.1007/978-3-319-24574-4_28
     .. [2] Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21-41, DOI 10.1162/089976602753284446
+    .. [3] Theiler et al. 1992, Physica D 58, 77-94, DOI 10.1016/0167-2789(92)90102-S
     """
 
     model: Path | None = Input(
@@ -254,7 +256,7 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
     def calibration(
         self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
     ) -> Calibration:
-        """The network's own probabilities, under the share of particles that the data have."""
+        """The network's own probabilities."""
         from halfmap.steps.pick.learned_calibration import calibrate_log_odds
 
         return calibrate_log_odds(scores, probability=self.probability)

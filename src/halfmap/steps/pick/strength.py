@@ -52,7 +52,7 @@ def strengths(image: Image, candidates: Candidates, diameter: float) -> NDArray[
     return score[candidates.scaled(factor[1], factor[0]).pixels(score.shape)].astype(np.float64)
 
 
-def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray[np.float64]:
+def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
     """What the strengths of a micrograph's candidates add to their log-odds of being particles.
 
     Parameters
@@ -61,8 +61,6 @@ def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray
         Of being a particle, by the candidates' looks.
     strength : array (n,)
         Of any scale; NaN where it is not known, which adds nothing.
-    gain : float
-        What all of known strength gain: log-odds by looks alone reckon with fragments, which then lose.
 
     Returns
     -------
@@ -71,10 +69,11 @@ def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray
 
     Notes
     -----
-    Particles' strengths are normal about their middle, fragments' anywhere between that and nothing. What is
-    as strong as a particle or stronger is neither more nor less one for it, since the looks were calibrated
-    where particles are that strong, and particles overlap. Middle and deviation are found by
-    expectation-maximisation that starts from the looks alone.
+    Particles' strengths are normal about their middle, others' anywhere between that and nothing: the ratio
+    of the two densities. The more alike particles are, the more those of their strength gain; where strengths
+    are scattered, as noise's are, none does. What is stronger than the middle is neither more nor less a
+    particle for it, since particles overlap. Middle and deviation are found by expectation-maximisation that
+    starts from the looks alone.
     """
     result = np.zeros(len(log_odds))
     known = np.isfinite(strength)
@@ -82,7 +81,6 @@ def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray
     # What looks like a few particles among much that does not is noise.
     if len(own) < _FEWEST or expit(looks + fewer_particles(looks)).sum() < _FEWEST:
         return result
-    looks = looks + gain
     ratio = np.zeros(len(own))
     for _ in range(_ROUNDS):
         likely = expit(looks + ratio)
@@ -96,10 +94,9 @@ def evidence(log_odds: NDArray, strength: NDArray, gain: float = 0.0) -> NDArray
         # The lower half alone, which no overlap widens.
         square = 2 * float(likely @ short**2) + _DOUBT * _USUAL**2
         deviation = math.sqrt(square / (float(likely.sum()) + _DOUBT))
-        # Against fragments, of all strengths up to the middle alike; above it there are none to compare with.
         normal = -((short / deviation) ** 2) / 2 - math.log(math.sqrt(2 * math.pi) * deviation)
-        before, ratio = ratio, np.minimum(normal, 0)
+        before, ratio = ratio, np.maximum(normal, _LEAST)
         if np.abs(ratio - before).max() < 1e-6:
             break
-    result[known] = gain + np.maximum(ratio, _LEAST)
+    result[known] = ratio
     return result
