@@ -8,7 +8,8 @@ dimensions, for 1,000 particles of 96 px.
 RELION takes hours. Its results are kept in `--scratch`, with its seconds at the end of each iteration in
 `seconds.json`; a run that was stopped is continued from its last iteration. `--relion kept` runs nothing and
 compares with the last iteration there is, `--relion anew` begins again. CPU seconds, user and system, hold on
-a machine that others use as well; wall times do not.
+a machine that others use as well; wall times do not. Of the results that are kept, the rows that
+are run replace theirs.
 """
 
 from __future__ import annotations
@@ -276,12 +277,15 @@ def main() -> None:
     for row in rows:
         row["CPU s an iteration"] = row["CPU s"] / row["iterations"]
     report(rows)
-    text: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "box": BOX}
+    path = Path(__file__).parent / "results" / "class2d.json"
+    text: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    run = {(row["data"], row["program"]) for row in rows}
+    rows += [row for row in text["rows"] if (row["data"], row["program"]) not in run]
+    text |= {"machine": platform.processor() or platform.machine(), "box": BOX}
     text |= {"particles": json.loads((folder / "about.json").read_text()), "rows": rows}
     if "poses" in options.runs:
         text["poses"] = on_poses(scratch / "poses", models, options.relion)
         print("poses:", text["poses"])
-    path = Path(__file__).parent / "results" / "class2d.json"
     path.write_text(json.dumps(rounded(text), indent=1) + "\n")
 
 

@@ -409,10 +409,12 @@ def matches(places: NDArray, centres: NDArray, tolerance: float) -> NDArray[np.b
     return found
 
 
-def measure_network(network: Picker, paths: list[Path], threshold: float = 0.0) -> dict[str, float]:
+def measure_network(
+    network: Picker, paths: list[Path], share: float, threshold: float = 0.0
+) -> dict[str, float]:
     """Precision, recall and F1 of picking at a threshold, best F1 over all, and average precision."""
-    rng = np.random.default_rng(1)
-    found = [scored(path, functools.partial(judged, network=network, rng=rng)) for path in paths]
+    find = functools.partial(judged, network=network, share=share)
+    found = [scored(path, functools.partial(find, rng=_rng_of(path))) for path in paths]
     score = np.concatenate([one.log_odds for one in found])
     hit = np.concatenate([one.hit for one in found])
     total = max(1, sum(one.particles for one in found))
@@ -431,6 +433,11 @@ def measure_network(network: Picker, paths: list[Path], threshold: float = 0.0) 
         "best_F1": round(float(f1.max()), 4),
         "AP": round(average, 4),
     }
+
+
+def _rng_of(path: Path) -> Generator:
+    """Random numbers of a file's name, whichever others are measured."""
+    return np.random.default_rng(list(path.name.encode()))
 
 
 def calibrate(network: Picker, paths: list[Path]) -> float:
@@ -493,7 +500,7 @@ def train_general(folder: Path, steps: int, seed: int = 1) -> tuple[Picker, dict
     seconds = time.process_time() - begin
     network.eval()
     share = calibrate(network, [path for name in CALIBRATION for path in validation[name]])
-    results = {name: measure_network(network, paths) for name, paths in validation.items() if paths}
+    results = {name: measure_network(network, paths, share) for name, paths in validation.items() if paths}
     record = {
         "kind": KIND,
         "version": 1,

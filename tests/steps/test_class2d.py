@@ -21,11 +21,12 @@ from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf
 from halfmap.ops.masks import soft_circle
 from halfmap.project import Project
+from halfmap.search.inplane import InPlaneSearch
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.ring_products import harmonics_of
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d import iterate
-from halfmap.steps.class2d.expectation import expect, in_halves
+from halfmap.steps.class2d.expectation import _best, expect, in_halves
 from halfmap.steps.class2d.model import agreed_signal, last_ring
 from halfmap.steps.class2d.step import Class2DStep
 
@@ -358,6 +359,30 @@ def test_tables_that_cannot_be(truth, tmp_path):
         run(folder)
 
 
+def test_likelihood_is_sharper_where_a_class_attracts():
+    """As it is up to twice an equal share, and never beyond its fourth power."""
+    assert [iterate.sharpness_for(share) for share in (1.0, 2.0, 3.0, 4.0, 12.0)] == [1.0, 1.0, 2.25, 4.0, 4.0]
+
+
+def test_class_is_the_most_probable_over_all_poses():
+    """One class holds the single most probable pose, another more of the probability."""
+    grid = PolarGrid(32, 6, 12.0)
+    images = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(1))
+    references = torch.stack([images[0], torch.zeros(32, 32)])
+    search = InPlaneSearch(
+        [grid], grid.sample(references), torch.full((2,), -math.log(2)), range_px=1.0, deviation_px=1.0
+    )
+    samples = grid.sample(images)
+    posterior = search(samples, torch.ones(samples.shape), torch.full((1, grid.rings), 2e4))
+    match = Sums.of(posterior, grid.sample(references), grid)[1]
+    best = _best(posterior, match, np.arange(4), search, 1.0)
+    by_class = posterior.mass.sum(1).numpy()
+    single = posterior.probability.amax((0, 2)).argmax(1).numpy()
+    assert (single != by_class.argmax(1)).any()
+    np.testing.assert_array_equal(best[:, 1], by_class.argmax(1))
+    np.testing.assert_allclose(best[:, 6], by_class.max(1), rtol=1e-5)
+
+
 def test_resolution_is_not_fooled_by_empty_low_rings():
     """No contrast on the lowest rings, a node of a hollow particle, signal to ring 9; and noise alone."""
     hollow = torch.tensor([0.0, 0.1, 0.3, 5.0, 20.0, 4.0, 0.4, 6.0, 5.0, 3.0, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0])
@@ -408,7 +433,7 @@ def test_halves_agree_in_signal_alone():
         linear = harmonics_of(hartley(linear * grid.weights).permute(2, 0, 1).contiguous())
         halves.append(Sums(linear.to(torch.complex128), squared.to(torch.complex128), 0 * linear))
     plan = SimpleNamespace(mask=lambda: mask)
-    agreed = agreed_signal(plan, halves, torch.zeros_like(signal), grid)
+    agreed = agreed_signal(plan, halves, torch.zeros_like(signal), grid, 1.0)
     five = signal.abs().square().mean((0, 2)).double().unfold(0, 5, 1).mean(1)
     torch.testing.assert_close(agreed[:, 4:9].mean(0), five[2:7], rtol=0.15, atol=0)
     assert (agreed[:, 16:] == 0).double().mean() > 0.97

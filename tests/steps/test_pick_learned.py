@@ -23,16 +23,18 @@ from halfmap.io.tables import write_micrographs
 from halfmap.nets.picker import STRIDE
 from halfmap.project import Project
 from halfmap.steps.pick.candidates import find_peaks
-from halfmap.steps.pick.image import Image, MicrographItem, load
+from halfmap.steps.pick.image import Image, MicrographItem, flattened, load
 from halfmap.steps.pick.learned import (
     PIXELS,
     Learned,
+    by_looks,
+    judged,
     load_network,
     normalised,
     resized,
     score_micrograph,
 )
-from halfmap.steps.pick.learned_calibration import calibrate_log_odds, fewer_particles
+from halfmap.steps.pick.learned_calibration import calibrate_log_odds, calibrated_share, fewer_particles
 from halfmap.steps.pick.learned_examples import (
     CROP,
     DISC_AREA,
@@ -43,7 +45,7 @@ from halfmap.steps.pick.learned_examples import (
     soft_discs,
 )
 from halfmap.steps.pick.learned_noise import most_log_odds, noise_like
-from halfmap.steps.pick.learned_training import class_prior, fine_tune, pu_loss
+from halfmap.steps.pick.learned_training import class_prior, fine_tune, prepare, pu_loss
 from halfmap.steps.pick.step import PickLearned, PickTrain
 
 NOTHING = np.zeros((0, 3))
@@ -248,6 +250,104 @@ def test_a_few_particles_are_found_in_noise():
     assert set(which[near < 5]) == set(range(6))
 
 
+def test_a_large_mask_hides_no_particles():
+    """Forty rings, and beside them 65 % of the micrograph masked."""
+    image, centres = rings((480, 480), 5.0, 120.0, 40, seed=4)
+    mask = np.pad(np.ones(image.shape, bool), ((0, 0), (890, 0)))
+    wide = flattened(np.pad(image, ((0, 0), (890, 0))), mask, 200)
+    picks, _ = picked(Image(wide, 5.0, mask, None, (1.0, 1.0)))
+    near, which = KDTree(centres + np.array([890, 0])).query(np.stack([picks.x, picks.y], -1))
+    assert set(which[near < 5]) == set(range(40))
+    assert (near >= 5).sum() <= 2
+
+
+def test_masked_pixels_count_for_nothing():
+    rng = np.random.default_rng(17)
+    image = rng.normal(size=(240, 300)).astype(np.float32)
+    mask = np.ones(image.shape, bool)
+    mask[:, :200] = False
+    full, part = normalised(image), normalised(np.where(mask, image, 50), mask)
+    assert not part[~mask].any()
+    inside = slice(200 + 3 * PIXELS, None)
+    assert np.abs((full - part)[:, inside]).max() < 0.15
+    assert np.median(np.abs(part[mask])) == pytest.approx(0.6745, abs=0.05)
+    lone = np.zeros_like(mask)
+    lone[1, 1] = True
+    for tiny in (lone, np.zeros_like(mask)):
+        assert np.isfinite(normalised(image, tiny)).all()
+
+
+def test_a_slope_is_taken_out_up_to_the_edge_of_the_mask():
+    """A one-sided average lags by 0.8 of its width, which is 0.6 here; half of the level would be 1.5."""
+    image = np.random.default_rng(23).normal(size=(240, 300)).astype(np.float32)
+    image += np.linspace(-6, 3, 300, dtype=np.float32)
+    mask = np.ones(image.shape, bool)
+    mask[:, :100] = False
+    assert abs(normalised(np.where(mask, image, 0), mask)[:, 100:106].mean()) < 0.9
+
+
+def test_training_sees_masked_micrographs_as_picking_does(tmp_path):
+    image, _ = rings((300, 480), 5.0, 120.0, 30, seed=18)
+    mask = np.ones(image.shape, np.float32)
+    mask[:, :320] = 0
+    write_mrc(tmp_path / "a.mrc", image, pixel_size=5.0)
+    write_mrc(tmp_path / "mask.mrc", mask, pixel_size=5.0)
+    item = MicrographItem("a", "a", tmp_path / "a.mrc", 5.0, mask=tmp_path / "mask.mrc")
+    seen = prepare(item, np.zeros((0, 2)), 120.0).image
+    assert not seen[:, :319].any()
+    assert np.median(np.abs(seen[:, 321:])) == pytest.approx(0.6745, abs=0.05)
+
+
+def test_candidates_are_sorted_and_the_seed_decides_the_noise():
+    image, _ = rings((300, 420), 5.0, 120.0, 30, seed=13)
+    one, again, other = (
+        Learned(120.0).search(frame(image, 5.0), np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+    )
+    assert np.all(np.diff(one.score) <= 0)
+    assert np.array_equal(one.score, again.score)
+    assert np.array_equal(one.x, again.x)
+    assert not np.array_equal(one.score, other.score)
+
+
+def test_fragments_lose_odds(network):
+    """Every ninth ring has half the strength of the others, and looks the same."""
+    image, centres = rings((480, 480), 5.0, 120.0, 90, seed=19, noise=0.5)
+    whole, _ = rings((480, 480), 5.0, 120.0, 90, seed=19, noise=0.0)
+    y, x = np.mgrid[:480, :480]
+    for cx, cy in centres[::9]:
+        image -= np.where(np.hypot(x - cx, y - cy) < 12.2, whole / 2, 0)
+    image = frame(image / image.std(), 5.0)
+    change = {}
+    looks = by_looks(image, 120.0, network)
+    found = judged(image, 120.0, network, np.random.default_rng(1))
+    for name, part in (("broken", centres[::9]), ("whole", np.delete(centres, np.s_[::9], axis=0))):
+        scores = []
+        for each in (looks, found):
+            near, which = KDTree(np.stack([each.x, each.y], -1)).query(part)
+            scores.append(np.where(near < 4, each.score[which], np.nan))
+        change[name] = np.nanmedian(scores[1] - scores[0])
+    assert change["broken"] < -1
+    assert change["whole"] > -0.5
+
+
+def test_the_share_of_the_calibration_can_be_another():
+    score = np.random.default_rng(20).normal(-3, 2, 2000)
+    assert fewer_particles(score, 0.5) < fewer_particles(score, 0.3) < fewer_particles(score, 0.01)
+    assert fewer_particles(score) == fewer_particles(score, calibrated_share())
+
+
+def test_noise_is_not_louder_for_dirt():
+    """A patch of 50 deviations, dark or bright, in grainy noise."""
+    values = gaussian_filter(np.random.default_rng(21).normal(size=(400, 400)), 1.0).astype(np.float32)
+    values /= values.std()
+    plain = noise_like(frame(values, 5.0), np.random.default_rng(1)).values.std()
+    for strength in (-50, 50):
+        dirty = values.copy()
+        dirty[100:112, 200:212] += strength
+        noise = noise_like(frame(dirty, 5.0), np.random.default_rng(1)).values.std()
+        assert noise == pytest.approx(plain, rel=0.02)
+
+
 def test_noise_has_the_power_and_the_mask_of_the_micrograph():
     rng = np.random.default_rng(15)
     values = gaussian_filter(rng.normal(size=(300, 400)), 2).astype(np.float32)
@@ -274,6 +374,27 @@ def test_candidates_like_those_of_noise_are_left_no_odds():
     assert np.interp(-3, np.sort(score), np.sort(most)) == pytest.approx(math.log(40 / 250), abs=0.3)
     alone = most_log_odds(score[:500], noise)
     assert (alone > 0).mean() < 0.01
+
+
+def test_the_bound_is_the_q_value():
+    """Against a plain loop over all thresholds, with the tail as it is defined; many scores are equal."""
+    rng = np.random.default_rng(22)
+    noise = np.sort(rng.normal(-3, 1.5, 300)).round(1)
+    score = np.concatenate([rng.normal(-3, 1.5, 250), rng.normal(0.5, 1.5, 20), rng.normal(6, 1, 10)]).round(
+        1
+    )
+    top = noise[-30:]
+    fall = (sum(top - top[0]) + 1) / 30
+
+    def above(threshold):
+        if threshold > top[0]:
+            return 30 * math.exp(-(threshold - top[0]) / fall)
+        return sum(noise >= threshold)
+
+    parts = {t: above(t) / sum(score >= t) for t in score}
+    least = [min(part for t, part in parts.items() if t <= s) for s in score]
+    expected = [math.log((1 - q) / q) for q in np.clip(least, 1e-9, 0.99)]
+    np.testing.assert_allclose(most_log_odds(score, noise), expected, rtol=1e-9)
 
 
 def test_few_candidates_are_judged_too():
@@ -329,6 +450,13 @@ def test_expected_particles_are_those_there_are(network):
     picked = Example(normalised(image), centres[:20], NOTHING)
     prior = class_prior(network, [picked])
     assert prior == pytest.approx(110 * DISC_AREA / 480**2, rel=0.1)
+
+
+@pytest.mark.parametrize("width", [0.0, 1.0])
+def test_no_particles_are_expected_in_noise(network, width):
+    """By looks under the usual share there would be 29 and 17."""
+    prior = class_prior(network, [Example(normalised(grains(width, 6).values), np.zeros((0, 2)), NOTHING)])
+    assert prior < DISC_AREA / 480**2
 
 
 def test_fine_tuning_learns_what_few_picks_show(network):

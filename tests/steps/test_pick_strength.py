@@ -66,6 +66,20 @@ def test_strengths_add_the_ratio_of_their_densities():
     assert np.ptp(added[strength > middle + 0.1]) == 0
 
 
+def test_no_candidate_is_worse_than_the_floor():
+    rng = np.random.default_rng(8)
+    strength = np.append(rng.normal(6, 0.3, 500), [0.0, 0.5])
+    np.testing.assert_array_equal(evidence(np.full(502, 5.0), strength)[-2:], [-10, -10])
+
+
+def test_what_is_much_stronger_than_particles_gains_nothing():
+    rng = np.random.default_rng(9)
+    strength = np.concatenate([rng.normal(6, 0.7, 300), [11.0, 18.0, 18.0]])
+    added = evidence(np.full(303, 2.0), strength)
+    assert added[300] == np.max(added) > 0.5
+    np.testing.assert_array_equal(added[301:], [0, 0])
+
+
 def test_the_more_alike_particles_are_the_more_they_gain():
     rng = np.random.default_rng(6)
     strength = np.append(rng.normal(6, 1, 200), np.nan)

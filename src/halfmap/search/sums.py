@@ -100,16 +100,23 @@ class Sums:
         """Right-hand side (k, rings, angles / 2), complex, and weights (k, rings, angles / 2)."""
         return _samples(self.linear), self._weights()
 
-    def unbiased(self, references: Tensor) -> tuple[Tensor, Tensor]:
+    def scaled(self, factor: float) -> Sums:
+        """All of it times a number."""
+        return Sums(self.linear * factor, self.squared * factor, self.expected * factor)
+
+    def unbiased(self, references: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
         """As `samples`, without what alignment has made of noise.
 
         Parameters
         ----------
         references : Tensor (k, rings, angles / 2), complex
             That the images were compared with.
+        sharpness : float
+            Power of the likelihood in the probabilities: on noise they depend as much more.
         """
         weights = self._weights()
-        return _samples(self.linear + self.expected) - weights * references, weights
+        made = weights * references - _samples(self.expected)
+        return _samples(self.linear) - sharpness * made, weights
 
     def _weights(self) -> Tensor:
         angles = 2 * (len(self.linear) - 1)

@@ -41,10 +41,12 @@ BEST = (
     "match",
     "norm",
 )
-"""What is kept of each particle: its row, its class from 0, the angle in degrees and shift in Å that bring it
-onto the average, the largest probability of a pose and of a class, the entropy in nats, errors of angle and
-shift, the logarithm of its likelihood over that of noise alone, and what the posterior expects of its product
-with its average and of the average's norm, over the noise."""
+"""What is kept of each particle: its row, its most probable class from 0, the angle in degrees and shift in Å
+that bring it onto the average, the largest probability of a pose in that class and that of the class, the
+entropy in nats, errors of angle and shift, the logarithm of its likelihood over that of noise alone, and what
+the posterior expects of its product with its average and of the average's norm, over the noise."""
+
+EVIDENCE, MATCH, NORM = (BEST.index(name) for name in ("evidence", "match", "norm"))
 
 _AHEAD = 8
 """Batches that are in work at a time, or wait."""
@@ -66,7 +68,9 @@ def _load(path: Path, device: str) -> Model:
     return Model.load(path, device)
 
 
-def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: Path) -> dict[str, Any]:
+def expect(
+    shard: Shard, *, plan: Plan, model_file: Path, radius: int, sharpness: float, folder: Path
+) -> dict[str, Any]:
     """Search the particles of a shard, and write what they add up to as a file.
 
     Parameters
@@ -77,6 +81,8 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
         The classification and its model.
     radius : int
         Outer ring.
+    sharpness : float
+        Power of the likelihood.
     folder : path
         Where the file goes.
     """
@@ -95,8 +101,16 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
     images = open_images(plan.source)
     group, support = int(plan.groups[shard.rows[0]]), plan.support()
     noise = model.noise[group : group + 1, : fine.rings]
-    given = {"plan": plan, "search": search, "averages": averages, "noise": noise, "scale": model.scale}
-    look = functools.partial(in_halves, functools.partial(_search_batch, **given))
+    one = functools.partial(
+        _search_batch,
+        plan=plan,
+        search=search,
+        averages=averages,
+        noise=noise,
+        scale=model.scale,
+        sharpness=sharpness,
+    )
+    look = functools.partial(in_halves, one)
     halves: list[Sums | None] = [None, None]
     best, power, shares, shift2 = [], 0.0, 0.0, 0.0
     stream = images.stream(shard.rows, min(plan.batch(radius), -(-len(shard.rows) // 2)))
@@ -122,7 +136,7 @@ def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: P
             shares=torch.as_tensor(shares).cpu().numpy(),
             best=table,
         )
-    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, 10].sum())}
+    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, EVIDENCE].sum())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,20 +188,24 @@ def _search_batch(
     averages: Tensor,
     noise: Tensor,
     scale: Tensor,
+    sharpness: float,
 ) -> _Found:
     grid = search.grid
     samples = grid.sample(to_device(pictures, plan.device) * plan.support())
     ctf = plan.transfer(rows, grid) * scale[torch.from_numpy(plan.micrographs[rows]), None, None]
     if ctf.is_complex():  # an odd aberration is taken off the image
         samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
-    posterior = search(samples, ctf, noise)
+    # A likelihood to a power is that of as much less noise.
+    posterior = search(samples, ctf, noise / sharpness)
     sums, match = Sums.of(posterior, averages, grid)
+    best = _best(posterior, match, rows, search, plan.pixel_size)
+    best[:, [EVIDENCE, MATCH, NORM]] /= sharpness
     return _Found(
-        sums,
+        sums.scaled(1 / sharpness),
         samples.abs().square().mean(2).sum(0).double(),
         posterior.mass.sum((0, 1)).double(),
         float(_expected_shift2(posterior).sum()),
-        _best(posterior, match, rows, search, plan.pixel_size),
+        best,
     )
 
 
@@ -199,14 +217,15 @@ def _expected_shift2(posterior: Posterior) -> Tensor:
 def _best(
     posterior: Posterior, match: Tensor, rows: NDArray[np.intp], search: InPlaneSearch, pixel_size: float
 ) -> NDArray[np.float64]:
-    """Best class of each image, and mean pose about its best one; see `BEST`."""
+    """Most probable class of each image, and mean pose about its best one there; see `BEST`."""
     angles = search.grid.angles
     probability = posterior.probability.transpose(0, 1)  # (b, angles, t, k)
-    batch, _, shifts, classes = probability.shape
-    greatest, place = probability.reshape(batch, -1).max(1)
-    angle, kind = place // (shifts * classes), place % classes
-    each = torch.arange(batch, device=place.device)
+    batch, _, shifts, _ = probability.shape
     by_class = posterior.mass.sum(1)
+    kind = by_class.argmax(1)
+    each = torch.arange(batch, device=kind.device)
+    greatest, place = probability[each, :, :, kind].flatten(1).max(1)
+    angle = place // shifts
     away = torch.arange(angles, device=place.device) - angles // 2
     whole = probability[each[:, None], (angle[:, None] + away) % angles, :, kind[:, None]]  # (b, angles, t)
     near = slice(angles // 2 - _WINDOW, angles // 2 + _WINDOW + 1)

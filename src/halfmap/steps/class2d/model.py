@@ -70,6 +70,8 @@ class Model:
         Power of a particle's transform before the CTF, over all particles.
     supported : int
         Outer ring up to which any average has more signal than noise.
+    attraction : float
+        Particles of the largest class over an equal share.
     """
 
     iteration: int
@@ -83,6 +85,7 @@ class Model:
     deviation_px: float
     typical_signal: Tensor
     supported: int
+    attraction: float
 
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
@@ -161,6 +164,7 @@ def maximise(
     halves: Sequence[Sums],
     statistics: Statistics,
     best: NDArray[np.float64],
+    sharpness: float,
 ) -> Model:
     """Estimate the model anew from the sums over images.
 
@@ -178,6 +182,8 @@ def maximise(
         Of the same.
     best : array (n, columns)
         What was found for each of them; see `expectation.BEST`.
+    sharpness : float
+        Power of the likelihood in it.
 
     Returns
     -------
@@ -205,7 +211,7 @@ def maximise(
     averages = (linear + kept * former) / (weights + 1 / (signal + _TINY))
     uncertainty = 1 / (weights + 1 / (signal + _TINY))
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
-    agreed = agreed_signal(plan, halves, before, grid)
+    agreed = agreed_signal(plan, halves, before, grid, sharpness)
     new_signal = torch.maximum(new_signal, _GROWTH * agreed)
     averages = averages.to(torch.complex64)
     if not iteration.last:  # else the poses would be those of other averages
@@ -222,10 +228,13 @@ def maximise(
         scale=_scale(plan, model, best),
         deviation_px=_deviation(plan, statistics),
         supported=_supported(_GROWTH * agreed * weights.mean(-1), statistics.shares),
+        attraction=float(np.bincount(best[:, 1].astype(int)).max()) * plan.step.classes / len(best),
     )
 
 
-def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid) -> Tensor:
+def agreed_signal(
+    plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid, sharpness: float
+) -> Tensor:
     """Power of the signal that both halves of the particles agree in.
 
     Parameters
@@ -238,6 +247,8 @@ def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: 
         That they were compared with.
     grid : PolarGrid
         Of these.
+    sharpness : float
+        Power of the likelihood.
 
     Returns
     -------
@@ -251,7 +262,7 @@ def agreed_signal(plan: Plan, halves: Sequence[Sums], references: Tensor, grid: 
     """
     if len(halves) < 2:
         return torch.zeros(len(references), grid.rings, dtype=torch.float64, device=references.device)
-    (first, u), (second, v) = (half.unbiased(references) for half in halves)
+    (first, u), (second, v) = (half.unbiased(references, sharpness) for half in halves)
     (first, u), (second, v) = (first, u.clamp(min=_TINY)), (second, v.clamp(min=_TINY))
     power = ((first + second).abs().square() / (u + v) / grid.weights).mean(-1)
     noise = ((first / u - second / v).abs().square() * (u * v / (u + v)) / grid.weights).mean(-1)

@@ -79,6 +79,7 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
         deviation_px=plan.range_px / 2,
         typical_signal=signal,
         supported=plan.iterations[0].radius,
+        attraction=1.0,
     )
 
 

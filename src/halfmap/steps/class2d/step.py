@@ -17,7 +17,8 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
     to each in proportion to the posterior probability; averages, noise, shifts and the scale of each
     micrograph are estimated in turn (expectation-maximisation). It starts from single particles at low
     resolution, with random parts of the data, and ends with all particles at the resolution that the averages
-    have. Classes that lose their particles start again from particles of the largest ones.
+    have. Classes that lose their particles start again from particles of the largest ones. Where a
+    class attracts too many, probabilities are sharpened in all iterations but the last.
 
     References
     ----------
@@ -25,6 +26,7 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
        DOI 10.1016/j.jmb.2005.02.031
     .. [2] Scheres 2012, J. Struct. Biol. 180, 519-530, DOI 10.1016/j.jsb.2012.09.006
     .. [3] Cappé & Moulines 2009, J. R. Stat. Soc. B 71, 593-613, DOI 10.1111/j.1467-9868.2009.00698.x
+    .. [4] Naim & Gildea 2012, Proc. 29th Int. Conf. Machine Learning, DOI 10.48550/arXiv.1206.6427
     """
 
     outputs = {

@@ -102,11 +102,15 @@ class Learned:
         return judged(image, self.diameter, _network(self.model, self.device), rng), np.zeros(0, np.float32)
 
 
-def judged(image: Image, diameter: float, network: Picker, rng: np.random.Generator) -> Candidates:
+def judged(
+    image: Image, diameter: float, network: Picker, rng: np.random.Generator, share: float | None = None
+) -> Candidates:
     """Candidates of a micrograph, best first, with the log-odds of being particles by all that is known.
 
-    Looks and strength together, under the share of particles that the micrograph has, and no higher than what
-    the network finds in noise like the micrograph leaves room for.
+    Looks and strength together, under the share of particles that the micrograph has, and no higher than
+    noise like the micrograph allows. Of the candidates that score as high or higher, noise gives such a part
+    (the q-value, the least over all lower thresholds too). It is no more than the candidate's own chance to
+    be noise, so that the bound is a mild one: beside many particles it bounds little.
 
     Parameters
     ----------
@@ -114,11 +118,13 @@ def judged(image: Image, diameter: float, network: Picker, rng: np.random.Genera
         As of `by_looks`.
     rng : Generator
         Draws the noise.
+    share : float, optional
+        Share of particles that the network was calibrated on; the general model's if not given.
     """
     found = by_looks(image, diameter, network)
     noise = by_looks(noise_like(image, rng), diameter, network)
-    score = found.score + evidence(found.score, strengths(image, found, diameter))
-    score = np.minimum(score + fewer_particles(score), most_log_odds(found.score, noise.score))
+    score = found.score + evidence(found.score, strengths(image, found, diameter), share)
+    score = np.minimum(score + fewer_particles(score, share), most_log_odds(found.score, noise.score))
     order = np.argsort(-score, kind="stable")
     return replace(found, score=score.astype(np.float32)).select(order)
 
@@ -136,11 +142,7 @@ def by_looks(image: Image, diameter: float, network: Picker) -> Candidates:
         As `load_network` gives it.
     """
     score, pixel_size = score_micrograph(image, diameter, network)
-    rows, columns = (
-        np.minimum((np.arange(n) * m / n).astype(int), m - 1)
-        for n, m in zip(score.shape, image.mask.shape, strict=True)
-    )
-    mask = image.mask[np.ix_(rows, columns)]
+    mask = mask_at(image, score.shape)
     peaks = find_peaks(score, pixel_size=pixel_size, distance=DISTANCE * diameter, mask=mask)
     seen = network_shape(image.values.shape, image.pixel_size, diameter)
     y, x = (STRIDE * n / m for n, m in zip(image.values.shape, seen, strict=True))
@@ -151,6 +153,15 @@ def network_shape(shape: tuple[int, ...], pixel_size: float, diameter: float) ->
     """Even shape that an image of a pixel size has when it is scored."""
     h, w = (max(2, 2 * round(n * pixel_size * PIXELS / diameter / 2)) for n in shape)
     return h, w
+
+
+def mask_at(image: Image, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Mask of an image in another number of pixels, the first one in its place."""
+    places = (
+        np.minimum((np.arange(n) * m / n).astype(int), m - 1)
+        for n, m in zip(shape, image.mask.shape, strict=True)
+    )
+    return image.mask[np.ix_(*places)]
 
 
 @one_torch_thread()
@@ -175,7 +186,7 @@ def score_micrograph(image: Image, diameter: float, network: Picker) -> tuple[ND
     """
     shape = network_shape(image.values.shape, image.pixel_size, diameter)
     values = resized(torch.from_numpy(image.values), shape).numpy()
-    score = score_image(network, torch.from_numpy(normalised(values)))
+    score = score_image(network, torch.from_numpy(normalised(values, mask_at(image, shape))))
     coarser = math.sqrt(math.prod(image.values.shape) / math.prod(shape))
     return score.numpy(), image.pixel_size * coarser * STRIDE
 
@@ -188,21 +199,29 @@ def resized(values: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return irfft2(resize_spectrum(rfft2(values), shape=old, new_shape=shape), shape=shape)
 
 
-def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalised(values: NDArray[np.float32], mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
     """Even background, robust deviation 1, and no values beyond 5: what the network was trained on.
 
     Parameters
     ----------
     values : array (h, w)
         Image with `PIXELS` pixels a diameter, of any mean and scale.
+    mask : array (h, w), bool, optional
+        What is usable; the rest counts for nothing and becomes 0.
     """
-    middle, spread = _robust(values)
-    cut = np.clip((values - middle) / spread, -_OUTLIER, _OUTLIER)
-    cut -= local_mean(cut, _BACKGROUND * PIXELS)
-    middle, spread = _robust(cut)
-    return np.clip((cut - middle) / spread, -_LIMIT, _LIMIT).astype(np.float32)
+    mask = np.ones(values.shape, bool) if mask is None else mask
+    middle, spread = _robust(values, mask)
+    cut = np.where(mask, np.clip((values - middle) / spread, -_OUTLIER, _OUTLIER), 0)
+    mean = local_mean(cut, _BACKGROUND * PIXELS)
+    if not mask.all():
+        mean /= np.maximum(local_mean(mask.astype(np.float32), _BACKGROUND * PIXELS), 1e-3)
+    cut -= mean
+    middle, spread = _robust(cut, mask)
+    return np.where(mask, np.clip((cut - middle) / spread, -_LIMIT, _LIMIT), 0).astype(np.float32)
 
 
-def _robust(values: NDArray) -> tuple[np.float32, np.float32]:
-    low, middle, high = np.percentile(values[::2, ::2], (16, 50, 84))
+def _robust(values: NDArray, mask: NDArray[np.bool_]) -> tuple[np.float32, np.float32]:
+    """Median and deviation of what is usable: of every fourth pixel, or of all where none of these is."""
+    seen = (values[::2, ::2][mask[::2, ::2]], values[mask], values)
+    low, middle, high = np.percentile(next(each for each in seen if each.size), (16, 50, 84))
     return np.float32(middle), np.float32(max((high - low) / 2, 1e-12))

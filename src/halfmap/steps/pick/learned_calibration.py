@@ -65,13 +65,15 @@ def calibrate_log_odds(score: NDArray, *, probability: float = 0.5) -> Calibrati
     )
 
 
-def fewer_particles(score: NDArray) -> float:
+def fewer_particles(score: NDArray, share: float | None = None) -> float:
     """Change of the log-odds, 0 or less, by a share of particles that is below that of the calibration.
 
     Parameters
     ----------
     score : array (n,)
         Log-odds under the share of the calibration.
+    share : float, optional
+        Share of particles in the calibration; the general model's if not given.
 
     Notes
     -----
@@ -84,7 +86,7 @@ def fewer_particles(score: NDArray) -> float:
     """
     if len(score) == 0:
         return 0.0
-    most = calibrated_share()
+    most = calibrated_share() if share is None else share
     usual = math.log(most / (1 - most))
     lowest = 1 / (10 * len(score) + 1)
     share = most

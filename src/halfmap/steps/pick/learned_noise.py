@@ -1,4 +1,4 @@
-"""How many of a network's candidates noise alone would give: a guard against particles that are none."""
+"""How many of a network's candidates noise alone would give: a mild guard against particles that are none."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def most_log_odds(score: NDArray, noise: NDArray) -> NDArray[np.float64]:
 
     Notes
     -----
-    Of the candidates above a score, noise gives so many; the least part of any threshold that takes a
-    candidate is its chance to be noise (the q-value [1]_). Beyond most scores of the noise their number falls
+    Of the candidates that score as high or higher, noise gives such a part (the q-value [1]_, the least over
+    all lower thresholds too). It is no more than the candidate's own chance to be noise, so that the bound is
+    a mild one: beside many particles it bounds little. Beyond most scores of the noise their number falls
     exponentially [2]_, so that a few candidates that no noise comes near are not doubted.
 
     References

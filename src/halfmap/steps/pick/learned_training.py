@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -19,7 +20,8 @@ from halfmap.nets.training import train
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import find_peaks
 from halfmap.steps.pick.image import MicrographItem, load
-from halfmap.steps.pick.learned import DISTANCE, PIXELS, network_shape, normalised, resized
+from halfmap.steps.pick.learned import DISTANCE, PIXELS, mask_at, network_shape, normalised, resized
+from halfmap.steps.pick.learned_calibration import fewer_particles
 from halfmap.steps.pick.learned_examples import DISC_AREA, Example, batches
 
 BATCH = 16
@@ -45,7 +47,7 @@ def prepare(item: MicrographItem, centres: NDArray, diameter: float) -> Example:
     image = load(item, diameter / PIXELS)
     old = image.values.shape
     new = network_shape(old, image.pixel_size, diameter)
-    values = normalised(resized(torch.from_numpy(image.values), new).numpy())
+    values = normalised(resized(torch.from_numpy(image.values), new).numpy(), mask_at(image, new))
     scale = np.array(image.scale) * [old[1] / new[1], old[0] / new[0]]
     return Example(values, centres / scale, np.zeros((0, 3)))
 
@@ -65,8 +67,8 @@ def read_example(path: Path) -> Example:
 def class_prior(network: Picker, examples: Sequence[Example]) -> float:
     """Share of the target's pixels that lie on particles, picked or not.
 
-    The calibrated probabilities of a network's candidates add up to the expected number of particles. At
-    least those that were picked are there.
+    The probabilities of a network's candidates, by looks and the share of particles that each image has, add
+    up to the expected number of particles. At least those that were picked are there.
 
     Parameters
     ----------
@@ -79,7 +81,8 @@ def class_prior(network: Picker, examples: Sequence[Example]) -> float:
     for example in examples:
         score = score_image(network, torch.from_numpy(example.image)).numpy()
         peaks = find_peaks(score, pixel_size=STRIDE, distance=DISTANCE * PIXELS)
-        expected = float((1 / (1 + np.exp(-peaks.score.astype(np.float64)))).sum())
+        log_odds = peaks.score.astype(np.float64)
+        expected = float(expit(log_odds + fewer_particles(log_odds)).sum())
         particles += max(expected, len(example.centres))
         area += example.image.size
     return min(particles * DISC_AREA / area, 0.5)

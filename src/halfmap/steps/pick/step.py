@@ -227,6 +227,7 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
     .. [1] Ronneberger, Fischer & Brox 2015, DOI 10.1007/978-3-319-24574-4_28
     .. [2] Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21-41, DOI 10.1162/089976602753284446
     .. [3] Theiler et al. 1992, Physica D 58, 77-94, DOI 10.1016/0167-2789(92)90102-S
+    .. [4] Storey 2002, J. R. Stat. Soc. B 64, 479-498, DOI 10.1111/1467-9868.00346
     """
 
     model: Path | None = Input(
@@ -256,7 +257,7 @@ class PickLearned(PickMicrographs, name="pick learned", label=AUTOPICK):
     def calibration(
         self, scores: NDArray, number: NDArray, null: NDArray | None, method: Method
     ) -> Calibration:
-        """The network's own probabilities."""
+        """Probabilities of the log-odds as they are."""
         from halfmap.steps.pick.learned_calibration import calibrate_log_odds
 
         return calibrate_log_odds(scores, probability=self.probability)

@@ -31,6 +31,9 @@ _FEWEST = 8
 _LEAST = -10.0
 """Log-likelihood ratio beyond which a candidate is not worse."""
 
+_OVERLAP = 2.0
+"""Strength over that of particles up to which overlaps explain it; beyond lies dirt as well."""
+
 
 def strengths(image: Image, candidates: Candidates, diameter: float) -> NDArray[np.float64]:
     """Matched filter's score of a ball at candidates, NaN beside obstacles.
@@ -52,7 +55,7 @@ def strengths(image: Image, candidates: Candidates, diameter: float) -> NDArray[
     return score[candidates.scaled(factor[1], factor[0]).pixels(score.shape)].astype(np.float64)
 
 
-def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
+def evidence(log_odds: NDArray, strength: NDArray, share: float | None = None) -> NDArray[np.float64]:
     """What the strengths of a micrograph's candidates add to their log-odds of being particles.
 
     Parameters
@@ -61,6 +64,8 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
         Of being a particle, by the candidates' looks.
     strength : array (n,)
         Of any scale; NaN where it is not known, which adds nothing.
+    share : float, optional
+        As of `fewer_particles`.
 
     Returns
     -------
@@ -72,14 +77,14 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
     Particles' strengths are normal about their middle, others' anywhere between that and nothing: the ratio
     of the two densities. The more alike particles are, the more those of their strength gain; where strengths
     are scattered, as noise's are, none does. What is stronger than the middle is neither more nor less a
-    particle for it, since particles overlap. Middle and deviation are found by expectation-maximisation that
-    starts from the looks alone.
+    particle for it, since particles overlap; beyond two of them nothing gains. Middle and deviation are found
+    by expectation-maximisation that starts from the looks alone.
     """
     result = np.zeros(len(log_odds))
     known = np.isfinite(strength)
     own, looks = strength[known], np.asarray(log_odds, np.float64)[known]
     # What looks like a few particles among much that does not is noise.
-    if len(own) < _FEWEST or expit(looks + fewer_particles(looks)).sum() < _FEWEST:
+    if len(own) < _FEWEST or expit(looks + fewer_particles(looks, share)).sum() < _FEWEST:
         return result
     ratio = np.zeros(len(own))
     for _ in range(_ROUNDS):
@@ -95,7 +100,7 @@ def evidence(log_odds: NDArray, strength: NDArray) -> NDArray[np.float64]:
         square = 2 * float(likely @ short**2) + _DOUBT * _USUAL**2
         deviation = math.sqrt(square / (float(likely.sum()) + _DOUBT))
         normal = -((short / deviation) ** 2) / 2 - math.log(math.sqrt(2 * math.pi) * deviation)
-        before, ratio = ratio, np.maximum(normal, _LEAST)
+        before, ratio = ratio, np.clip(normal, _LEAST, np.where(own > _OVERLAP * middle, 0, np.inf))
         if np.abs(ratio - before).max() < 1e-6:
             break
     result[known] = ratio
