@@ -361,7 +361,8 @@ def test_tables_that_cannot_be(truth, tmp_path):
 
 def test_likelihood_is_sharper_where_a_class_attracts():
     """As it is up to twice an equal share, and never beyond its fourth power."""
-    assert [iterate.sharpness_for(share) for share in (1.0, 2.0, 3.0, 4.0, 12.0)] == [1.0, 1.0, 2.25, 4.0, 4.0]
+    powers = [iterate.sharpness_for(attraction) for attraction in (1.0, 2.0, 3.0, 4.0, 12.0)]
+    assert powers == [1.0, 1.0, 2.25, 4.0, 4.0]
 
 
 def test_class_is_the_most_probable_over_all_poses():
