@@ -199,17 +199,11 @@ def maximise(
     Where only a part of the particles took part, what former ones gave counts as an observation too, of an
     average as it was, and is forgotten by and by.
     """
-    rings = grid.rings
     before = grid.sample(model.averages)
-    linear, squared = sum(halves[1:], halves[0]).samples()
-    linear, squared = linear / grid.weights, squared / grid.weights
     share = float(statistics.count.sum()) / len(plan.groups)
-    kept = model.weights[:, :rings, None] * _memory(share)
-    weights = squared + kept
-    signal = model.signal[:, :rings, None]
-    former = before / model.left[:, :rings, None].clamp(min=_FAINT)
-    averages = (linear + kept * former) / (weights + 1 / (signal + _TINY))
-    uncertainty = 1 / (weights + 1 / (signal + _TINY))
+    linear, weights = _observed(model, grid, sum(halves[1:], halves[0]), before, share)
+    uncertainty = 1 / (weights + 1 / (model.signal[:, : grid.rings, None] + _TINY))
+    averages = linear * uncertainty
     new_signal = (averages.abs().square() + uncertainty).mean(-1)
     agreed = agreed_signal(plan, halves, before, grid, sharpness)
     new_signal = torch.maximum(new_signal, _GROWTH * agreed)
@@ -230,6 +224,16 @@ def maximise(
         supported=_supported(_GROWTH * agreed * weights.mean(-1), statistics.shares),
         attraction=float(np.bincount(best[:, 1].astype(int)).max()) * plan.step.classes / len(best),
     )
+
+
+def _observed(
+    model: Model, grid: PolarGrid, sums: Sums, before: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
+    """Right-hand side and weights of the averages, from the sums and from what averages remember."""
+    linear, squared = (part / grid.weights for part in sums.samples())
+    kept = model.weights[:, : grid.rings, None] * _memory(share)
+    former = before / model.left[:, : grid.rings, None].clamp(min=_FAINT)
+    return linear + kept * former, squared + kept
 
 
 def agreed_signal(
