@@ -17,7 +17,9 @@ from halfmap.engine import RunOptions, registered_steps
 from halfmap.errors import ProjectError
 from halfmap.io.mrc import write_mrc
 from halfmap.project import Project
+from halfmap.project.pipeline import Process, edit_pipeline
 from halfmap.steps import load_steps
+from halfmap.steps.class2d.step import Class2DStep
 
 load_steps()
 STEPS = [cls for cls in registered_steps().values() if cls.__module__.startswith("halfmap.")]
@@ -154,6 +156,41 @@ def test_a_tuple_takes_bare_words_after_its_option(tmp_path):
     job = Project.open(tmp_path).job(1)
     assert job.step.model_dump()["bad"] == (1, 3)
     assert (job.folder / "squares.txt").read_text().split() == ["0", "0", "2", "4", "4", "16", "5", "25"]
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        (["1-3,5"], (1, 2, 3, 5)),
+        (["1-3", "5"], (1, 2, 3, 5)),
+        (["1-3,", "5"], (1, 2, 3, 5)),
+        (["4-4"], (4,)),
+        (["=0-1,7"], (0, 1, 7)),
+    ],
+)
+def test_whole_numbers_may_be_given_as_ranges(tmp_path, words, numbers):
+    option = ["--bad" + words[0]] if words[0].startswith("=") else ["--bad", *words]
+    assert main(["toy", "--n", "9", *option, "--project", str(tmp_path)]) == 0
+    assert Project.open(tmp_path).job(1).step.model_dump()["bad"] == numbers
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--bad", "1", "5-3"], "--bad: 5-3 runs backwards; write 3-5"),
+        (["--bad=5-3"], "--bad: 5-3 runs backwards; write 3-5"),
+        (["--bad", "0-99999999999"], "--bad: 0-99999999999 stands for 100,000,000,000 numbers"),
+        (["--bad", "1-b"], "--bad takes whole numbers, or ranges such as 1-5,8, not '1-b'"),
+        (["--bad", "1--3"], "--bad takes whole numbers, or ranges such as 1-5,8, not '1--3'"),
+        (["--n", "1-3"], "--n takes a whole number, not '1-3'"),
+    ],
+)
+def test_ranges_that_cannot_be_are_one_sentence(tmp_path, monkeypatch, capsys, words, problem):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", *words]) == 2
+    said = capsys.readouterr().err.removesuffix("\n").removesuffix("; see: halfmap toy --help")
+    assert said == f"halfmap: {problem}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_of_a_tuple_are_bare_words_too(tmp_path, monkeypatch):
@@ -429,6 +466,29 @@ def test_a_folder_in_the_place_of_a_file_and_a_misspelt_name(tmp_path, monkeypat
         assert main(["import", "movies", *words, "--dose-per-frame", "1"]) == 2
         assert capsys.readouterr().err == f"halfmap: {problem}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["Movies"]
+
+
+def test_a_jobs_folder_in_the_place_of_what_it_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = {"label": "relion.class2d", "alias": "None", "status": "Succeeded"}
+    with edit_pipeline(tmp_path) as pipeline:
+        for number, outputs in enumerate(({"particles": "", "model": ""}, {}), start=1):
+            name = f"Class2D/job{number:03d}/"
+            Path(name).mkdir(parents=True)
+            pipeline.processes.append(Process(name, **step))
+            made = {out.file: out.node for key, out in Class2DStep.outputs.items() if key in outputs}
+            pipeline.connect(name, [], {name + file: node for file, node in made.items()})
+    Path("Class2D/job001/model.star").touch()
+    for step, folder, hint in (
+        ("select", "Class2D/job001", "did you mean Class2D/job001/model.star?"),
+        ("class2d", "Class2D/job001/", "did you mean Class2D/job001/particles.star?"),
+        ("select", "Class2D/job002", "name the file in it"),
+        ("select", "Class2D", "name the file in it"),
+        ("import particles", "Class2D/job001", "name the file in it"),
+    ):
+        assert main([*step.split(), folder]) == 2
+        said = f"halfmap: {folder.rstrip('/')}: is a folder, not a file; {hint}\n"
+        assert capsys.readouterr().err == said
 
 
 def test_a_disk_that_refuses_is_one_sentence_wherever_it_comes_up(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.parameters import Form, Parameter, parse_form
-from halfmap.engine.words import explain, kind_of, translate
+from halfmap.engine.words import expand, explain, kind_of, translate
 from halfmap.errors import FileFormatError, HalfmapError, ParameterError
 from halfmap.log import log, shown_on_terminal
 from halfmap.steps import load_steps
@@ -228,7 +228,7 @@ def parse_options(
     everything = not {"-h", "--help"} & set(words)
     words = ["--help" if word == "--help-all" else word for word in words]
     parameters = [*form.parameters(), *_Run.parameters()]
-    words = translate(words, parameters)
+    words = expand(translate(words, parameters), parameters)
     main_input = next((p for p in parameters if p.default is ... or p.node is not None), None)
     if main_input and words and not words[0].startswith("-"):
         # The first thing a step needs may be given without its option: halfmap import movies 'Movies/*.tiff'

@@ -29,7 +29,7 @@ from halfmap.errors import (
 )
 from halfmap.io.names import find_files
 from halfmap.io.star import read_star
-from halfmap.project import Project
+from halfmap.project import Project, inputs
 from halfmap.project.overview import describe_project
 from halfmap.project.pipeline import edit_pipeline
 from halfmap.steps.import_.step import ImportMovies
@@ -456,6 +456,67 @@ def test_a_project_that_was_moved_goes_on_as_if_nothing_had_changed(project, tmp
         moved.resume(1)
     assert "changed" not in caplog.text
     assert "new since" not in caplog.text
+
+
+class Table(Reading, name="table"):
+    """Name a table, files and a folder, and end without the output."""
+
+    outputs = Unfinished.outputs
+    table: Path = Input("a table")
+    stacks: Path = Input("a folder", folder=True)
+
+
+def _copied(project: Project, folder: Path) -> Project:
+    """As ``cp -r`` copies: with the dates of now."""
+    shutil.copytree(project.root, folder, copy_function=shutil.copyfile)
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        os.utime(path, (1e9 + number, 1e9 + number))
+    return Project.at(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        (None, None),
+        (lambda root: (root / "rows.star").write_bytes(b"r" * 99_999 + b"x" + b"r" * 100_000), "rows.star"),
+        (lambda root: (root / "a.tiff").write_bytes(b"a" * 199_999 + b"x"), "a.tiff"),
+        (lambda root: (root / "b.tiff").write_bytes(b"x" + b"b" * 199_999), "b.tiff"),
+        (lambda root: (root / "b.tiff").write_bytes(b"b" * 200_001), "b.tiff"),
+    ],
+    ids=["none", "table", "end", "beginning", "size"],
+)
+def test_a_copied_project_warns_of_other_contents_and_not_of_other_dates(
+    project, tmp_path, caplog, change, warned
+):
+    for name, letter in (("rows.star", b"r"), ("a.tiff", b"a"), ("b.tiff", b"b")):
+        (project.root / name).write_bytes(letter * 200_000)
+    (project.root / "Stacks").mkdir()
+    with pytest.raises(ProjectError):
+        project.run(Table(files=(Path("*.tiff"),), table=Path("rows.star"), stacks=Path("Stacks")))
+    copy = _copied(project, tmp_path / "copy")
+    if change:
+        change(copy.root)
+    with pytest.raises(ProjectError, match="without writing"):
+        copy.resume(1)
+    said = [line for line in caplog.text.splitlines() if "changed since" in line]
+    assert len(said) == (warned is not None)
+    assert warned is None or f"ran before: {warned};" in said[0]
+    # What it is now is known from now on.
+    caplog.clear()
+    with pytest.raises(ProjectError, match="without writing"):
+        copy.resume(1)
+    assert "changed since" not in caplog.text
+
+
+def test_an_input_of_unchanged_date_is_not_read_again(project, monkeypatch):
+    (project.root / "a.tiff").write_bytes(b"a")
+    read = []
+    monkeypatch.setattr(inputs, "_digest", lambda path, size, whole: read.append(path.name) or "sum")
+    with pytest.raises(ProjectError):
+        project.run(Unfinished(files=(Path("*.tiff"),)))
+    with pytest.raises(ProjectError):
+        project.resume(1)
+    assert read == ["a.tiff"]
 
 
 def test_files_that_have_come_since_let_a_job_that_ended_well_go_on(project, caplog):

@@ -9,7 +9,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fsc import fsc
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.slices import extract_slices, finish_reconstruction, prepare_volume
-from halfmap.search.backprojector import Backprojection, _factorised
+from halfmap.search.backprojector import Backprojection, _factorised, _turned, _turned_plane
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.regularise.fsc import FSCRegulariser, halves_correlation, shell_sums
 
@@ -69,6 +69,18 @@ def test_symmetry_is_adding_all_equivalents(group: str):
         every.add(images, rotations @ operator, shifts)
     a, b = (finish_reconstruction(sums.sums) for sums in (found.symmetrised(), every))
     assert float((a - b).abs().max()) < 1e-9 * float(b.abs().max())
+
+
+def test_compiled_and_plain_symmetry_agree():
+    images, rotations, shifts = _few(3)
+    sums = _sums(images, rotations, shifts, group="O").sums
+    _, operators = _factorised("O")
+    data = sums.data.clone()
+    data[:, :, 0] += data[:, :, 0].flip(0, 1) * torch.tensor([1, -1, 1, 1])
+    compiled = _turned(sums, operators)
+    for z in (1, sums.limit // 2, sums.limit + 1, 2 * sums.limit + 1):
+        plain = _turned_plane(data, operators.long(), sums.limit + 1, z)
+        torch.testing.assert_close(compiled[z], plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
 
 
 def test_shards_add_up_and_are_kept_in_files(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ from halfmap.search.inplane import InPlaneSearch
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.ring_products import harmonics_of
 from halfmap.search.sums import Sums
-from halfmap.steps.class2d import iterate
+from halfmap.steps.class2d import iterate, plan
 from halfmap.steps.class2d.expectation import _best, expect, in_halves
 from halfmap.steps.class2d.model import agreed_signal, last_ring
 from halfmap.steps.class2d.step import Class2DStep
@@ -118,6 +119,14 @@ def run(folder: Path, *, workers: int = 1, **parameters):
     }
     options = RunOptions(workers=workers, device="cpu")
     return Project.at(folder).run(Class2DStep(**(settings | parameters)), options).folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts():
+    """Parts of 80 particles, the second of three with those of both optics groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_SHARD", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -325,11 +334,32 @@ def test_noise_gives_no_resolution(tmp_path):
         ({"diameter": 500.0}, "does not fit", ParameterError),
         ({"diameter": None}, "how large", ParameterError),
         ({"classes": 300}, "240 particles cannot be sorted into 300 classes", ParameterError),
+        ({"resolution": 100.0}, "too few .*; give a --resolution of 48 Å or finer", ParameterError),
     ],
 )
 def test_parameters_that_cannot_be(truth, change, words, error):
     with pytest.raises(error, match=words):
         run(truth[0], **change)
+
+
+@pytest.mark.parametrize("resolution", [30.0, 48.0])
+def test_a_resolution_coarser_than_the_first_is_where_it_starts_and_stays(truth, resolution):
+    job = run(truth[0], resolution=resolution, iterations=3, full_iterations=1)
+    figures = [json.loads(path.read_text()) for path in sorted((job / iterate.FOLDER).glob("it*.json"))]
+    rings = round(BOX * PIXEL / resolution)
+    assert [one["searched_A"] for one in figures] == [BOX * PIXEL / rings] * 3
+
+
+def test_its_progress_is_told_in_iterations(job):
+    events = [json.loads(line) for line in (job / "events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [(one["unit"], one["done"], one["total"]) for one in rounds] == [
+        ("iteration", i, 8) for i in range(1, 9)
+    ]
+    assert events[-1] == rounds[-1]
+    general = read_star(job / "model.star")["model_general"]
+    best = general["rlnCurrentResolution"]  # type: ignore[index]
+    assert rounds[-1]["said"].startswith(f"{N} particles, averages to {best:.1f} Å (median ")
 
 
 def test_tables_that_cannot_be(truth, tmp_path):
@@ -357,12 +387,6 @@ def test_tables_that_cannot_be(truth, tmp_path):
     write_mrc(folder / "Stacks/a.mrcs", stack, pixel_size=PIXEL, stack=True)
     with pytest.raises(HalfmapError, match=r"000004@Stacks/a\.mrcs|row 4"):
         run(folder)
-
-
-def test_likelihood_is_sharper_where_a_class_attracts():
-    """As it is up to twice an equal share, and never beyond its fourth power."""
-    powers = [iterate.sharpness_for(attraction) for attraction in (1.0, 2.0, 3.0, 4.0, 12.0)]
-    assert powers == [1.0, 1.0, 2.25, 4.0, 4.0]
 
 
 def test_class_is_the_most_probable_over_all_poses():

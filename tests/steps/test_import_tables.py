@@ -136,6 +136,12 @@ def test_picks_without_images_are_no_particles(project):
         project.run(ImportParticles(particles="picks.star"))
 
 
+def test_images_in_the_place_of_their_table(project):
+    write_particle_files(project.root)
+    with pytest.raises(FileFormatError, match=r"stack\.mrcs: is an image, .* table that lists its images"):
+        project.run(ImportParticles(particles=Path("Extract/stack.mrcs")))
+
+
 def test_passthrough_files_belong_to_cryosparc(project):
     source = write_particle_files(project.root)
     with pytest.raises(ParameterError, match="leave --passthrough out"):

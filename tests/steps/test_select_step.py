@@ -222,6 +222,7 @@ def _other_box() -> None:
     ("spoil", "values", "error", "match"),
     [
         (None, {"classes": (1, 5)}, ParameterError, "--classes: there is no class 5; classes are 1 to 4"),
+        (None, {"classes": range(1, 40)}, ParameterError, "there is no class 5, 6, 7, 8, 9 …; classes are"),
         (None, {"exclude": (0,)}, ParameterError, "--exclude: there is no class 0"),
         (None, {"classes": (1,), "exclude": (2,)}, ParameterError, "--classes and --exclude, not both"),
         (None, {"classes": (1,), "min_score": 0.3}, ParameterError, "--min-score has nothing to choose"),
@@ -229,6 +230,7 @@ def _other_box() -> None:
         (None, {"min_score": 1.0}, ItemsFailedError, "the best class, [12], has a score"),
         (None, {"averages": "particles.star"}, TableError, "names no class averages"),
         (None, {"model": "particles.star", "particles": "particles.star"}, TableError, "no class averages"),
+        (None, {"model": "class_averages.mrcs"}, HalfmapError, "is no table; give the model.star"),
         (lambda: Path("particles.star").unlink(), {}, HalfmapError, "name them with --particles"),
         (lambda: _rename_column("rlnClassNumber", "x"), {}, TableError, "have no classes"),
         (lambda: _change_class(7), {}, TableError, "row 1: class 7, where the model has 4"),

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from halfmap.engine.executor import Outcome, RunOptions, run_items
 from halfmap.engine.ledger import Ledger
-from halfmap.engine.progress import Progress
+from halfmap.engine.progress import Progress, append_event
 from halfmap.errors import ItemsFailedError, ResourceError
 from halfmap.io.names import name_in
 from halfmap.log import log
 
 Item = TypeVar("Item")
+
+_EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Context:
         if results:
             log.info("%d of %d %ss were done before", len(results), len(keys), unit)
         failures_before = len(self.failures)
-        progress = Progress(self.folder / "events.jsonl", unit, done=len(results), total=len(keys))
+        progress = Progress(self.folder / _EVENTS, unit, done=len(results), total=len(keys))
         outcomes = run_items(function, [item for _, item in todo], self.options)
         # Closing ends the workers before the job's lock is given back, however the loop ends.
         with progress, closing(outcomes):
@@ -119,6 +121,23 @@ class Context:
             first = self.failures[failures_before].reason
             raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {first}")
         return [results[name] for name in keys if name in results]
+
+    def round_done(self, number: int, total: int | None, said: str, *, unit: str = "iteration") -> None:
+        """Note that a round of loops is over, for those who ask how far the job is.
+
+        Parameters
+        ----------
+        number : int
+            Of the round, from 1.
+        total : int, optional
+            Rounds that there will be, if that is known.
+        said : str
+            What it gave, in a line.
+        unit : str
+            Singular word for a round.
+        """
+        values = {"unit": unit, "done": number, "total": total, "said": said}
+        append_event(self.folder / _EVENTS, "round", values)
 
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:
         """Count an item as failed: it is logged, and listed in the job's ``failures.star``.

@@ -1,10 +1,11 @@
-"""How far a loop over items is: on the terminal, in the log, in the job folder."""
+"""How far a loop over items, or a round of such loops, is: on the terminal, in the log, in the job folder."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,6 @@ class Progress:
         self.done += 1
         self.failed += error is not None
         event = {
-            "time": round(time.time(), 3),
-            "event": "item",
             "unit": self.unit,
             "key": key,
             "done": self.done,
@@ -63,8 +62,7 @@ class Progress:
         }
         if error is not None:
             event["error"] = error
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        append_event(self.path, "item", event)
         if self.bar is not None:
             failed = f" ({self.failed} failed)" if self.failed else ""
             self.bar.update(self.task, advance=1, description=f"{self.unit}s{failed}")
@@ -77,3 +75,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def append_event(path: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Add an event of a kind to ``events.jsonl``."""
+    event = {"time": round(time.time(), 3), "event": kind, **values}
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")

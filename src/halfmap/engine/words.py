@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from halfmap.engine.parameters import Parameter
+from halfmap.errors import ParameterError
 
 _ONE = {float: "a number", int: "a whole number", Path: "a file name", str: "a word"}
-_MANY = {float: "numbers", int: "whole numbers", Path: "file names", str: "words"}
+_MANY = {float: "numbers", int: "whole numbers, or ranges such as 1-5,8", Path: "file names", str: "words"}
+
+_RANGES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*,?")
+_MOST = 100_000
+"""Numbers that ranges may stand for: far more than anyone means."""
 
 
 def translate(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
@@ -19,6 +25,44 @@ def translate(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str
     meant = {alias: parameter.option for parameter in parameters for alias in parameter.aliases}
     options = [(word, *word.partition("=")) for word in words]
     return [meant[name] + equals + value if name in meant else word for word, name, equals, value in options]
+
+
+def expand(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
+    """Put numbers in the place of ranges, ``1-5,8``, after options that take several whole numbers.
+
+    Raises
+    ------
+    ParameterError
+        If a range runs backwards, or stands for more numbers than can be meant.
+    """
+    many = {parameter.option for parameter in parameters if kind_of(parameter) == (int, True)}
+    expanded: list[str] = []
+    current = ""
+    for word in words:
+        if _is_option(word):
+            name, _, value = word.partition("=")
+            current = "--" + name[2:].replace("_", "-")
+            if current not in many or not _RANGES.fullmatch(value):
+                expanded.append(word)
+                continue
+            expanded.append(current)
+            word = value
+        if current in many and _RANGES.fullmatch(word):
+            expanded += _numbers(word, current)
+        else:
+            expanded.append(word)
+    return expanded
+
+
+def _numbers(word: str, option: str) -> Iterator[str]:
+    for part in word.rstrip(",").split(","):
+        first, _, last = part.partition("-")
+        start, stop = int(first), int(last or first)
+        if stop < start:
+            raise ParameterError(f"{option}: {part} runs backwards", hint=f"write {last}-{first}")
+        if stop - start >= _MOST:
+            raise ParameterError(f"{option}: {part} stands for {stop - start + 1:,} numbers")
+        yield from map(str, range(start, stop + 1))
 
 
 def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None:

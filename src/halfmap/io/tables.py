@@ -90,6 +90,8 @@ def _read(path: Path, kind: type[Set]) -> Set:
         return table
     if path.suffix.lower() in (*TIFF_SUFFIXES, ".mrc", ".mrcs", ".map", ".eer"):
         hint = f"`halfmap import {kind.items}` makes one"
+        if kind is ParticleSet:
+            hint = "give the table that lists its images (.star or .cs)"
         raise FileFormatError(f"is an image, not a table of {kind.items}", path=path, hint=hint)
     blocks = read_star(path)
     rows = _find_rows(blocks, kind, path)

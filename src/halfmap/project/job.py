@@ -30,8 +30,8 @@ from halfmap.errors import (
     TableError,
 )
 from halfmap.io.atomic import remove_temporaries, write_text, writing
-from halfmap.io.names import find_files, name_in
 from halfmap.log import log
+from halfmap.project.inputs import changed_since, record_inputs
 from halfmap.project.messages import WARNINGS_FILE, WarningsSeen, logging_to
 from halfmap.project.outcome import FAILURES_FILE, closing_lines, shortened, write_failures
 
@@ -124,7 +124,7 @@ class Job:
             "step": self.step.name,
             "label": self.step.label,
             "parameters": parameters,
-            "inputs": self._inputs(),
+            "inputs": record_inputs(self.step, self.root),
             "outputs": {name: asdict(out) for name, out in type(self.step).outputs.items()},
             "command": sys.argv,
             "created": _now(),
@@ -151,18 +151,14 @@ class Job:
         note = f" ++++ Executing new job on {_now()}\n ++++ with the following command(s):\n{command}\n"
         write_text(self.folder / "note.txt", note)
 
-    def _inputs(self) -> list[dict[str, Any]]:
-        """Inputs as they are now, named from the project's folder, so that it can be moved."""
-        files = [path for name in self.step.inputs() for path in _files(name, self.root)]
-        return [_describe(path, self.root) for path in files]
-
     def _record(self) -> dict[str, Any]:
         return json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
 
     def keep_options(self, options: RunOptions) -> None:
         """Add to the record how the job runs and the inputs as they are now, for `resume`."""
-        run = options.model_dump(mode="json", include=set(RunOptions.model_fields))
-        record = self._record() | {"run": run, "inputs": self._inputs()}
+        record = self._record()
+        record["run"] = options.model_dump(mode="json", include=set(RunOptions.model_fields))
+        record["inputs"] = record_inputs(self.step, self.root, record.get("inputs", []))
         write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
 
     def options(self, given: RunOptions) -> RunOptions:
@@ -178,13 +174,7 @@ class Job:
 
     def changed_inputs(self) -> tuple[list[str], list[str]]:
         """Input files that have changed or gone since the job ran last, and those that are new."""
-        recorded = self._record().get("inputs", [])
-        before = {name_in(self.root / entry["path"], self.root).as_posix(): entry for entry in recorded}
-        now = {entry["path"]: entry for entry in self._inputs()}
-        for name in before.keys() - now.keys():
-            now[name] = _describe(self.root / name, self.root)
-        changed = [name for name, entry in before.items() if _state(now[name]) != _state(entry)]
-        return changed, [name for name in now if name not in before]
+        return changed_since(self.step, self.root, self._record().get("inputs", []))
 
     def note_resumption(self) -> None:
         """Add to ``note.txt`` that the job goes on, as RELION does."""
@@ -329,23 +319,6 @@ def _as_options(step: Step) -> Iterator[str]:
         plain = values[parameter.name]
         words = plain if isinstance(plain, list) else [plain]
         yield " ".join([parameter.option, *(shlex.quote(str(word)) for word in words)])
-
-
-def _files(name: Path, root: Path) -> list[Path]:
-    return sorted(find_files(name, root)) or [root / name]
-
-
-def _describe(path: Path, root: Path) -> dict[str, Any]:
-    """An input as it is now, so that a later change of it shows."""
-    name = name_in(path, root).as_posix()
-    if not path.exists():
-        return {"path": name}
-    stat = path.stat()
-    return {"path": name, "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
-
-
-def _state(entry: dict[str, Any]) -> tuple[Any, Any]:
-    return entry.get("bytes"), entry.get("modified")
 
 
 def _now() -> str:

@@ -53,7 +53,7 @@ def describe_job(job: Job) -> Group:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         rows.append((parameter.option, text + unit))
     rows.append(("", f"{rest} other parameters at their defaults"))
-    rows += [("done", text) for text in _progress(job.folder)]
+    rows += _progress(job.folder)
     rows += [(name, f"{job.name}{path.name}") for name, path in job.outputs.items()]
     failures, warnings = read_failures(job.folder), read_warnings(job.folder)
     if failures:
@@ -70,19 +70,26 @@ def describe_job(job: Job) -> Group:
     return Group(Text.assemble((job.name, "bold"), f"  {step.name}"), "", facts(rows))
 
 
-def _progress(folder: Path) -> list[str]:
-    """Items done of each loop, from the last of its events."""
+def _progress(folder: Path) -> list[tuple[str, str]]:
+    """The last round that is over, and items done of each loop since, from their last events."""
     path = folder / "events.jsonl"
-    last: dict[str, str] = {}
+    round_done, last = "", dict[str, str]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
         except ValueError:
             continue  # cut short by a kill
+        if event["event"] == "round":
+            of = "" if event["total"] is None else f" of {event['total']:,}"
+            round_done = f"{event['unit']} {event['done']:,}{of}: {event['said']}"
+            last.clear()
+            continue
         failed = event.get("failed", 0)
         text = f"{event['done'] - failed:,} of {count(event['total'], event['unit'])}"
         last[event["unit"]] = f"{text}, {failed:,} failed" if failed else text
-    return list(last.values())
+    label = "since then" if round_done else "done"
+    rounds = [("done", round_done)] if round_done else []
+    return rounds + [(label, text) for text in last.values()]
 
 
 def describe_project(path: Path) -> Table:

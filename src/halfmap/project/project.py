@@ -8,17 +8,17 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from halfmap.engine import RunOptions, Step
 from halfmap.engine.device import choose_device
 from halfmap.engine.executor import prepare_workers
-from halfmap.engine.parameters import Parameter
 from halfmap.errors import HalfmapError, ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
+from halfmap.project.hints import file_in, nearest, root_above
+from halfmap.project.inputs import input_paths
 from halfmap.project.job import Job
 from halfmap.project.outcome import FAILURES_FILE
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
@@ -75,7 +75,7 @@ class Project:
     @classmethod
     def find(cls, start: str | Path = ".") -> Project | None:
         """The innermost project that `start` lies in, found by walking up, or None."""
-        root = _root_above(without_dots(start))
+        root = root_above(without_dots(start))
         if root is None:
             return None
         project = cls(root)
@@ -83,7 +83,7 @@ class Project:
         return project
 
     def _say_if_nested(self) -> None:
-        outer = _root_above(self.root.parent)
+        outer = root_above(self.root.parent)
         if outer is not None:
             log.warning(
                 "%s is a project of its own inside the project %s, which is left alone", self.root, outer
@@ -130,13 +130,14 @@ class Project:
         """The step with its inputs as the project's tables name them, all of which are there."""
         step = self._with_project_paths(step)
         for parameter in step.parameters():
-            for path in _paths(step, parameter):
+            for path in input_paths(step, parameter):
                 found = find_files(path, self.root)
                 if not found:
-                    hint = _nearest(path, self.root)
+                    hint = nearest(path, self.root)
                     raise ParameterError("input file does not exist", path=path, hint=hint)
                 if not parameter.is_folder and all(each.is_dir() for each in found):
-                    hint = f"name what lies in it: '{path}/*'"
+                    many = isinstance(getattr(step, parameter.name), tuple)
+                    hint = file_in(path, found[0], parameter.node or "", many=many)
                     raise ParameterError("is a folder, not a file", path=path, hint=hint)
         return step
 
@@ -164,8 +165,8 @@ class Project:
     def _say_if_from_elsewhere(self, step: Step) -> None:
         """Warn of tables of another project, in which names of files are relative to that one."""
         for parameter in step.parameters():
-            for path in _paths(step, parameter) if parameter.node else ():
-                other = _root_above((self.root / path).parent)
+            for path in input_paths(step, parameter) if parameter.node else ():
+                other = root_above((self.root / path).parent)
                 if other is not None and name_in(other, self.root) != Path():
                     log.warning(
                         "%s is of the project %s and names files from there; to go on there: --project %s",
@@ -280,7 +281,7 @@ class Project:
 
         changes = {}
         for parameter in step.parameters():
-            paths = tuple(map(localise, _paths(step, parameter)))
+            paths = tuple(map(localise, input_paths(step, parameter)))
             if paths:
                 is_tuple = isinstance(getattr(step, parameter.name), tuple)
                 changes[parameter.name] = paths if is_tuple else paths[0]
@@ -297,25 +298,3 @@ def _enter(pipeline: Pipeline, job: Job) -> None:
     """Add a job to the graph."""
     pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
     pipeline.connect(job.name, [path.as_posix() for path in job.step.inputs()], {})
-
-
-def _paths(step: Step, parameter: Parameter) -> tuple[Path, ...]:
-    value = getattr(step, parameter.name)
-    if parameter.node is None or value is None:
-        return ()
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _nearest(path: Path, root: Path) -> str | None:
-    """Hint at a file whose name is nearly the one that is not there."""
-    for folder in {Path.cwd() / path.parent, root / path.parent}:
-        names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
-        close = get_close_matches(path.name, names, n=1)
-        if close and not glob.has_magic(path.name):
-            return f"did you mean {path.parent / close[0]}?"
-    return None
-
-
-def _root_above(folder: Path) -> Path | None:
-    """The first folder that holds a project: this one or one above it."""
-    return next((each for each in (folder, *folder.parents) if (each / PIPELINE_FILE).exists()), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,10 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops import symmetry
 from halfmap.ops._slice_bodies import allocate
 from halfmap.ops.slices import SliceAccumulator, finish_reconstruction, insert_slices
+from halfmap.ops.threads import in_threads
+from halfmap.search import _symmetry_kernels as kernels
 from halfmap.search.disc import DiscImages
+from halfmap.search.projector import parts
 
 _SAMPLES = 1 << 22
 """Samples of slices that are made at a time."""
@@ -126,10 +128,9 @@ class Backprojection:
     def symmetrised(self) -> Backprojection:
         """The sums with every image at all its equivalent poses; their plane x = 0 is that of one half."""
         _, operators = _factorised(self.group)
-        data = torch.zeros_like(self.sums.data)
-        for z, planes in _turned_planes(self.sums, operators):
-            data[z] = planes
-        return Backprojection(SliceAccumulator(data, self.sums.box, self.sums.padded_box), "C1")
+        return Backprojection(
+            SliceAccumulator(_turned(self.sums, operators), self.sums.box, self.sums.padded_box), "C1"
+        )
 
     def solve(self, prior: Tensor) -> Tensor:
         """The map whose posterior is greatest.
@@ -160,25 +161,40 @@ def _factorised(group: str) -> tuple[Tensor, Tensor]:
     return torch.stack(turns), on_grid
 
 
-def _turned_planes(sums: SliceAccumulator, operators: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Planes (y, x, 4) of the sum over operators of the sums at S q, for each z."""
+def _turned(sums: SliceAccumulator, operators: Tensor) -> Tensor:
+    """Sum (z, y, x, 4) over operators of the sums at S q."""
     data, origin = sums.data.clone(), sums.limit + 1
     # Each voxel of the plane x = 0 holds part of what belongs to it and its Friedel mate.
     mate = sums.data[:, :, 0].flip(0, 1)
     mate = torch.stack([mate[..., 0], -mate[..., 1], mate[..., 2], mate[..., 3]], dim=-1)
     data[:, :, 0] += mate
+    out = torch.zeros_like(data)
+    if data.device.type != "cpu":
+        for z in range(1, origin + sums.limit + 1):
+            out[z] = _turned_plane(data, operators.to(data.device).long(), origin, z)
+        return out
+    turns, whole, into = operators.long().numpy(), data.numpy(), out.numpy()
+
+    def turn(planes: np.ndarray) -> None:
+        kernels.turn_planes(whole, turns, origin, (planes[0] + 1, planes[1] + 1), into)
+
+    in_threads(turn, parts(2 * sums.limit + 1))
+    return out
+
+
+def _turned_plane(data: Tensor, operators: Tensor, origin: int, z: int) -> Tensor:
+    """As `_symmetry_kernels.turn_planes`, one plane (y, x, 4) on any device."""
     flat, n_y, n_x = data.reshape(-1, 4), data.shape[1], data.shape[2]
-    reach = torch.arange(-sums.limit, sums.limit + 1, device=data.device)
-    y, x = torch.meshgrid(reach, reach[sums.limit :], indexing="ij")
-    for z in reach.tolist():
-        position = torch.stack([x, y, torch.full_like(x, z)], dim=-1)
-        plane = data.new_zeros(n_y, n_x, 4)
-        for operator in operators.to(data.device).long():
-            turned = position @ operator.T
-            flipped = turned[..., :1] < 0
-            tx, ty, tz = torch.where(flipped, -turned, turned).unbind(-1)
-            found = flat[((tz + origin) * n_y + ty + origin) * n_x + tx]
-            found[..., 1] *= torch.where(flipped[..., 0], -1, 1)
-            plane[1:-1, :-1] += found
-        plane[:, 0] /= 2
-        yield z + origin, plane
+    reach = torch.arange(1 - origin, origin, device=data.device)
+    y, x = torch.meshgrid(reach, reach[origin - 1 :], indexing="ij")
+    position = torch.stack([x, y, torch.full_like(x, z - origin)], dim=-1)
+    plane = data.new_zeros(n_y, n_x, 4)
+    for operator in operators:
+        turned = position @ operator.T
+        flipped = turned[..., :1] < 0
+        tx, ty, tz = torch.where(flipped, -turned, turned).unbind(-1)
+        found = flat[((tz + origin) * n_y + ty + origin) * n_x + tx]
+        found[..., 1] *= torch.where(flipped[..., 0], -1, 1)
+        plane[1:-1, :-1] += found
+    plane[:, 0] /= 2
+    return plane

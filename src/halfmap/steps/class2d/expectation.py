@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from halfmap.io.atomic import atomic_path
 from halfmap.log import log
 from halfmap.ops.threads import in_threads, one_torch_thread
 from halfmap.search.inplane import InPlaneSearch, Posterior
+from halfmap.search.particles import prefetched
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.model import Model, explained
 from halfmap.steps.class2d.plan import Plan, open_images, to_device
@@ -57,14 +58,14 @@ _WINDOW = 4
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A part of the particles of an iteration."""
+    """A part of the particles of an iteration, those of an optics group one after the other."""
 
     name: str
     rows: NDArray[np.intp]
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: Path, device: str) -> Model:
+def _load(path: Path, stamp: int, device: str) -> Model:
     return Model.load(path, device)
 
 
@@ -76,7 +77,7 @@ def expect(
     Parameters
     ----------
     shard : Shard
-        Rows of particles, all of one optics group.
+        Rows of particles.
     plan, model_file
         The classification and its model.
     radius : int
@@ -86,7 +87,7 @@ def expect(
     folder : path
         Where the file goes.
     """
-    model = _load(model_file, plan.device)
+    model = _load(model_file, model_file.stat().st_mtime_ns, plan.device)
     grids = plan.grids(radius)
     fine = grids[-1]
     averages = fine.sample(model.averages)
@@ -98,45 +99,58 @@ def expect(
         deviation_px=model.deviation_px,
         precision=plan.step.precision,
     )
-    images = open_images(plan.source)
-    group, support = int(plan.groups[shard.rows[0]]), plan.support()
-    noise = model.noise[group : group + 1, : fine.rings]
     one = functools.partial(
-        _search_batch,
-        plan=plan,
-        search=search,
-        averages=averages,
-        noise=noise,
-        scale=model.scale,
-        sharpness=sharpness,
+        _search_batch, plan=plan, search=search, averages=averages, model=model, sharpness=sharpness
     )
-    look = functools.partial(in_halves, one)
-    halves: list[Sums | None] = [None, None]
-    best, power, shares, shift2 = [], 0.0, 0.0, 0.0
-    stream = images.stream(shard.rows, min(plan.batch(radius), -(-len(shard.rows) // 2)))
-    while some := list(itertools.islice(stream, _AHEAD)):
-        for found in itertools.chain(*in_threads(look, *zip(*some, strict=True))):
-            half = halves[len(best) % 2]
-            halves[len(best) % 2] = found.sums if half is None else half + found.sums
+    inside = float(plan.support().square().mean())
+    halves: dict[int, Sums] = {}
+    tables, shares, shift2, spectra = [], 0.0, 0.0, {}
+    for group, members in itertools.groupby(_searched(one, plan, shard.rows, radius), key=_group):
+        own: dict[int, Sums] = {}
+        power = 0.0
+        for _, half, found in members:
+            own[half] = own[half] + found.sums if half in own else found.sums
             power, shares = power + found.power, shares + found.shares
             shift2 += found.shift2
-            best.append(found.best)
-    sums = [half for half in halves if half is not None]
-    inside = float(support.square().mean())
-    table = np.concatenate(best)
+            tables.append(found.best)
+        noise = model.noise[group, : fine.rings]
+        signal = sum(explained(own[half], averages, noise, fine, sharpness) for half in sorted(own))
+        spectra[group] = torch.stack([torch.as_tensor(power), torch.as_tensor(signal)]) / inside
+        for half, sums in own.items():
+            halves[half] = halves[half] + sums if half in halves else sums
+    table = np.concatenate(tables)
     path = folder / f"{shard.name}.npz"
-    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            linear=np.stack([half.linear.cpu().numpy() for half in sums]),
-            squared=np.stack([half.squared.cpu().numpy() for half in sums]),
-            expected=np.stack([half.expected.cpu().numpy() for half in sums]),
-            power=torch.as_tensor(power).cpu().numpy() / inside,
-            signal=sum(explained(half, averages, noise[0], fine).cpu().numpy() for half in sums) / inside,
+            linear=np.stack([halves[half].linear.cpu().numpy() for half in sorted(halves)]),
+            squared=np.stack([halves[half].squared.cpu().numpy() for half in sorted(halves)]),
+            expected=np.stack([halves[half].expected.cpu().numpy() for half in sorted(halves)]),
+            groups=np.array(list(spectra)),
+            spectra=torch.stack(list(spectra.values())).cpu().numpy(),
             shares=torch.as_tensor(shares).cpu().numpy(),
             best=table,
         )
-    return {"file": path.name, "group": group, "shift2": shift2, "evidence": float(table[:, EVIDENCE].sum())}
+    return {"file": path.name, "shift2": shift2}
+
+
+def _searched(
+    search: Callable[[NDArray[np.intp], Tensor], _Found], plan: Plan, rows: NDArray[np.intp], radius: int
+) -> Iterator[tuple[int, int, _Found]]:
+    """Optics group, half and what they give of batches of images of one group, several searched at a time."""
+    images, size = open_images(plan.source), min(plan.batch(radius), -(-len(rows) // 2))
+    groups = plan.groups[rows]
+    batches = [batch for group in np.unique(groups) for batch in images.batches(rows[groups == group], size)]
+    stream = prefetched((batch, images.get(batch)) for batch in batches)
+    look, half = functools.partial(in_halves, search), itertools.cycle((0, 1))
+    while some := list(itertools.islice(stream, _AHEAD)):
+        for (batch, _), found in zip(some, in_threads(look, *zip(*some, strict=True)), strict=True):
+            into = next(half)
+            yield from ((int(plan.groups[batch[0]]), into, each) for each in found)
+
+
+def _group(found: tuple[int, int, _Found]) -> int:
+    return found[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,17 +200,18 @@ def _search_batch(
     plan: Plan,
     search: InPlaneSearch,
     averages: Tensor,
-    noise: Tensor,
-    scale: Tensor,
+    model: Model,
     sharpness: float,
 ) -> _Found:
     grid = search.grid
+    scale = model.scale[torch.from_numpy(plan.micrographs[rows]), None, None]
     samples = grid.sample(to_device(pictures, plan.device) * plan.support())
-    ctf = plan.transfer(rows, grid) * scale[torch.from_numpy(plan.micrographs[rows]), None, None]
+    ctf = plan.transfer(rows, grid) * scale
     if ctf.is_complex():  # an odd aberration is taken off the image
         samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
+    group = int(plan.groups[rows[0]])
     # A likelihood to a power is that of as much less noise.
-    posterior = search(samples, ctf, noise / sharpness)
+    posterior = search(samples, ctf, model.noise[group : group + 1, : grid.rings] / sharpness)
     sums, match = Sums.of(posterior, averages, grid)
     best = _best(posterior, match, rows, search, plan.pixel_size)
     best[:, [EVIDENCE, MATCH, NORM]] /= sharpness

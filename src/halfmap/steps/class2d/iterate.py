@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.errors import ItemsFailedError
-from halfmap.io.atomic import write_text
+from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.expectation import Shard, expect
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 FOLDER = "Iterations"
 _ATTRACTED = 0.35
 """Part of the particles in one class that is warned of."""
-
-_USUAL, _SHARPEST = 2.0, 4.0
-"""Largest class over an equal share that is no attraction, and highest power of the likelihood."""
 
 _MARGIN = 1.6
 """Rings that are searched over those that have signal, so that resolution can grow."""
@@ -60,7 +57,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     if model.iteration == 0:
         model.save(_model_file(ctx, 0))
     radius = min(iteration.radius, max(plan.iterations[0].radius, round(_MARGIN * model.supported) + 4))
-    sharpness = 1.0 if iteration.last else sharpness_for(model.attraction)
+    sharpness = 1.0 if iteration.last else model.sharpness
     name = f"it{iteration.number:03d}"
     parts = plan.shards(iteration)
     shards = [Shard(f"{name}_{i + 1:04d}", rows) for i, rows in enumerate(parts)]
@@ -78,32 +75,12 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     halves, statistics, best = _add_up(plan, folder, done)
     new = maximise(plan, model, iteration, plan.grids(radius)[-1], halves, statistics, best, sharpness)
     new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
-    _say(ctx, plan, new, iteration, radius, best, seeded)
-    np.save(folder / f"{name}_best.npy", best)
+    _say(ctx, plan, new, iteration, radius, best, seeded, sharpness)
+    with atomic_path(folder / f"{name}_best.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, best)
     new.save(_model_file(ctx, iteration.number))
     _tidy(folder, iteration)
     return new
-
-
-def sharpness_for(attraction: float) -> float:
-    """Power of the likelihood: 1, or more where the largest class has over twice an equal share.
-
-    Parameters
-    ----------
-    attraction : float
-        Particles of the largest class over an equal share.
-
-    Notes
-    -----
-    Where single particles hardly tell views apart, each adds a little to many averages. These grow alike and
-    round, and the one of most particles, which has least noise, wins the others over. Sharper probabilities
-    let classes part [1]_. Where none attracts they do harm: they make sure what is not.
-
-    References
-    ----------
-    .. [1] Naim & Gildea 2012, Proc. 29th Int. Conf. Machine Learning, DOI 10.48550/arXiv.1206.6427
-    """
-    return min(max((attraction / _USUAL) ** 2, 1.0), _SHARPEST)
 
 
 def resume(ctx: Context) -> Model | None:
@@ -143,16 +120,17 @@ def _add_up(
             part = Sums(linear, squared, expected)
             halves[i : i + 1] = [halves[i] + part if i < len(halves) else part]
         if statistics is None:
-            rings, classes = len(arrays["power"]), len(arrays["shares"])
+            rings, classes = arrays["spectra"].shape[-1], len(arrays["shares"])
             zeros = functools.partial(torch.zeros, dtype=torch.float64, device=plan.device)
             statistics = Statistics(zeros(groups, rings), zeros(groups, rings), zeros(groups), zeros(classes))
-        statistics.power[one["group"]] += arrays["power"]
-        statistics.signal[one["group"]] += arrays["signal"]
-        statistics.count[one["group"]] += len(arrays["best"])
+        found = arrays["best"].cpu().numpy()
+        members = np.bincount(plan.groups[found[:, 0].astype(np.intp)], minlength=groups)
+        statistics.power[arrays["groups"]] += arrays["spectra"][:, 0]
+        statistics.signal[arrays["groups"]] += arrays["spectra"][:, 1]
+        statistics.count += torch.from_numpy(members).to(statistics.count)
         statistics.shares += arrays["shares"]
         statistics.shift2 += one["shift2"]
-        statistics.evidence += one["evidence"]
-        best.append(arrays["best"].cpu().numpy())
+        best.append(found)
     assert statistics is not None
     return halves, statistics, np.concatenate(best)
 
@@ -165,6 +143,7 @@ def _say(
     radius: int,
     best: NDArray[np.float64],
     seeded: int,
+    sharpness: float,
 ) -> None:
     """Log the iteration, and keep its figures for the picture of the progress."""
     members = np.bincount(best[:, 1].astype(int), minlength=plan.step.classes)
@@ -182,14 +161,16 @@ def _say(
         "largest_share": float(shares.max()),
         "effective_classes": float(np.exp(-(shares[occupied] * np.log(shares[occupied])).sum())),
         "seeded": seeded,
+        "sharpness": sharpness,
     }
     log.info(
         "iteration %d of %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); "
-        "largest class %.0f %%, %.1f classes' worth; %d begun anew",
+        "largest class %.0f %%, %.1f classes' worth; %d begun anew%s",
         *(iteration.number, len(plan.iterations), len(best)),
         *(figures["searched_A"], figures["best_resolution_A"]),
         *(figures["median_resolution_A"], 100 * figures["largest_share"]),
         *(figures["effective_classes"], seeded),
+        "" if sharpness == 1 else f"; likelihood to the power {sharpness:.1f}",
     )
     if iteration.last and figures["largest_share"] > _ATTRACTED and plan.step.classes > 3:
         log.warning(

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from halfmap.errors import FileFormatError
 from halfmap.io.atomic import atomic_path
+from halfmap.ops.threads import one_torch_thread
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.sums import Sums
+from halfmap.steps.class2d.attraction import next_sharpness
 from halfmap.steps.class2d.plan import Iteration, Plan
 
 _TINY = 1e-20
@@ -70,8 +72,8 @@ class Model:
         Power of a particle's transform before the CTF, over all particles.
     supported : int
         Outer ring up to which any average has more signal than noise.
-    attraction : float
-        Particles of the largest class over an equal share.
+    sharpness : float
+        Power of the likelihood for the next iteration.
     """
 
     iteration: int
@@ -85,7 +87,7 @@ class Model:
     deviation_px: float
     typical_signal: Tensor
     supported: int
-    attraction: float
+    sharpness: float
 
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
@@ -144,8 +146,6 @@ class Statistics:
         Sum of the probabilities of each class.
     shift2 : float
         Sum of the expected squared shifts along one axis, px².
-    evidence : float
-        Sum of the logarithms of the likelihood.
     """
 
     power: Tensor
@@ -153,9 +153,9 @@ class Statistics:
     count: Tensor
     shares: Tensor
     shift2: float = 0.0
-    evidence: float = 0.0
 
 
+@one_torch_thread()
 def maximise(
     plan: Plan,
     model: Model,
@@ -222,7 +222,7 @@ def maximise(
         scale=_scale(plan, model, best),
         deviation_px=_deviation(plan, statistics),
         supported=_supported(_GROWTH * agreed * weights.mean(-1), statistics.shares),
-        attraction=float(np.bincount(best[:, 1].astype(int)).max()) * plan.step.classes / len(best),
+        sharpness=next_sharpness(sharpness, best[:, 1].astype(int), plan.step.classes),
     )
 
 
@@ -285,13 +285,14 @@ def _five(rings: Tensor) -> Tensor:
     return padded.unfold(1, 5, 1).mean(-1)
 
 
-def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid) -> Tensor:
+def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid, sharpness: float) -> Tensor:
     """Power (rings,) of the images, summed, that averages (k, rings, angles / 2) explain.
 
     The images' mean power less this is what remains of them: ``2 Re Σ X* CTF A - Σ |CTF A|²``, expected over
-    the posterior.
+    the posterior. Of what noise adds to the averages, the likelihood as it is would make a part in
+    `sharpness`, its power: the rest is no signal.
     """
-    linear, squared = sums.samples()
+    linear, squared = sums.unbiased(averages, sharpness - 1)
     cross = (hartley(linear) * hartley(averages)).sum((0, 2))
     square = (2 * squared * averages.abs().square()).sum((0, 2))
     return (2 * cross - square) * noise / (grid.weights[:, 0] * grid.angles)

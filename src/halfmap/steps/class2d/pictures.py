@@ -1,16 +1,14 @@
-"""The pictures of a classification: class averages by population, and how it got there."""
+"""The picture of a classification: class averages by population."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from halfmap.ops.fourier import resample
-from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, new_figure, save
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Plan
 
@@ -62,47 +60,3 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
         add_text(figure, left, bottom - 15, caption, size=8)
         add_text(figure, left, bottom - 28, f"{resolutions[number]:.3g} Å", size=8, color=QUIET)
     save(figure, path)
-
-
-def draw_progress(path: Path, folder: Path) -> None:
-    """Draw resolution, probabilities and the evenness of the classes over the iterations.
-
-    Parameters
-    ----------
-    path : path
-        PNG file to write.
-    folder : path
-        Holds the figures of each iteration, ``it*.json``.
-    """
-    figures = [json.loads(file.read_text()) for file in sorted(folder.glob("it*.json"))]
-    number = np.array([one["iteration"] for one in figures])
-    panels = (
-        (
-            "resolution, Å",
-            {"searched_A": "searched", "best_resolution_A": "best", "median_resolution_A": "median"},
-        ),
-        ("particles", {"particles": ""}),
-        ("probability", {"mean_greatest_probability": "best pose", "largest_share": "largest class"}),
-        ("classes", {"effective_classes": "effective number", "seeded": "begun anew"}),
-    )
-    width, height, side = 4 * 330 + MARGIN, 330, 240
-    figure = new_figure(width, height)
-    for i, (title, curves) in enumerate(panels):
-        axes = add_panel(figure, 60 + i * 330, 48, side, 220)
-        for name, label in curves.items():
-            axes.plot(number, [one[name] for one in figures], label=label, lw=1.4)
-        if i == 0:
-            axes.set_yscale("log")
-            axes.set_yticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
-            axes.minorticks_off()
-        _dress(axes)
-        if len(curves) > 1:
-            axes.legend(fontsize=8, frameon=False)
-        add_text(figure, 60 + i * 330, 48 + 228, title, size=10)
-    save(figure, path)
-
-
-def _dress(axes: Axes) -> None:
-    axes.set_xlabel("iteration", fontsize=9, color=INK)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)

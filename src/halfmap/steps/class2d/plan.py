@@ -39,6 +39,9 @@ _INNER_RADIUS = 11
 _MARGIN = 1.15
 """Box of the images, as they are searched, over the smallest that holds the outer ring."""
 
+_SMALLEST_BOX = 32
+"""Pixels, unless the images have fewer: the soft edges of masks need their room."""
+
 _TREATED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 
 _MASK = 1.15
@@ -55,7 +58,13 @@ _EARLY = 0.8
 _FEWEST_RINGS = 3
 _PER_CLASS, _FEWEST = 100, 2000
 _SHARD, _MOST_SHARDS = 2048, 64
-"""Particles whose sums are kept together, and the most files of such sums of an optics group."""
+"""Particles whose sums are kept together, and the most files of such sums."""
+
+_SUMS = 3
+"""Sums of a part of the particles that a process holds at a time."""
+
+_DISK_BYTES = 1e10
+"""Of the files of sums of an iteration."""
 
 _PROCESS_BYTES = 5e8
 """What a process takes beside the images that it keeps."""
@@ -190,13 +199,19 @@ class Plan:
         return np.sort(order[(iteration.first + np.arange(iteration.size)) % n])
 
     def shards(self, iteration: Iteration) -> list[NDArray[np.intp]]:
-        """The particles of an iteration in parts of one optics group each."""
+        """The particles of an iteration in parts, sorted by optics group.
+
+        They are as many as sums of all of them may take on the disk, whatever the number of processes.
+        """
         members = self.members(iteration)
-        shards = []
-        for group in np.unique(self.groups[members]):
-            own = members[self.groups[members] == group]
-            shards += np.array_split(own, min(_MOST_SHARDS, -(-len(own) // _SHARD)))
-        return shards
+        most = min(_MOST_SHARDS, max(1, int(_DISK_BYTES // self.sum_bytes(iteration.radius))))
+        ordered = members[np.argsort(self.groups[members], kind="stable")]
+        return np.array_split(ordered, min(most, -(-len(members) // _SHARD)))
+
+    def sum_bytes(self, radius: int) -> float:
+        """Bytes of the sums of a part of the particles, of both its halves."""
+        grid = self.grids(radius)[-1]
+        return 2 * 2.5 * 16 * self.step.classes * grid.rings * (grid.angles / 2 + 1)
 
     def batch(self, radius: int) -> int:
         """Images searched at a time, by the memory that their probabilities take."""
@@ -228,7 +243,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     TableError
         If the images cannot be used; see `ParticleImages`.
     """
-    path, memory = ctx.resolve(step.particles), _memory(step, ctx)
+    path, memory = ctx.resolve(step.particles), int(step.memory * 1e9 / _processes(ctx))
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
     diameter = _diameter(step, particles, side)
@@ -251,10 +266,13 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
             f"{len(particles)} particles cannot be sorted into {step.classes} classes",
             hint="give fewer --classes",
         )
-    coarsest = max(_FEWEST_RINGS, round(side / step.first_resolution))
-    if coarsest >= finest:
-        coarsest = max(_FEWEST_RINGS, finest // 2)
-    half = math.ceil(_MARGIN * finest)
+    if finest < _FEWEST_RINGS:
+        raise ParameterError(
+            f"boxes of {side:.0f} Å have too few Fourier rings within {step.resolution:g} Å",
+            hint=f"give a --resolution of {side / _FEWEST_RINGS:.0f} Å or finer",
+        )
+    coarsest = min(finest, max(_FEWEST_RINGS, round(side / step.first_resolution)))
+    half = max(_SMALLEST_BOX // 2, math.ceil(_MARGIN * finest))
     box = min(whole.box, 2 * (next_fast_len(half, real=True) or half))
     source = Source(path, path.stat().st_mtime_ns, ctx.project, memory, box)
     groups = particles.rows[GROUP].to_numpy()
@@ -276,6 +294,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
         flipped=_flipped(step, particles),
         device=ctx.device,
     )
+    _check_memory(plan, ctx)
     log.info(
         "%d particles, box %d px of %.3g Å, searched as %d px; circle of %.0f Å, shifts to %.0f Å",
         *(len(particles), whole.box, whole.pixel_size, box, diameter, shift_range),
@@ -283,12 +302,19 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     return open_images(source), plan
 
 
-def _memory(step: Class2DStep, ctx: Context) -> int:
-    """Bytes in which each process may keep images: this one has some as well."""
-    processes = 1 if ctx.options.workers == 1 else ctx.options.workers + 1
-    need = step.memory * 1e9 + processes * _PROCESS_BYTES
-    require_memory(need, purpose="classification", hint="give a smaller --memory or fewer --workers")
-    return int(step.memory * 1e9 / processes)
+def _processes(ctx: Context) -> int:
+    """How many keep images and sums: with workers, this one as well."""
+    return 1 if ctx.options.workers == 1 else ctx.options.workers + 1
+
+
+def _check_memory(plan: Plan, ctx: Context) -> None:
+    """Refuse what will not fit: images kept, and sums of a part, of all before, and of a batch."""
+    each = _PROCESS_BYTES + _SUMS * plan.sum_bytes(plan.radius)
+    require_memory(
+        plan.step.memory * 1e9 + _processes(ctx) * each,
+        purpose="classification",
+        hint="give a smaller --memory, fewer --workers or fewer --classes",
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from halfmap.ops.threads import one_torch_thread
 from halfmap.search.particles import ParticleImages
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Iteration, Plan
@@ -21,6 +22,7 @@ _MOST = 400
 """Particles of a part at the most: what it is needs no more."""
 
 
+@one_torch_thread()
 def reseed(
     plan: Plan,
     images: ParticleImages,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.ops.masks import soft_circle
+from halfmap.ops.threads import one_torch_thread
 from halfmap.search.particles import ParticleImages
 from halfmap.search.polar import PolarGrid, from_hartley, hartley
 from halfmap.steps.class2d.model import Model, masked
@@ -18,6 +19,7 @@ _LEAST = 1e-3
 _SMOOTH = 1
 
 
+@one_torch_thread()
 def first_model(plan: Plan, images: ParticleImages) -> Model:
     """Estimate spectra from some particles, and take single ones for averages.
 
@@ -60,6 +62,8 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
             transfer2 += plan.transfer(rows, whole).abs().square().mean(2).sum(0)
         noise[group] = _smooth(noise[group])
     signal = _smooth(excess / transfer2)
+    if float(signal.max()) <= 0:  # particles are weaker than what is around them
+        signal = _LEAST * noise.mean(0)
     signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
     seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
     radius = plan.iterations[0].radius
@@ -79,7 +83,7 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
         deviation_px=plan.range_px / 2,
         typical_signal=signal,
         supported=plan.iterations[0].radius,
-        attraction=1.0,
+        sharpness=1.0,
     )
 
 

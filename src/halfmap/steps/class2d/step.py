@@ -97,15 +97,17 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
 
     def run(self, ctx: Context) -> None:
         """Check the images, start from some of them, iterate, tabulate, draw."""
-        from halfmap.steps.class2d import iterate, pictures, plan, start, tables
+        from halfmap.steps.class2d import iterate, pictures, plan, progress, start, tables
 
         particles = tables.read(self, ctx)
         images, planned = plan.make_plan(self, ctx, particles)
         images.check()
         model = iterate.resume(ctx) or start.first_model(planned, images)
+        figures = ctx.folder / iterate.FOLDER
         for iteration in planned.iterations[model.iteration :]:
             model = iterate.iterate(ctx, planned, model, iteration)
+            ctx.round_done(model.iteration, self.iterations, progress.said(figures, model.iteration))
         done = iterate.last_assignments(ctx, planned)
         tables.write(ctx, planned, particles, model, done)
         pictures.draw_classes(ctx.folder / "classes.png", planned, model, done)
-        pictures.draw_progress(ctx.folder / "progress.png", ctx.folder / iterate.FOLDER)
+        progress.draw(ctx.folder / "progress.png", figures)

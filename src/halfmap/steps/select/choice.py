@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.select.step import SelectStep
 
+_NAMED = 5
+"""Wrong numbers that a message names."""
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -122,7 +125,7 @@ def _named(step: SelectStep, ctx: Context, found: Classification) -> NDArray[np.
 def _mask(numbers: Iterable[int], classes: int, where: str) -> NDArray[np.bool_]:
     wrong = sorted({number for number in numbers if not 1 <= number <= classes})
     if wrong:
-        names = ", ".join(map(str, wrong))
+        names = ", ".join(map(str, wrong[:_NAMED])) + (" …" if len(wrong) > _NAMED else "")
         raise ParameterError(f"{where}: there is no class {names}", hint=f"classes are 1 to {classes}")
     mask = np.zeros(classes, bool)
     mask[[number - 1 for number in numbers]] = True

@@ -113,6 +113,8 @@ def read(step: SelectStep, ctx: Context) -> Classification:
 def _find(step: SelectStep, ctx: Context) -> tuple[Path, Path]:
     """Files of the model and of the particles."""
     model = ctx.resolve(step.model)
+    if model.suffix != ".star":
+        raise FileFormatError("is no table", path=model, hint="give the model.star of a classification")
     particles = None
     if model.name.endswith("optimiser.star"):
         general = read_star(model).get("optimiser_general", {})

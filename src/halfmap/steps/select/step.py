@@ -39,9 +39,11 @@ class SelectStep(Step, name="select", label="relion.select.class2dauto"):
         node="ParticleGroupMetadata.star.relion",
         default=None,
     )
-    classes: tuple[int, ...] = Param((), "numbers of the classes to keep, from 1", unit="none", section=HAND)
+    classes: tuple[int, ...] = Param(
+        (), "numbers of the classes to keep, from 1, or ranges such as 1-5,8", unit="none", section=HAND
+    )
     exclude: tuple[int, ...] = Param(
-        (), "numbers of the classes to reject, all others are kept", unit="none", section=HAND
+        (), "numbers or ranges of the classes to reject, all others are kept", unit="none", section=HAND
     )
     averages: Path | None = Input(
         "table of the class averages to keep (class_averages.star)",

@@ -1,0 +1,96 @@
+"""Input files of a job: the record of what they were, and whether they have changed since."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from halfmap.engine import Step
+from halfmap.engine.parameters import Parameter
+from halfmap.io.names import find_files, name_in
+
+_END = 2**14
+"""Bytes at the beginning and at the end of files that are too many to be read whole."""
+
+_BLOCK = 2**22
+
+Entry = dict[str, Any]
+
+
+def input_paths(step: Step, parameter: Parameter) -> tuple[Path, ...]:
+    """Names and patterns of files that a step was given by a parameter; none if that takes no files."""
+    value = getattr(step, parameter.name)
+    if parameter.node is None or value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def record_inputs(step: Step, root: Path, known: Iterable[Entry] = ()) -> list[Entry]:
+    """Describe every input file of a step as it is now, named from the project's folder `root`.
+
+    A file is known again by size and date, or else by its contents, as copies of a project have other dates.
+    Files named one by one are read whole for that, as the step reads them; of those in lists and patterns,
+    which may be thousands of movies, the ends are.
+
+    Parameters
+    ----------
+    step : Step
+        With its inputs named relative to `root`.
+    root : path
+        Folder of the project.
+    known : iterable of dict
+        An earlier record: what has size and date as in there is not read again.
+    """
+    entries = {entry["path"]: entry for entry in known}
+    now = []
+    for parameter in step.parameters():
+        whole = not isinstance(getattr(step, parameter.name), tuple)
+        for name in input_paths(step, parameter):
+            paths = sorted(find_files(name, root)) or [root / name]
+            now += [_describe(path, root, entries, whole=whole) for path in paths]
+    return now
+
+
+def changed_since(step: Step, root: Path, recorded: Iterable[Entry]) -> tuple[list[str], list[str]]:
+    """Input files that have changed or gone since they were recorded, and those that are new."""
+    before = {name_in(root / entry["path"], root).as_posix(): entry for entry in recorded}
+    now = {entry["path"]: entry for entry in record_inputs(step, root, before.values())}
+    for name in before.keys() - now.keys():
+        now[name] = _describe(root / name, root, before)
+    changed = [name for name, entry in before.items() if not _is_same(now[name], entry)]
+    return changed, [name for name in now if name not in before]
+
+
+def _describe(path: Path, root: Path, known: Mapping[str, Entry], *, whole: bool = False) -> Entry:
+    name = name_in(path, root).as_posix()
+    if not path.exists():
+        return {"path": name}
+    if not path.is_file():
+        return {"path": name, "bytes": 0}
+    stat = path.stat()
+    entry = {"path": name, "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
+    before = known.get(name, {})
+    if entry.items() <= before.items():
+        return before
+    # What may not be read is for the step to say.
+    with suppress(OSError):
+        entry["contents"] = _digest(path, stat.st_size, whole=whole)
+    return entry
+
+
+def _digest(path: Path, size: int, *, whole: bool) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK if whole else _END):
+            total.update(block)
+            if not whole and size > file.tell() + _END:
+                file.seek(size - _END)
+    return total.hexdigest()
+
+
+def _is_same(now: Entry, before: Entry) -> bool:
+    by = "contents" if "contents" in now and "contents" in before else "modified"
+    return all(now.get(key) == before.get(key) for key in ("bytes", by))
