@@ -1,7 +1,8 @@
 """Kill `halfmap class2d` in an iteration, in the last one and while it writes, resume it, compare all files.
 
-300 particles in three optics groups, so that every iteration has three parts. Kills come at a random moment
-after so many parts, with one worker and with two; all are compared with one undisturbed run.
+300 particles in three optics groups. The command is run with parts of 100 particles instead of 2048, so that
+every iteration has several. Kills come at a random moment after so many parts, with one worker and with two;
+all are compared with one undisturbed run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from typing import Any
 
 import polars as pl
 
+import kill_resume
 from class2d_data import STRUCTURES
 from class2d_data import halfmap as made
 from halfmap.data import ParticleSet
 from halfmap.io.tables import read_particles, write_particles
-from kill_resume import COMMAND, fingerprint, halfmap
+from kill_resume import fingerprint, halfmap
 
 N, GROUPS, ITERATIONS = 300, 3, 6
+SMALL_PARTS = (
+    "from halfmap.steps.class2d import plan; plan._SHARD = 100; "
+    "import sys; from halfmap.cli import main; sys.exit(main())"
+)
+COMMAND = kill_resume.COMMAND = [sys.executable, "-c", SMALL_PARTS]
 OPTIONS = (
     f"class2d particles.star --classes 5 --diameter 200 --iterations {ITERATIONS} --full-iterations 2"
     " --first-batch 200 --resolution 12"

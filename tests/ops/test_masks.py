@@ -99,3 +99,36 @@ def test_masks_that_cannot_be_are_refused():
         masks.soft_circle((8, 8), radius=2.0, edge=-1.0)
     with pytest.raises(ShapeError, match="one image or volume"):
         masks.soft_edge(torch.zeros(2, 4, 4, 4), width=1.0)
+
+
+def test_sphere_and_cylinder_off_the_origin():
+    centre = (4.5, -3.0, 6.0)
+    ball = masks.soft_sphere((20, 22, 24), radius=6.0, edge=3.0, pixel_size=1.5, centre=centre)
+    rod = masks.soft_cylinder((20, 22, 24), radius=6.0, length=9.0, edge=3.0, pixel_size=1.5, centre=centre)
+    for z, y, x in [(14, 9, 15), (10, 11, 12), (14, 9, 20), (18, 9, 15), (16, 6, 15)]:
+        at = [1.5 * (i - n // 2) - c for i, n, c in zip((x, y, z), (24, 22, 20), centre, strict=True)]
+        assert ball[z, y, x].item() == pytest.approx(fall(math.hypot(*at) - 6.0, 3.0), abs=1e-6)
+        outside = math.hypot(max(math.hypot(*at[:2]) - 6.0, 0), max(abs(at[2]) - 4.5, 0))
+        assert rod[z, y, x].item() == pytest.approx(fall(outside, 3.0), abs=1e-6)
+
+
+def test_extended_mask_has_its_edge_farther_out():
+    inside = torch.zeros(1, 1, 30, dtype=torch.bool)
+    inside[0, 0, 10] = True
+    soft = masks.soft_edge(inside, width=4.0, extend=3.0, pixel_size=1.5)[0, 0]
+    expected = [fall(1.5 * abs(x - 10) - 3.0, 4.0) for x in range(30)]
+    assert soft.tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ParameterError, match="extended"):
+        masks.soft_edge(inside, width=4.0, extend=-1.0)
+
+
+def test_voxels_around_points_are_those_within_the_distance():
+    generator = torch.Generator().manual_seed(1)
+    points = (torch.rand(12, 3, generator=generator, dtype=torch.float64) * 20 - 4).numpy()
+    found = masks.around_points((10, 12, 14), points, radius_px=2.3)
+    z, y, x = torch.meshgrid(*map(torch.arange, (10, 12, 14)), indexing="ij")
+    voxels = torch.stack([x, y, z], dim=-1).double()
+    distance = torch.cdist(voxels.reshape(-1, 3), torch.from_numpy(points)).amin(dim=1)
+    assert (torch.from_numpy(found).flatten() == (distance <= 2.3)).all()
+    alone = masks.around_points((5, 5, 5), points[:1] * 0 + 2.4, radius_px=0.1)
+    assert alone.sum() == 1 and alone[2, 2, 2]

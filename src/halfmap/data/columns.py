@@ -202,6 +202,7 @@ rlnMaxValueProbDistribution float none largest posterior probability of a pose
 hmClassProbability float none posterior probability of the particle's class
 hmPosteriorEntropy float none entropy of the posterior over classes and poses, in nats
 hmAnglePsiError float ° standard deviation of the angle in the plane, about the best pose
+hmAngleViewError float ° standard deviation of the viewing direction along an axis, about the best pose
 hmOriginError float Å standard deviation of the shift along an axis, about the best pose
 rlnNrOfSignificantSamples int none poses that hold 99.9 % of the posterior in the first pass
 rlnNrOfFrames int none movie frames of the particle
@@ -281,7 +282,24 @@ rlnReferenceTau2 float none signal power of the reference in a Fourier shell
 rlnFourierCompleteness float none fraction of Fourier components with SNR > 1
 rlnOverallFourierCompleteness float none fraction of components with SNR > 1 up to the resolution
 rlnSymmetryGroup str none point group
+hmVerdict str none whether a map has a point group: yes, contained (in the one it has), nearly, no
+hmGroupOrder int none operators of a point group
+hmCorrelation float none mean correlation of a map with itself under the operators of a point group
+hmWeakestCorrelation float none the same of the class of operators with the lowest
+hmShareOfSignal float none that in parts of what the map's noise leaves between equal parts
+hmSearchCorrelation float none mean correlation in the first search, at low resolution
+hmNullCorrelation float none mean of the same in maps of random phases
+hmNullStd float none and its standard deviation
+hmSignalCorrelation float none correlation that the noise of a map leaves between equal parts
+hmComparedResolution float Å finest detail that was compared
+hmCentreX float Å where the axes meet, from the centre of the box
+hmCentreY float Å where the axes meet, from the centre of the box
+hmCentreZ float Å where the axes meet, from the centre of the box
 rlnMaskName str none mask, 0 to 1
+hmRun int none run from random poses
+hmRunKept int none whether the maps are of this run, among others
+hmRunAgreement float Å resolution to which a run agrees best with another
+hmRunCorrelation float none mean correlation of the runs that were kept, in a Fourier shell
 """
 
 _SPECTRA = """

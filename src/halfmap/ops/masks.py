@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -18,10 +21,11 @@ def soft_sphere(
     radius: float,
     edge: float,
     pixel_size: float = 1.0,
+    centre: Sequence[float] = (0.0, 0.0, 0.0),
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Ball around the origin of a volume with a cosine edge.
+    """Ball in a volume with a cosine edge.
 
     Parameters
     ----------
@@ -30,13 +34,15 @@ def soft_sphere(
     radius, edge, pixel_size : float
         In Å, or all in pixels for a pixel size of 1. The mask is 1 up to `radius` and 0 from radius + edge
         on.
+    centre : (x, y, z)
+        Of the ball, from the origin, voxel ``n // 2``.
     device, dtype : optional
         Of the result.
 
     Returns
     -------
     Tensor (d, h, w)
-        Values from 0 to 1, centred on voxel ``n // 2``.
+        Values from 0 to 1.
 
     Raises
     ------
@@ -46,7 +52,8 @@ def soft_sphere(
         If the radius is not positive or the edge negative.
     """
     _check(shape, 3, edge, radius=radius)
-    outside = grids.radius(shape, pixel_size, device=device, dtype=torch.float64) - radius
+    x, y, z = _axes(shape, pixel_size, centre, device)
+    outside = (x.square() + y.square() + z.square()).sqrt_() - radius
     return _cosine_edge(outside, edge).to(dtype)
 
 
@@ -72,22 +79,28 @@ def soft_cylinder(
     length: float,
     edge: float,
     pixel_size: float = 1.0,
+    centre: Sequence[float] = (0.0, 0.0, 0.0),
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Cylinder along z around the origin of a volume (d, h, w), 1 within `radius` and `length` in Å.
+    """Cylinder along z in a volume (d, h, w), 1 within `radius` and `length` in Å.
 
     The edge follows the distance to the cylinder, so that its rims are rounded; parameters as `soft_sphere`.
     """
     _check(shape, 3, edge, radius=radius, length=length)
-    position = grids.coordinates(shape, pixel_size, device=device, dtype=torch.float64)
-    across = (position[..., :2].square().sum(-1).sqrt_() - radius).clamp_(min=0)
-    along = (position[..., 2].abs() - length / 2).clamp_(min=0)
+    x, y, z = _axes(shape, pixel_size, centre, device)
+    across = ((x.square() + y.square()).sqrt_() - radius).clamp_(min=0)
+    along = (z.abs() - length / 2).clamp_(min=0)
     return _cosine_edge(torch.hypot(across, along), edge).to(dtype)
 
 
 def soft_edge(
-    mask: Tensor, *, width: float, pixel_size: float = 1.0, dtype: torch.dtype = torch.float32
+    mask: Tensor,
+    *,
+    width: float,
+    extend: float = 0.0,
+    pixel_size: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Add a cosine edge around a binary mask.
 
@@ -95,29 +108,78 @@ def soft_edge(
     ----------
     mask : Tensor (h, w) or (d, h, w)
         One image or volume; what is not zero is inside.
-    width, pixel_size : float
-        Width of the edge in Å, or in pixels for a pixel size of 1.
+    width, extend, pixel_size : float
+        Width of the edge, and how far the mask grows before it begins, in Å, or in pixels for a pixel size
+        of 1.
     dtype : optional
         Of the result.
 
     Returns
     -------
     Tensor, as `mask`
-        1 inside, (1 + cos(pi distance / width)) / 2 at the Euclidean distance to the nearest voxel inside, 0
-        beyond. An empty mask stays empty.
+        1 inside and up to `extend` from the nearest voxel inside, (1 + cos(pi distance / width)) / 2 at the
+        Euclidean distance beyond that, 0 from `width` on. An empty mask stays empty.
 
     Notes
     -----
     The exact distance transform runs on the CPU wherever the mask lies.
     """
     _check(mask.shape, mask.ndim, width)
+    if not extend >= 0:
+        raise ParameterError(f"a mask can be extended by 0 or more, not by {extend}")
     if mask.ndim not in (2, 3):
         raise ShapeError(f"a mask is one image or volume, not of shape {tuple(mask.shape)}")
     inside = mask != 0
     if not inside.any():
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     distance = torch.from_numpy(distance_transform_edt((~inside).cpu().numpy(), sampling=pixel_size))
-    return _cosine_edge(distance, width).to(device=mask.device, dtype=dtype)
+    return _cosine_edge(distance - extend, width).to(device=mask.device, dtype=dtype)
+
+
+def around_points(
+    shape: Sequence[int], points_px: NDArray[np.float64], *, radius_px: float
+) -> NDArray[np.bool_]:
+    """Voxels whose centres are within a distance of any of some points.
+
+    Parameters
+    ----------
+    shape : (d, h, w)
+        Shape of the volume.
+    points_px : array (n, 3)
+        Points (x, y, z) in voxels from the first one.
+    radius_px : float
+        Distance in voxels. The voxel nearest to a point is always inside.
+
+    Returns
+    -------
+    array (d, h, w) of bool
+        Points outside the box count as far as they reach into it.
+    """
+    inside = np.zeros(tuple(shape), np.bool_)
+    nearest = np.rint(points_px).astype(np.int64)
+    reach = math.ceil(radius_px + 0.5)
+    limits = np.array(tuple(shape)[::-1])
+    steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3), axis=-1).reshape(-1, 3)
+    # A voxel of the nearest one's neighbourhood is at most half its diagonal nearer than it looks.
+    for step in steps[np.linalg.norm(steps, axis=1) <= radius_px + 0.87]:
+        voxels = nearest + step
+        near = np.square(voxels - points_px).sum(axis=1) <= radius_px**2
+        near |= not step.any()
+        near &= ((voxels >= 0) & (voxels < limits)).all(axis=1)
+        x, y, z = voxels[near].T
+        inside[z, y, x] = True
+    return inside
+
+
+def _axes(
+    shape: Sequence[int], pixel_size: float, centre: Sequence[float], device: torch.device | str | None
+) -> list[Tensor]:
+    """Positions x, y, z in Å from a centre, to be broadcast to (d, h, w)."""
+    axes = []
+    for axis, (size, middle) in enumerate(zip(reversed(shape), centre, strict=True)):
+        line = (torch.arange(size, device=device, dtype=torch.float64) - size // 2) * pixel_size - middle
+        axes.append(line.reshape([-1] + [1] * axis))
+    return axes
 
 
 def _cosine_edge(distance: Tensor, width: float) -> Tensor:

@@ -2,7 +2,21 @@
 
 from importlib import import_module
 
-PIPELINE = ("simulate", "import_", "motion", "ctf", "curate", "pick", "extract", "class2d", "select")
+PIPELINE = (
+    "simulate",
+    "import_",
+    "motion",
+    "ctf",
+    "curate",
+    "pick",
+    "extract",
+    "class2d",
+    "select",
+    "abinitio",
+    "refine",
+    "mask",
+    "symmetry",
+)
 
 
 def load_steps() -> None:

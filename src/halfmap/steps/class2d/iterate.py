@@ -170,7 +170,7 @@ def _say(
         *(figures["searched_A"], figures["best_resolution_A"]),
         *(figures["median_resolution_A"], 100 * figures["largest_share"]),
         *(figures["effective_classes"], seeded),
-        "" if sharpness == 1 else f"; likelihood to the power {sharpness:.1f}",
+        "" if sharpness < 1.05 else f"; likelihood to the power {sharpness:.1f}",
     )
     if iteration.last and figures["largest_share"] > _ATTRACTED and plan.step.classes > 3:
         log.warning(

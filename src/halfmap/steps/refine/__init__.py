@@ -1,0 +1,1 @@
+"""Refinement of one map from two independent half sets."""

@@ -1,0 +1,342 @@
+"""The expectation step on a part of a half set: poses, and what the images add up to at these."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.io.atomic import atomic_path
+from halfmap.ops import symmetry
+from halfmap.ops.symmetry import symmetric_distance
+from halfmap.search.backprojector import Backprojection
+from halfmap.search.disc import FourierDisc
+from halfmap.search.halfmaps import save_sums
+from halfmap.search.lens_noise import LensNoise, NoiseSums, ring_means
+from halfmap.search.maxima import Maxima, climb, search_everywhere
+from halfmap.search.noise import ResidualSums
+from halfmap.search.polar import PolarGrid
+from halfmap.search.prepared import PreparedImages, on_rings, prepare
+from halfmap.search.projector import SplineVolume, sample_slices
+from halfmap.search.sampling import DirectionSearch
+
+if TYPE_CHECKING:
+    from halfmap.steps.refine.model import Model
+    from halfmap.steps.refine.plan import Plan
+
+BEST = (
+    "row",
+    *(f"r{i}{j}" for i in range(3) for j in range(3)),
+    "x",
+    "y",
+    "share",
+    "significant",
+    "evidence",
+    "pose_error",
+    "view_error",
+    "psi_error",
+    "shift_error",
+    "match",
+    "norm",
+    "turned",
+    "error_before",
+)
+"""What is kept of each particle: its row; its best rotation and shift in Å; the part of the posterior that
+this maximum holds; poses of the first grid that mattered, none where there was none; the logarithm of its
+likelihood over that of noise alone; standard deviations of the rotation, of the view along an axis and of the
+angle in the plane in degrees, and of the shift along an axis in Å; its product with the projection and the
+projection's norm over the noise, without scale; the angle from its last pose, and the error that this had."""
+
+ROTATION = slice(1, 10)
+
+_COARSEST, _FINEST = 2, 3
+"""HEALPix orders of the grid of directions."""
+
+_REACH = 1.6
+"""Coarse radius times angular step and radius of the particle, in Fourier pixels of its box, about."""
+
+_FURTHER = 1.6
+"""Radius of each ascent over that of the one before."""
+
+_AROUND = 2.0
+"""Steps of the grid of shifts within which they are searched about those found before."""
+
+_COARSE_STARTS, _STARTS = 24, 8
+_SAMPLES = 1 << 20
+_BATCH = 64
+"""Poses kept of the grid and its finer part; coefficients and images that are worked on at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some particles of one half set."""
+
+    name: str
+    half: int
+    number: int
+    rows: NDArray[np.intp]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(path: Path, device: str) -> Model:
+    from halfmap.steps.refine.model import Model
+
+    return Model.load(path, device)
+
+
+@functools.lru_cache(maxsize=1)
+def load_poses(path: Path) -> dict[str, NDArray]:
+    """Maxima of all particles, as the iteration before has found them."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def expect(
+    part: Part, *, plan: Plan, model_file: Path, poses_file: Path | None, folder: Path
+) -> dict[str, Any]:
+    """Find the poses of the particles of a part, and write what they add up to as files.
+
+    Parameters
+    ----------
+    part : Part
+        The particles.
+    plan, model_file
+        The refinement and its model.
+    poses_file : path, optional
+        Maxima of the iteration before, if there was one.
+    folder : path
+        Where the files go.
+    """
+    model = _load(model_file, plan.device)
+    work = _Work.of(plan, model, part)
+    poses = None if poses_file is None else load_poses(poses_file)
+    sums = Backprojection.empty(work.disc.box, work.disc.radius, group=plan.step.symmetry, device=plan.device)
+    noise = NoiseSums.empty(plan.n_groups, work.disc.radius + 1)
+    best, maxima = [], []
+    for rows, pictures in plan.source.images.stream(part.rows, work.batch):
+        ready = prepare(
+            pictures.to(plan.device),
+            plan.image_mask(),
+            plan.source.ctf[torch.from_numpy(rows)],
+            work.disc,
+            work.pixel_size,
+            phase_flipped=torch.from_numpy(plan.flipped[rows]),
+        )
+        transfer = ring_means(work.disc, ready.ctf.square())
+        power = work.noise(rows, transfer)
+        found, significant = work.find(rows, pictures, ready, power, poses)
+        left = work.put_back(rows, ready, power, found, sums)
+        noise.add(left.power / left.count, transfer, torch.from_numpy(plan.groups[rows]))
+        best.append(work.table(rows, found, significant, left, power, poses))
+        maxima.append(work.kept(rows, found))
+    whole = sums if symmetry.order(plan.step.symmetry) == 1 else sums.symmetrised()
+    save_sums(folder / f"{part.name}_sums.npy", whole)
+    path = folder / f"{part.name}.npz"
+    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+        together = {name: np.concatenate([each[name] for each in maxima]) for name in maxima[0]}
+        arrays = {"noise": noise.moments.numpy(), "best": np.concatenate(best), **together}
+        np.savez(file, allow_pickle=False, **arrays)
+    return {"part": part.name, "half": part.half, "box": sums.sums.box, "padded_box": sums.sums.padded_box}
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What all batches of a part share."""
+
+    plan: Plan
+    model: Model
+    half: int
+    disc: FourierDisc
+    volume: SplineVolume
+    search: DirectionSearch | None
+    radii: tuple[float, ...]
+
+    @classmethod
+    def of(cls, plan: Plan, model: Model, part: Part) -> _Work:
+        half, reference = part.half, model.references[part.half, part.number]
+        disc = plan.whole_disc() if model.stage == "last" else plan.disc(model.radius)
+        volume = SplineVolume.of(reference, radius_px=min(model.radius + 1, len(reference) // 2))
+        if model.stage != "everywhere":
+            return cls(plan, model, half, disc, volume, None, (model.radius,))
+        order, coarse = coarse_grid(model.radius, plan.side / plan.diameter)
+        grid = PolarGrid(disc.box, coarse, plan.support_px(disc.box), device=plan.device)
+        pixel_size, deviation = plan.side / disc.box, float(model.deviation_A[half])
+        step = plan.side / (2 * math.pi * coarse) * math.sqrt(2)
+        first = model.iteration == 0
+        search = DirectionSearch(
+            grid,
+            volume,
+            order=order,
+            group=plan.step.symmetry,
+            range_px=(plan.shift_range if first else _AROUND * step) / pixel_size,
+            step_px=step / pixel_size,
+            # About the shifts found before, which the prior has had its part in, there is none.
+            deviation_px=deviation / pixel_size if first else math.inf,
+            most=_COARSE_STARTS,
+        )
+        return cls(plan, model, half, disc, volume, search, ascents(coarse, model.radius))
+
+    @property
+    def pixel_size(self) -> float:
+        return self.plan.side / self.disc.box
+
+    @property
+    def batch(self) -> int:
+        return int(np.clip(_SAMPLES // len(self.disc.points), 4, _BATCH))
+
+    @property
+    def deviation_px(self) -> float:
+        return float(self.model.deviation_A[self.half]) / self.pixel_size
+
+    def noise(self, rows: NDArray[np.intp], transfer: Tensor) -> Tensor:
+        """Power of the noise (b, rings), by the mean squared CTF on the rings."""
+        noise = LensNoise(*self.model.noise[self.half])
+        return noise.of_images(torch.from_numpy(self.plan.groups[rows]).to(transfer.device), transfer)
+
+    def scale(self, rows: NDArray[np.intp]) -> Tensor:
+        return self.model.scale[self.half, torch.from_numpy(self.plan.micrographs[rows])]
+
+    def find(
+        self,
+        rows: NDArray[np.intp],
+        pictures: Tensor,
+        ready: PreparedImages,
+        noise: Tensor,
+        poses: dict[str, NDArray] | None,
+    ) -> tuple[Maxima, Tensor]:
+        """Maxima of the posterior of each image, and how many poses of the first grid mattered."""
+        scale = self.scale(rows)
+        images = ready.weighted(ready.masked, scale, noise)
+        how = {"radii": self.radii, "deviation_px": self.deviation_px, "group": self.plan.step.symmetry}
+        if self.search is None:
+            assert poses is not None
+            own, owner = _of_rows(poses["owner"], rows)
+            maxima = climb(
+                self.volume,
+                images,
+                torch.from_numpy(poses["rotations"][own]),
+                torch.from_numpy(poses["shifts_A"][own] / self.pixel_size),
+                torch.from_numpy(owner).to(images.linear.device),
+                **how,
+            )
+            return maxima, torch.zeros(len(rows), dtype=torch.int64)
+        samples, transfer = on_rings(
+            pictures.to(self.plan.device),
+            self.plan.image_mask(),
+            self.plan.source.ctf[torch.from_numpy(rows)],
+            self.search.grid,
+            self.pixel_size,
+            phase_flipped=torch.from_numpy(self.plan.flipped[rows]),
+        )
+        on_grid = samples, transfer * scale[:, None, None], noise[:, : self.search.grid.rings]
+        centres = None if poses is None else self.before(poses, rows)[1] / self.pixel_size
+        return search_everywhere(
+            self.search, self.volume, images, *on_grid, centres_px=centres, starts=_STARTS, **how
+        )
+
+    def before(self, poses: dict[str, NDArray], rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
+        """Best rotation and shift in Å of each particle in the iteration before."""
+        first = np.searchsorted(poses["owner"], rows)
+        return torch.from_numpy(poses["rotations"][first]), torch.from_numpy(poses["shifts_A"][first])
+
+    def put_back(
+        self,
+        rows: NDArray[np.intp],
+        ready: PreparedImages,
+        noise: Tensor,
+        found: Maxima,
+        sums: Backprojection,
+    ) -> ResidualSums:
+        """Add images at their poses to the sums; what the map leaves of each (b, rings)."""
+        rotations, shifts, owner = found.poses.rotations, found.poses.shifts_px, found.owner
+        scale = self.scale(rows)
+        weighted = ready.weighted(ready.whole, scale, noise)
+        sums.add(weighted, rotations, shifts, found.shares, owner=owner)
+        disc = self.disc
+        known = disc.count(self.model.radius)
+        slices = ready.whole.new_zeros(len(rotations), len(disc.points))
+        slices[:, :known] = sample_slices(self.volume, rotations, disc.points[:known])
+        moved = ready.whole[owner] * disc.shifts(shifts)
+        return ResidualSums.of(
+            disc, moved, ready.ctf[owner], slices, owner, scale=scale, weights=found.shares
+        )
+
+    def kept(self, rows: NDArray[np.intp], found: Maxima) -> dict[str, NDArray]:
+        """Maxima of a batch, as the next iteration begins at."""
+        return {
+            "owner": rows[found.owner.cpu().numpy()],
+            "rotations": found.poses.rotations.cpu().numpy(),
+            "shifts_A": found.poses.shifts_px.cpu().numpy() * self.pixel_size,
+        }
+
+    def table(
+        self,
+        rows: NDArray[np.intp],
+        found: Maxima,
+        significant: Tensor,
+        left: ResidualSums,
+        noise: Tensor,
+        poses: dict[str, NDArray] | None,
+    ) -> NDArray[np.float64]:
+        """What is kept of each particle; see `BEST`."""
+        best = found.best
+        rotations = found.poses.rotations[best].cpu()
+        variance = found.poses.covariance[best].diagonal(dim1=1, dim2=2).cpu()
+        x, y, z = torch.rad2deg(variance[:, :3].sqrt()).clamp_max(104.0).unbind(1)
+        turned = torch.full((len(rows),), 180.0, dtype=torch.float64)
+        error_before = torch.zeros_like(turned)
+        if poses is not None:
+            error_before = torch.from_numpy(poses["best"][rows, BEST.index("pose_error")])
+            turned = symmetric_distance(rotations, self.before(poses, rows)[0], self.plan.step.symmetry)
+        columns = [
+            torch.from_numpy(rows),
+            *rotations.flatten(1).unbind(1),
+            *(found.poses.shifts_px[best].cpu() * self.pixel_size).unbind(1),
+            found.shares[best].cpu(),
+            significant,
+            found.log_evidence.cpu(),
+            (x.square() + y.square() + z.square()).sqrt(),
+            ((x.square() + y.square()) / 2).sqrt(),
+            z,
+            variance[:, 3:].mean(1).sqrt().clamp_max(self.plan.shift_range / self.pixel_size)
+            * self.pixel_size,
+            (left.cross / noise)[:, 1:].sum(1).cpu(),
+            (left.model / noise)[:, 1:].sum(1).cpu(),
+            turned,
+            error_before,
+        ]
+        return torch.stack([column.double() for column in columns], dim=1).numpy()
+
+
+def coarse_grid(radius: int, box_over_diameter: float) -> tuple[int, int]:
+    """HEALPix order of the first grid, and rings compared on it, where `radius` are to be in the end.
+
+    Between neighbours of a grid the outermost detail of the particle moves by a step; rings whose waves are
+    not much longer than that say nothing there.
+    """
+    order, reach = _COARSEST - 1, 0
+    while reach < radius and order < _FINEST:
+        order += 1
+        reach = max(3, round(_REACH * box_over_diameter / math.radians(58.6 / 2**order)))
+    return order, min(radius, reach)
+
+
+def ascents(coarse: int, radius: int) -> tuple[float, ...]:
+    """Radii of the ascents, from about that of the first grid to the last."""
+    steps = max(0, math.ceil(math.log(radius / coarse, _FURTHER)) - 1)
+    return (*(min(radius, round(coarse * _FURTHER ** (i + 1))) for i in range(steps)), radius)
+
+
+def _of_rows(owners: NDArray, rows: NDArray[np.intp]) -> tuple[NDArray, NDArray[np.intp]]:
+    """Places in sorted `owners` of the entries of some rows, and which of the rows each belongs to."""
+    first, stop = np.searchsorted(owners, rows), np.searchsorted(owners, rows, side="right")
+    owner = np.repeat(np.arange(len(rows)), stop - first)
+    begin = np.cumsum(stop - first) - (stop - first)
+    return np.arange(len(owner)) - begin[owner] + first[owner], owner

@@ -1,0 +1,163 @@
+"""The maps and tables of a refinement: half maps, filtered map, particles with poses, model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.data import ParticleSet, Poses
+from halfmap.io.mrc import write_mrc
+from halfmap.io.star import write_star
+from halfmap.io.tables import read_particles, write_particles
+from halfmap.ops.fourier import resample
+from halfmap.ops.symmetry import reduce_to_asymmetric_unit
+from halfmap.search.halfmaps import believed
+from halfmap.steps.refine.expectation import BEST, ROTATION
+from halfmap.steps.refine.model import Maps, Model
+from halfmap.steps.refine.plan import SUBSET, Plan
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+    from halfmap.steps.refine.step import RefineStep
+
+HALF1, HALF2, MAP, MASK = (
+    "run_half1_class001_unfil.mrc",
+    "run_half2_class001_unfil.mrc",
+    "map.mrc",
+    "mask.mrc",
+)
+
+_COLUMNS = {
+    "rlnMaxValueProbDistribution": "share",
+    "rlnNrOfSignificantSamples": "significant",
+    "rlnLogLikeliContribution": "evidence",
+    "hmPoseUncertainty": "pose_error",
+    "hmAngleViewError": "view_error",
+    "hmAnglePsiError": "psi_error",
+    "hmOriginError": "shift_error",
+}
+
+
+def read(step: RefineStep, ctx: Context) -> ParticleSet:
+    """Read the particles."""
+    return read_particles(ctx.resolve(step.particles))
+
+
+def write(
+    ctx: Context, plan: Plan, particles: ParticleSet, model: Model, result: tuple[Maps, dict[str, NDArray]]
+) -> None:
+    """Write maps, model and particles.
+
+    Parameters
+    ----------
+    ctx, plan
+        Job and refinement.
+    particles : ParticleSet
+        As they were given.
+    model : Model
+        Of the last iteration.
+    result : Maps and dict of arrays
+        Half maps and poses that it found.
+    """
+    maps, poses = result
+    for name, volume in zip((HALF1, HALF2), maps.unfiltered, strict=True):
+        write_mrc(ctx.folder / name, volume.numpy().astype(np.float32), pixel_size=plan.pixel_size)
+    write_mrc(ctx.folder / MAP, filtered(plan, model).numpy(), pixel_size=plan.pixel_size)
+    write_mrc(ctx.folder / MASK, maps.mask.numpy().astype(np.float32), pixel_size=plan.pixel_size)
+    best = poses["best"]
+    rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3))
+    rotations = reduce_to_asymmetric_unit(rotations, plan.step.symmetry)
+    shifts = torch.from_numpy(best[:, BEST.index("x") : BEST.index("y") + 1])
+    values = {name: best[:, BEST.index(column)] for name, column in _COLUMNS.items()}
+    values["rlnNrOfSignificantSamples"] = values["rlnNrOfSignificantSamples"].astype(np.int64)
+    written = particles.with_poses(Poses(rotations, shifts)).with_columns(
+        pl.Series(SUBSET, plan.halves + 1), *(pl.Series(name, column) for name, column in values.items())
+    )
+    write_particles(ctx.folder / "particles.star", written)
+    _write_model(ctx, plan, model, best)
+
+
+def filtered(plan: Plan, model: Model) -> Tensor:
+    """Mean of the filtered half maps in the box of the particles."""
+    mean = model.references[:, 0].cpu().mean(0)
+    return (resample(mean, new_shape=(plan.box,) * 3) * (len(mean) / plan.box) ** 3).float()
+
+
+def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float64]) -> None:
+    resolution = model.resolution(plan)
+    unmasked, masked, randomised, corrected = model.curves.numpy().astype(float)
+    shells = np.arange(len(corrected))
+    fsc = believed(model.curves[3]).numpy().astype(float)
+    general = {
+        "rlnReferenceDimensionality": 3,
+        "rlnDataDimensionality": 2,
+        "rlnOriginalImageSize": plan.box,
+        "rlnPixelSize": plan.pixel_size,
+        "rlnParticleDiameter": plan.diameter,
+        "rlnCurrentResolution": resolution,
+        "rlnCurrentIteration": model.iteration,
+        "rlnNrClasses": 1,
+        "rlnSymmetryGroup": plan.step.symmetry.upper(),
+        "rlnSigmaOffsetsAngst": float(model.deviation_A.mean()),
+        "rlnAveragePmax": float(best[:, BEST.index("share")].mean()),
+        "rlnLogLikelihood": float(best[:, BEST.index("evidence")].sum()),
+    }
+    classes = pl.DataFrame(
+        {
+            "rlnReferenceImage": [ctx.relative(ctx.folder / MAP)],
+            "rlnUnfilteredMapHalf1": [ctx.relative(ctx.folder / HALF1)],
+            "rlnUnfilteredMapHalf2": [ctx.relative(ctx.folder / HALF2)],
+            "rlnMaskName": [ctx.relative(ctx.folder / MASK)],
+            "rlnClassDistribution": [1.0],
+            "rlnAccuracyRotations": [float(np.median(best[:, BEST.index("pose_error")]))],
+            "rlnAccuracyTranslationsAngst": [float(np.median(best[:, BEST.index("shift_error")]))],
+            "rlnEstimatedResolution": [resolution],
+        }
+    )
+    curves = pl.DataFrame(
+        {
+            "rlnSpectralIndex": shells,
+            "rlnResolution": shells / plan.side,
+            "rlnAngstromResolution": plan.side / np.maximum(shells, 0.1),
+            "rlnGoldStandardFsc": corrected,
+            "rlnFourierShellCorrelationCorrected": corrected,
+            "rlnFourierShellCorrelationUnmaskedMaps": unmasked,
+            "rlnFourierShellCorrelationMaskedMaps": masked,
+            "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": randomised,
+            "rlnSsnrMap": 2 * fsc / np.maximum(1 - fsc, 1e-3),
+        }
+    )
+    # That of an image of the mean squared CTF, one half.
+    mean_noise = (model.noise[:, 0] + model.noise[:, 1] / 2).cpu().mean(0)
+    noise = {
+        f"model_optics_group_{i + 1}": pl.DataFrame(
+            {
+                "rlnSpectralIndex": np.arange(len(power)),
+                "rlnResolution": np.arange(len(power)) / plan.side,
+                # Of real and imaginary part each, of a transform divided by the number of pixels: RELION's.
+                "rlnSigma2Noise": power / (2 * plan.box**4),
+            }
+        )
+        for i, power in enumerate(mean_noise.numpy().astype(float))
+    }
+    groups = pl.DataFrame(
+        {
+            "rlnGroupNumber": np.arange(len(plan.names)) + 1,
+            "rlnGroupName": plan.names,
+            "rlnGroupNrParticles": np.bincount(plan.micrographs),
+            "rlnGroupScaleCorrection": model.scale.cpu().mean(0).numpy().astype(float),
+        }
+    )
+    blocks = {
+        "model_general": general,
+        "model_classes": classes,
+        "model_class_1": curves,
+        "model_groups": groups,
+        **noise,
+    }
+    write_star(ctx.folder / "model.star", blocks)

@@ -1,0 +1,129 @@
+"""Maxima of posteriors, and the evidence of a volume, against sums over all poses."""
+
+import math
+
+import pytest
+import torch
+from pose_simulation import Particle, simulate
+
+from halfmap.ops.rotations import angular_distance, from_rotation_vector
+from halfmap.search.disc import FourierDisc
+from halfmap.search.maxima import climb, search_everywhere
+from halfmap.search.polar import PolarGrid
+from halfmap.search.projector import SplineVolume
+from halfmap.search.sampling import DirectionSearch, score_poses
+
+BOX, RADIUS, DEVIATION = 32, 10, 2.0
+PARTICLE = Particle.random(BOX, count=40, radius_px=9.0)
+DISC = FourierDisc(BOX, RADIUS)
+VOLUME = SplineVolume.of(PARTICLE.volume(), radius_px=RADIUS + 1)
+
+
+def _turned(rotations: torch.Tensor, degrees: float, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.randn(len(rotations), 3, generator=generator, dtype=torch.float64)
+    return from_rotation_vector(axes / axes.norm(dim=1, keepdim=True) * degrees) @ rotations
+
+
+def test_ascents_end_at_the_pose_from_near_it():
+    """From 45° off, more get there that begin with the coarse frequencies alone; from 20° nearly all do."""
+    truth = simulate(PARTICLE, DISC, 40, snr=0.6)
+    owner = torch.arange(40)
+    shares = []
+    for radii, off in (((RADIUS,), 45.0), ((4, 6, RADIUS), 45.0), ((4, 6, RADIUS), 20.0)):
+        start = _turned(truth.rotations, off, 1)
+        found = climb(
+            VOLUME, truth.images, start, truth.shifts_px, owner, radii=radii, deviation_px=DEVIATION
+        )
+        shares.append(float((angular_distance(found.poses.rotations, truth.rotations) < 8).double().mean()))
+    # Two standard deviations of the difference of two binomials of 40.
+    assert shares[1] > shares[0] + 2 * (2 * 0.25 / 40) ** 0.5
+    assert shares[2] > 0.9
+
+
+def test_maxima_are_one_each_and_the_best_comes_first():
+    truth = simulate(PARTICLE, DISC, 12, snr=0.5, seed=2)
+    # Two poses near the truth end at the same maximum, one far away at another or nowhere good.
+    owner = torch.arange(12).repeat_interleave(3)
+    start = torch.stack(
+        [_turned(truth.rotations, angle, seed) for angle, seed in ((4.0, 1), (5.0, 2), (90.0, 3))], dim=1
+    ).flatten(0, 1)
+    shifts = truth.shifts_px.repeat_interleave(3, 0)
+    found = climb(VOLUME, truth.images, start, shifts, owner, radii=(6, RADIUS), deviation_px=DEVIATION)
+    near = angular_distance(found.poses.rotations, truth.rotations[found.owner]) < 8
+    assert torch.equal(found.owner, found.owner.sort().values)
+    assert torch.equal(found.owner[found.best], torch.arange(12))
+    assert bool((torch.bincount(found.owner[near], minlength=12) <= 1).all())
+    total = torch.zeros(12, dtype=torch.float64).index_add_(0, found.owner, found.shares)
+    assert float((total - 1).abs().max()) < 1e-12
+    for image in range(12):
+        own = found.shares[found.owner == image]
+        assert torch.equal(own, own.sort(descending=True).values)
+
+
+def test_evidence_is_the_mean_likelihood_over_all_poses():
+    """Against a sum over random turns and moves about the maximum, weighted as importance sampling has it."""
+    truth = simulate(PARTICLE, DISC, 4, snr=0.8, seed=5)
+    found = climb(
+        VOLUME,
+        truth.images,
+        truth.rotations,
+        truth.shifts_px,
+        torch.arange(4),
+        radii=(RADIUS,),
+        deviation_px=DEVIATION,
+    )
+    count = 4000
+    generator = torch.Generator().manual_seed(1)
+    for image in range(4):
+        # A normal distribution half as wide again as the posterior covers its tails.
+        factor = 1.5 * torch.linalg.cholesky(found.poses.covariance[image])
+        unit = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+        step = unit @ factor.T
+        rotations = from_rotation_vector(torch.rad2deg(step[:, :3])) @ found.poses.rotations[image]
+        shifts = found.poses.shifts_px[image] + step[:, 3:]
+        logs = score_poses(
+            VOLUME,
+            truth.images,
+            rotations,
+            shifts,
+            owner=torch.full((count,), image),
+            first=torch.arange(count + 1),
+        )
+        logs = logs - shifts.square().sum(1) / (2 * DEVIATION**2) - math.log(2 * math.pi * DEVIATION**2)
+        drawn = (
+            -unit.square().sum(1) / 2 - torch.linalg.slogdet(factor).logabsdet - 2.5 * math.log(2 * math.pi)
+        )
+        expected = torch.logsumexp(logs - math.log(8 * math.pi**2) - drawn, 0) - math.log(count)
+        # The posterior is not quite normal, and the sum is over few.
+        assert float(found.log_evidence[image]) == pytest.approx(float(expected), abs=0.3)
+
+
+def test_search_finds_poses_about_given_shifts():
+    truth = simulate(PARTICLE, DISC, 24, snr=0.6, seed=3, shift_px=3.0)
+    grid = PolarGrid(BOX, 6, 15.0)
+    search = DirectionSearch(grid, VOLUME, order=2, range_px=2.0, step_px=1.0)
+    wave = grid.shifts(-truth.shifts_px)
+    samples = (
+        torch.stack([PARTICLE.slices(r[None], grid.frequencies.flatten(0, 1))[0] for r in truth.rotations])
+        .unflatten(1, (grid.rings, -1))
+        .to(torch.complex64)
+        * wave
+    )
+    ones, noise = torch.ones(samples.shape), truth.noise[:, : grid.rings].expand(24, -1)
+    near = truth.shifts_px + 0.6
+    found, significant = search_everywhere(
+        search,
+        VOLUME,
+        truth.images,
+        samples,
+        ones,
+        noise,
+        radii=(6, RADIUS),
+        deviation_px=5.0,
+        centres_px=near,
+    )
+    best = found.best
+    assert float((angular_distance(found.poses.rotations[best], truth.rotations) < 10).double().mean()) > 0.9
+    assert float((found.poses.shifts_px[best] - truth.shifts_px).norm(dim=1).median()) < 0.7
+    assert bool((significant >= 1).all())

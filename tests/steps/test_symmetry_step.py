@@ -1,0 +1,98 @@
+"""The step that finds symmetry: map in the standard setting, table, picture, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from halfmap.cli import main
+from halfmap.errors import ParameterError, ShapeError
+from halfmap.io.mrc import read_header, read_mrc, write_mrc
+from halfmap.io.star import read_star
+from halfmap.ops import fourier, grids
+from halfmap.ops.interpolation import rotate_volume
+from halfmap.ops.rotations import from_euler, random_rotations
+from halfmap.ops.symmetry import operators, symmetrise_volume
+from halfmap.project import Project
+from halfmap.steps.symmetry.step import SymmetryStep
+
+BOX, PIXEL = 36, 5.0
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    return Project.open(tmp_path)
+
+
+def tetramer(seed: int, noise: float) -> np.ndarray:
+    """Blobs with C4 in some orientation."""
+    generator = torch.Generator().manual_seed(7)
+    turn = random_rotations(1, generator=generator)[0]
+    places = (torch.randn(5, 3, generator=generator) * 22) @ operators("C4").float().transpose(-1, -2)
+    line = (torch.arange(BOX) - BOX // 2) * PIXEL
+    x, y, z = torch.exp(-(line - (places.reshape(-1, 3) @ turn.T)[..., None]).square() / (2 * 8.0**2)).unbind(
+        1
+    )
+    volume = torch.einsum("nz,ny,nx->zyx", z, y, x)
+    random = torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed))
+    return (volume + noise * random).numpy()
+
+
+def write(name: str, array: np.ndarray) -> str:
+    write_mrc(name, array, pixel_size=PIXEL, stack=False)
+    return name
+
+
+def test_the_map_is_written_in_the_standard_setting_with_its_scores(project):
+    clean = write("clean.mrc", tetramer(0, 0.0))
+    halves = [write(f"half{i}.mrc", tetramer(i, 0.4)) for i in (1, 2)]
+    whole = write("map.mrc", (read_mrc(halves[0]) + read_mrc(halves[1])) / 2)
+    step = SymmetryStep(map=whole, half1=halves[0], half2=halves[1], groups=("c2", "C4", "D4"), null_maps=2)
+    job = project.run(step)
+    tables = read_star(job.outputs["scores"])
+    assert tables["symmetry_general"]["rlnSymmetryGroup"] == "C4"
+    groups = tables["symmetry_groups"]
+    assert groups["rlnSymmetryGroup"].to_list() == ["C2", "C4", "D4"]
+    assert groups["hmVerdict"].to_list() == ["contained", "yes", "no"]
+    turned = torch.from_numpy(read_mrc(job.outputs["map"]))
+    assert read_header(job.outputs["map"]).pixel_size == PIXEL
+    inside = grids.radius(turned.shape) < 12
+    # Angles and centre of the table turn the clean map as the noisy one was turned.
+    angles = groups.select("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi").to_numpy()[1].astype(float)
+    rotation = from_euler(torch.tensor(angles))
+    centre = torch.tensor([float(groups[f"hmCentre{axis}"][1]) for axis in "XYZ"]) / PIXEL
+    moved = fourier.phase_shift(
+        fourier.rfft3(torch.from_numpy(read_mrc(clean))), shape=(BOX,) * 3, shift_px=-centre
+    )
+    clean_turned = rotate_volume(fourier.irfft3(moved, shape=(BOX,) * 3), rotation, method="cubic")
+    noise = (turned - clean_turned)[inside].std()
+    assert float(noise) < 0.4
+    assert np.corrcoef(clean_turned[inside], symmetrise_volume(clean_turned, "C4")[inside])[0, 1] > 0.97
+    assert job.outputs["picture"].stat().st_size > 10_000
+
+
+def test_symmetrise_averages_the_map(project):
+    name = write("map.mrc", tetramer(3, 0.3))
+    job = project.run(SymmetryStep(map=name, groups=("C4",), null_maps=0, symmetrise=True))
+    turned = torch.from_numpy(read_mrc(job.outputs["map"]))
+    inside = grids.radius(turned.shape) < 12
+    assert np.corrcoef(turned[inside], symmetrise_volume(turned, "C4")[inside])[0, 1] > 0.999
+
+
+def test_what_cannot_be_searched_is_refused(project, capsys):
+    name = write("map.mrc", tetramer(3, 0.3))
+    write("slab.mrc", tetramer(3, 0.3)[:20])
+    write("small.mrc", tetramer(3, 0.3)[:20, :20, :20])
+    with pytest.raises(ShapeError, match=r"slab\.mrc: is not cubic"):
+        project.run(SymmetryStep(map="slab.mrc"))
+    with pytest.raises(ShapeError, match=r"small\.mrc: has 20³ voxels of 5 Å, but .*map\.mrc 36³"):
+        project.run(SymmetryStep(map=name, half1="small.mrc", half2="small.mrc"))
+    with pytest.raises(ParameterError, match="there is no point group 'X9'"):
+        project.run(SymmetryStep(map=name, groups=("C4", "X9")))
+    noise = np.random.default_rng(0).normal(size=(BOX,) * 3).astype(np.float32)
+    with pytest.raises(ParameterError, match=r"noise\.mrc: no particle stands out"):
+        project.run(SymmetryStep(map=write("noise.mrc", noise)))
+    assert main(["symmetry", name, "--half1", "a.mrc"]) == 2
+    assert "half maps come in pairs" in capsys.readouterr().err
