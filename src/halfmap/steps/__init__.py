@@ -12,7 +12,6 @@ PIPELINE = (
     "extract",
     "class2d",
     "select",
-    "abinitio",
     "refine",
     "mask",
     "symmetry",
