@@ -33,12 +33,16 @@ def expand(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
     Raises
     ------
     ParameterError
-        If a range runs backwards, or stands for more numbers than can be meant.
+        If a range runs backwards, or stands for more numbers than can be meant, or such an option has none:
+        it would count as not given.
     """
     many = {parameter.option for parameter in parameters if kind_of(parameter) == (int, True)}
     expanded: list[str] = []
     current = ""
-    for word in words:
+    words = list(words)
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word in many and _is_option(following):
+            raise ParameterError(f"{word} has no numbers", hint="give some, or leave it out")
         if _is_option(word):
             name, _, value = word.partition("=")
             current = "--" + name[2:].replace("_", "-")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
 
 FOLDER = "Iterations"
-_ATTRACTED = 0.35
-"""Part of the particles in one class that is warned of."""
+_ATTRACTED, _MUCH = 0.35, 5.0
+"""Part of the particles in one class, and its ratio to an equal share, that are warned of."""
 
 _MARGIN = 1.6
 """Rings that are searched over those that have signal, so that resolution can grow."""
@@ -172,7 +172,9 @@ def _say(
         *(figures["effective_classes"], seeded),
         "" if sharpness < 1.05 else f"; likelihood to the power {sharpness:.1f}",
     )
-    if iteration.last and figures["largest_share"] > _ATTRACTED and plan.step.classes > 3:
+    share = figures["largest_share"]
+    attracted = share > _ATTRACTED or share * plan.step.classes > _MUCH
+    if iteration.last and attracted and share * plan.step.classes > 2:
         log.warning(
             "class %d holds %.0f %% of the particles: what it shows may be a blur of many views; fewer "
             "--classes, or a smaller --diameter where particles touch, may separate them",

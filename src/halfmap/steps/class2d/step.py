@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from halfmap.engine import Context, Input, Out, Param, Step
+from halfmap.log import log
 
 SEARCH, CTF, SCHEDULE = "Search", "CTF", "Schedule"
 
@@ -104,6 +105,8 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
         images.check()
         model = iterate.resume(ctx) or start.first_model(planned, images)
         figures = ctx.folder / iterate.FOLDER
+        if model.iteration:
+            log.info("going on after iteration %d of %d", model.iteration, self.iterations)
         for iteration in planned.iterations[model.iteration :]:
             model = iterate.iterate(ctx, planned, model, iteration)
             ctx.round_done(model.iteration, self.iterations, progress.said(figures, model.iteration))

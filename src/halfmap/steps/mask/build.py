@@ -69,11 +69,18 @@ def around_particle(step: MaskMap, volume: MapFile) -> Mask:
     """
     array = torch.from_numpy(volume.array)
     pixel = volume.pixel_size
-    pieces = {"least_piece": step.least_piece / 100, "largest_hole": step.largest_hole / 100}
+    least, largest = step.least_piece / 100, step.largest_hole / 100
     lowpass = None if step.lowpass is None else max(step.lowpass, 2 * pixel)
     if step.threshold is None:
         try:
-            found = find_region(array, pixel_size=pixel, resolution=lowpass, level=step.level, **pieces)
+            found = find_region(
+                array,
+                pixel_size=pixel,
+                resolution=lowpass,
+                level=step.level,
+                least_piece=least,
+                largest_hole=largest,
+            )
         except ParameterError as error:
             raise ParameterError(error.message, path=volume.path, hint=error.hint) from None
         region, blurred, levels, resolution = found.region, found.blurred, found.levels, found.resolution
@@ -81,7 +88,7 @@ def around_particle(step: MaskMap, volume: MapFile) -> Mask:
         resolution = lowpass or max(15.0, 2 * pixel)
         blurred = blur(array, pixel_size=pixel, resolution=resolution)
         levels = density_levels(blurred)
-        region = particle_region(blurred > step.threshold, **pieces)
+        region = particle_region(blurred > step.threshold, least_piece=least, largest_hole=largest)
         if not region.any() or region.all():
             low, high = float(blurred.min()), float(blurred.max())
             message = f"{'all' if region.any() else 'nothing'} of the map at {resolution:g} Å is above "
