@@ -180,7 +180,7 @@ def test_whole_numbers_may_be_given_as_ranges(tmp_path, words, numbers):
         (["--bad", "1", "5-3"], "--bad: 5-3 runs backwards; write 3-5"),
         (["--bad=5-3"], "--bad: 5-3 runs backwards; write 3-5"),
         (["--bad"], "--bad has no numbers; give some, or leave it out"),
-        (["--bad", "--n", "3"], "--bad has no numbers"),
+        (["--bad", "--n", "3"], "--bad has no numbers; give some, or leave it out"),
         (["--bad", "0-99999999999"], "--bad: 0-99999999999 stands for 100,000,000,000 numbers"),
         (["--bad", "1-b"], "--bad takes whole numbers, or ranges such as 1-5,8, not '1-b'"),
         (["--bad", "1--3"], "--bad takes whole numbers, or ranges such as 1-5,8, not '1--3'"),

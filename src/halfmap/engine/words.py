@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -39,8 +40,7 @@ def expand(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
     many = {parameter.option for parameter in parameters if kind_of(parameter) == (int, True)}
     expanded: list[str] = []
     current = ""
-    words = list(words)
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         if word in many and _is_option(following):
             raise ParameterError(f"{word} has no numbers", hint="give some, or leave it out")
         if _is_option(word):
