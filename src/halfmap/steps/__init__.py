@@ -12,6 +12,7 @@ PIPELINE = (
     "extract",
     "class2d",
     "select",
+    "abinitio",
     "refine",
     "mask",
     "symmetry",

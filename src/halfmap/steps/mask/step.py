@@ -26,7 +26,7 @@ class MakeMask(Step):
         "picture": Out("mask.png", "Image2D.png.halfmap.overview"),
     }
 
-    map: Path = Input("map", node="DensityMap.mrc")
+    map: Path = Input("map (MRC), whose box and pixel size the mask has", node="DensityMap.mrc")
     soft_edge: float | None = Param(
         None, "width of the cosine edge; default: 6 pixels", unit="Å", section=EDGE, ge=0
     )
@@ -117,7 +117,11 @@ class MaskMap(MakeMask, name="mask", label=MASK_CREATE):
 
 
 class MaskSphere(MakeMask, name="mask sphere", label=MASK_CREATE):
-    """Make a soft mask that is a sphere, in the box of a map."""
+    """Make a soft mask that is a sphere, in the box of a map.
+
+    It is one within the sphere and falls to zero outside over the soft edge, as a cosine. The map gives box
+    and pixel size alone; what is in it plays no part.
+    """
 
     diameter: float = Param(..., "diameter, without the edge", unit="Å", section=SHAPE, gt=0)
     centre: tuple[float, float, float] = Param(
@@ -132,7 +136,11 @@ class MaskSphere(MakeMask, name="mask sphere", label=MASK_CREATE):
 
 
 class MaskCylinder(MakeMask, name="mask cylinder", label=MASK_CREATE):
-    """Make a soft mask that is a cylinder along z, in the box of a map."""
+    """Make a soft mask that is a cylinder along z, in the box of a map.
+
+    It is one within the cylinder and falls to zero outside over the soft edge, as a cosine, at its ends as at
+    its side. The map gives box and pixel size alone; what is in it plays no part.
+    """
 
     diameter: float = Param(..., "diameter, without the edge", unit="Å", section=SHAPE, gt=0)
     length: float | None = Param(

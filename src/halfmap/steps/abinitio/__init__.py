@@ -1,0 +1,1 @@
+"""Maps from particles without a reference."""
