@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import re
 import subprocess
 import sys
@@ -340,6 +341,49 @@ def test_info_of_a_jobs_folder_is_of_that_job(tmp_path, monkeypatch, capsys):
     assert not any("number 3 is looked at" in line for line in shown)
     assert any("is a bad number" in line for line in shown)
     assert not any("job002" in line for line in shown)
+
+
+def test_info_of_a_folder_inside_a_job_is_of_that_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "--n", "1"]) == 0
+    inside = tmp_path / "Toy/job001/Parts/first"
+    inside.mkdir(parents=True)
+    capsys.readouterr()
+    for place, title in ((inside, "Toy/job001/"), (inside.parents[2], "Project")):
+        monkeypatch.chdir(place)
+        assert main(["info", "."]) == 0
+        assert capsys.readouterr().out.split()[0] == title
+
+
+def test_an_input_that_its_job_has_yet_to_write(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.star", "job.star"):
+        Path(name).touch()
+    step = Class2DStep(particles=Path("a.star"))
+    job = Project.open(".").new_job(step)
+    said = "halfmap: Class2D/job001/model.star: input file does not exist; its job "
+    with (job.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["select", "Class2D/job001/model.star"]) == 2
+        running = "is running and writes it at the end: see halfmap info Class2D/job001\n"
+        assert capsys.readouterr().err == said + running
+        assert main(["select", "Class2D/job001/jo.star"]) == 2
+        assert "did you mean Class2D/job001/job.star?" in capsys.readouterr().err
+    monkeypatch.chdir("Class2D")
+    assert main(["select", "job001/model.star"]) == 2
+    stopped = "has not ended well (aborted); go on with: halfmap resume job001\n"
+    assert capsys.readouterr().err == said.replace("Class2D/", "") + stopped
+
+
+def test_a_misspelt_project_folder_is_refused_by_steps_that_go_on(tmp_path, monkeypatch, capsys):
+    """Also where their files are found from the folder that one stands in."""
+    monkeypatch.chdir(tmp_path)
+    Path("particles.star").touch()
+    assert main(["class2d", "particles.star", "--project", "misspelt"]) == 2
+    assert f"{tmp_path}/misspelt: there is no such project folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["particles.star"]
+    assert main(["toy", "--project", "new"]) == 0
+    assert (tmp_path / "new/Toy/job001").is_dir()
 
 
 def test_the_last_lines_of_a_job_name_outputs_failures_and_warnings(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,9 @@ import pytest
 import toy_step as toy
 
 from halfmap.engine import Context, RunOptions
+from halfmap.engine.progress import Progress
 from halfmap.errors import ItemsFailedError, ResourceError
+from halfmap.log import log
 
 
 def run(folder: Path, step, **options) -> Context:
@@ -99,6 +101,21 @@ def test_every_item_leaves_an_event(tmp_path):
     assert [event["done"] for event in events] == [1, 2, 3, 4]
     assert [event["failed"] for event in events] == [0, 0, 1, 1]
     assert ["error" in event for event in events] == [False, False, True, False]
+
+
+def test_lines_of_progress_say_how_long_the_rest_takes(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(
+        "halfmap.engine.progress.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.0)
+    )
+    caplog.set_level("INFO", log.name)
+    with Progress(tmp_path / "events.jsonl", "movie", done=10, total=100) as progress:
+        for number in range(90):
+            now[0] += 90
+            progress.advance(str(number), 1.0, None)
+    assert caplog.messages[0] == "20 of 100 movies, 90.00 s each, 2.0 h left"
+    assert caplog.messages[-2] == "90 of 100 movies, 90.00 s each, 15 min left"
+    assert caplog.messages[-1] == "100 of 100 movies, 90.00 s each"
 
 
 def test_two_items_of_one_name_are_refused(tmp_path):

@@ -267,6 +267,19 @@ def test_backgrounds_that_are_not_normalised_are_told(
     assert "row 2 has" in message
 
 
+def test_images_that_would_be_all_of_an_average_are_refused(project: Path) -> None:
+    """One of an image's pixels, or the image, is far beyond what the others have."""
+    hot, bright = noise(1), noise(1)
+    hot[2, BOX // 2, BOX // 2] = 1e4
+    bright[[2, 5]] *= 1000
+    for images, more in ((hot, ""), (bright, ", and 1 more are too strong")):
+        write(project, 1, images)
+        with pytest.raises(TableError, match=rf"row 8: image 3 of .*1\.mrcs is \d+ times as strong.*{more}"):
+            ParticleImages(particles(project), project, memory=0).check()
+    write(project, 1, 10 * noise(1))
+    ParticleImages(particles(project), project, memory=0).check()
+
+
 @pytest.mark.parametrize("label", ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"])
 def test_ctf_columns_are_asked_for(project: Path, label: str) -> None:
     with pytest.raises(TableError, match=rf"particles.star: no _{label} for the particles; estimate the CTF"):

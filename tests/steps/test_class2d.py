@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from halfmap.data import ParticleSet
-from halfmap.engine import RunOptions
+from halfmap.engine import Context, RunOptions
 from halfmap.errors import HalfmapError, ParameterError, ResourceError, TableError
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
@@ -26,9 +27,9 @@ from halfmap.search.inplane import InPlaneSearch
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.ring_products import harmonics_of
 from halfmap.search.sums import Sums
-from halfmap.steps.class2d import iterate, plan
-from halfmap.steps.class2d.expectation import _best, expect, in_halves
-from halfmap.steps.class2d.model import agreed_signal, last_ring
+from halfmap.steps.class2d import iterate, pictures, plan, reach, tables
+from halfmap.steps.class2d.expectation import BEST, _best, expect, in_halves
+from halfmap.steps.class2d.model import Model, agreed_signal, last_ring
 from halfmap.steps.class2d.step import Class2DStep
 
 BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
@@ -362,6 +363,84 @@ def test_its_progress_is_told_in_iterations(job):
     assert rounds[-1]["said"].startswith(f"{N} particles, averages to {best:.1f} Å (median ")
 
 
+def test_the_time_left_is_told_by_particles_and_rings(job):
+    events = [json.loads(line) for line in (job / "events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round"]
+    assert ["left_s" in one for one in rounds] == [True] * 7 + [False]
+    schedule = [
+        plan.Iteration(i, radius, size, 0, early=True, last=False)
+        for i, radius, size in ((1, 5, 10), (2, 8, 20))
+    ]
+    planned = SimpleNamespace(iterations=schedule)
+    assert [plan.Plan.rest(planned, one) for one in schedule] == [3.2, 0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("age", "numbers"), [(-1.0, [1, 2, 3]), (60.0, [1, 3])])
+def test_pictures_are_drawn_while_it_runs(truth, monkeypatch, age, numbers):
+    drawn = []
+
+    def draw(path, planned, model, best):
+        drawn.append(model.iteration)
+        path.touch()
+
+    monkeypatch.setattr(pictures, "draw_classes", draw)
+    monkeypatch.setattr(pictures, "_EVERY_s", age)
+    run(truth[0], iterations=3, full_iterations=1, classes=3)
+    assert sorted(set(drawn)) == numbers
+
+
+def _planned(project: Path, **parameters):
+    settings = {"classes": 6, "diameter": DIAMETER, "resolution": 9.0} | parameters
+    step = Class2DStep(particles=Path("particles.star"), **settings)
+    ctx = Context(folder=project, project=project)
+    return plan.make_plan(step, ctx, read_particles(project / "particles.star"))
+
+
+@pytest.mark.parametrize(("diameter", "warned"), [(40.0, True), (80.0, False), (DIAMETER, False)])
+def test_a_diameter_far_below_the_particles_is_warned_of(truth, caplog, diameter, warned):
+    """Figures of spots to 14 px from the middle: 85 Å across, and some Å more for the spots' own size."""
+    images, planned = _planned(truth[0], diameter=diameter)
+    reach.check_diameter(planned, images)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == warned
+    if warned:
+        across = float(said[0].partition("still ")[2].split()[0])
+        assert 60 < across < 100
+
+
+def test_noise_reaches_nowhere(truth, caplog, monkeypatch):
+    images, planned = _planned(truth[0], diameter=20.0)
+    generator = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        images, "get", lambda rows: torch.randn(len(rows), planned.box, planned.box, generator=generator)
+    )
+    for _ in range(20):
+        reach.check_diameter(planned, images)
+    assert not any("contrast" in text for text in caplog.messages)
+
+
+def test_classes_of_few_particles_are_warned_of(truth, caplog):
+    _planned(truth[0], classes=8)
+    assert not any("too few" in text for text in caplog.messages)
+    _planned(truth[0], classes=12)
+    said = "240 particles are 20 a class, too few to show much: fewer --classes may show more"
+    assert said in caplog.messages
+
+
+def test_no_error_of_an_angle_is_beyond_that_of_none(truth, job, tmp_path):
+    """About one of two opposite peaks it is 127°."""
+    particles = read_particles(truth[0] / "particles.star")
+    planned = _planned(truth[0], iterations=8, full_iterations=2)[1]
+    model = Model.load(job / "Iterations/it008_model.npz", "cpu")
+    best = np.load(job / "Iterations/it008_best.npy")
+    best = best[np.argsort(best[:, 0])]
+    best[:3, BEST.index("psi_error")] = 127.0, 104.5, 50.0
+    tables.write(Context(folder=tmp_path, project=truth[0]), planned, particles, model, best)
+    none = 360 / math.sqrt(12)
+    written = read_particles(tmp_path / "particles.star").rows["hmAnglePsiError"]
+    assert written[:3].to_list() == pytest.approx([none, none, 50.0], abs=1e-3)
+
+
 def test_tables_that_cannot_be(truth, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
@@ -437,7 +516,7 @@ def test_batches_are_halved_where_memory_does_not_suffice():
 
 
 def test_halves_agree_in_signal_alone():
-    """Two halves of known signal in noise: its power on rings where there is some, nothing elsewhere."""
+    """Four folds of known signal in noise: its power on rings where there is some, nothing elsewhere."""
     grid = PolarGrid(64, 24, 20.0)
     mask = soft_circle((64, 64), radius=16.0, edge=3.0)
     random = torch.Generator().manual_seed(2)
@@ -449,16 +528,17 @@ def test_halves_agree_in_signal_alone():
 
     rings = torch.arange(grid.rings)
     signal = white(20) * torch.where(rings < 12, 0.5, 0.0)[:, None]
-    weight = 8.0
+    weight = 4.0
     weights = torch.full((20, grid.rings, grid.angles // 2), weight) * grid.weights
     squared = harmonics_of(weights.permute(2, 0, 1).contiguous())
-    halves = []
-    for _ in range(2):
+    folds = []
+    for _ in range(plan.FOLDS):
         linear = weight * signal + weight**0.5 * white(20)
         linear = harmonics_of(hartley(linear * grid.weights).permute(2, 0, 1).contiguous())
-        halves.append(Sums(linear.to(torch.complex128), squared.to(torch.complex128), 0 * linear))
-    plan = SimpleNamespace(mask=lambda: mask)
-    agreed = agreed_signal(plan, halves, torch.zeros_like(signal), grid, 1.0)
-    five = signal.abs().square().mean((0, 2)).double().unfold(0, 5, 1).mean(1)
-    torch.testing.assert_close(agreed[:, 4:9].mean(0), five[2:7], rtol=0.15, atol=0)
+        folds.append(Sums(linear.to(torch.complex128), squared.to(torch.complex128), 0 * linear))
+    planned: Any = SimpleNamespace(mask=lambda: mask)
+    model: Any = SimpleNamespace(without=lambda fold: torch.zeros(20, 64, 64))
+    agreed = agreed_signal(planned, model, folds, grid)
+    power = signal.abs().square().mean((0, 2)).double()
+    torch.testing.assert_close(agreed[:, 4:9].mean(0), power[4:9], rtol=0.1, atol=0)
     assert (agreed[:, 16:] == 0).double().mean() > 0.97

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from halfmap.engine.executor import Outcome, RunOptions, run_items
 from halfmap.engine.ledger import Ledger
-from halfmap.engine.progress import Progress, append_event
+from halfmap.engine.progress import Progress, append_event, duration
 from halfmap.errors import ItemsFailedError, ResourceError
 from halfmap.io.names import name_in
 from halfmap.log import log
@@ -51,6 +52,7 @@ class Context:
     options: RunOptions = field(default_factory=RunOptions)
     device: str = "cpu"
     failures: list[Failure] = field(default_factory=list)
+    _round_began: float = field(default_factory=lambda: time.monotonic(), init=False, repr=False)
 
     def relative(self, path: str | Path) -> str:
         """Name of a file as tables store it: relative to the project, absolute when outside it."""
@@ -122,7 +124,9 @@ class Context:
             raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {first}")
         return [results[name] for name in keys if name in results]
 
-    def round_done(self, number: int, total: int | None, said: str, *, unit: str = "iteration") -> None:
+    def round_done(
+        self, number: int, total: int | None, said: str, *, unit: str = "iteration", rest: float | None = None
+    ) -> None:
         """Note that a round of loops is over, for those who ask how far the job is.
 
         Parameters
@@ -135,8 +139,15 @@ class Context:
             What it gave, in a line.
         unit : str
             Singular word for a round.
+        rest : float, optional
+            Work of all rounds to come, in parts of that of this one, from which the time left is told.
         """
+        now = time.monotonic()
         values = {"unit": unit, "done": number, "total": total, "said": said}
+        if rest:
+            values["left_s"] = round(rest * (now - self._round_began))
+            log.info("about %s left", duration(values["left_s"]))
+        self._round_began = now
         append_event(self.folder / _EVENTS, "round", values)
 
     def fail(self, unit: str, key: str, reason: str, trace: str | None = None) -> None:

@@ -70,11 +70,20 @@ class Progress:
             rate = (time.monotonic() - self.start) / max(1, self.done - self.before)
             failed = f", {self.failed} failed" if self.failed else ""
             units = f"{self.unit}{'' if self.total == 1 else 's'}"
-            log.info("%d of %d %s%s, %.2f s each", self.done, self.total, units, failed, rate)
+            left = (self.total - self.done) * rate
+            rest = f", {duration(left)} left" if left >= 1 else ""
+            log.info("%d of %d %s%s, %.2f s each%s", self.done, self.total, units, failed, rate, rest)
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """About how long something takes: 40 s, 12 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def append_event(path: Path, kind: str, values: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ class MapFile:
     path : Path
         File it came from.
     array : array (z, y, x) float32
-        Finite densities, not all the same.
+        Finite densities.
     pixel_size : float
         Edge of a voxel in Å.
     origin : tuple of 3 float
@@ -34,7 +34,9 @@ class MapFile:
     origin: tuple[float, float, float]
 
 
-def read_volume(path: str | Path, *, pixel_size: float | None = None, cubic: bool = False) -> MapFile:
+def read_volume(
+    path: str | Path, *, pixel_size: float | None = None, cubic: bool = False, may_be_flat: bool = False
+) -> MapFile:
     """Read a map.
 
     Parameters
@@ -45,11 +47,14 @@ def read_volume(path: str | Path, *, pixel_size: float | None = None, cubic: boo
         In Å, instead of the header's.
     cubic : bool
         Whether the map must have as many voxels along all axes.
+    may_be_flat : bool
+        Whether it may be the same everywhere, as a mask of the whole box is.
 
     Raises
     ------
     FileFormatError
-        If it is no volume, states no voxel size, holds NaN or infinity, or is the same everywhere.
+        If it is no volume, states no voxel size, holds NaN or infinity, or is the same everywhere but
+        must not be.
     ShapeError
         If it is not cubic but has to be.
     """
@@ -73,7 +78,7 @@ def read_volume(path: str | Path, *, pixel_size: float | None = None, cubic: boo
     if not np.isfinite(array).all():
         message = f"holds {int((~np.isfinite(array)).sum())} voxels that are NaN or infinite"
         raise FileFormatError(message, path=path, hint="write the map again")
-    if array.min() == array.max():
+    if not may_be_flat and array.min() == array.max():
         raise FileFormatError("is the same everywhere", path=path, hint="give a map with density")
     # Headers hold float32, whose digits beyond the sixth are not what anybody entered.
     size = pixel_size if pixel_size is not None else float(f"{header.pixel_size:.6g}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halfmap.engine.progress import duration
 from halfmap.errors import HalfmapError, ProjectError
 from halfmap.log import log
+from halfmap.project.hints import job_around
 from halfmap.project.job import Job
 from halfmap.project.messages import WARNINGS_FILE, read_error, read_warnings
 from halfmap.project.outcome import FAILURES_FILE, SHOWN, count, read_failures
@@ -21,17 +24,16 @@ _COLOURS = {"Succeeded": "green", "Failed": "red", "Aborted": "yellow", "Running
 
 
 def describe_folder(path: Path) -> Table | Group:
-    """Describe the job whose folder `path` is, or else the project that it lies in.
+    """Describe the job that the folder `path` is or lies in, or else the project.
 
     Raises
     ------
     ProjectError
-        If the folder is neither.
+        If the folder lies in neither.
     """
-    project = Project.find(path) if (path / "job.json").exists() else None
-    if project is None:
-        return describe_project(path)
-    return describe_job(project.job(path.absolute()))
+    folder = job_around(path)
+    project = None if folder is None else Project.find(folder)
+    return describe_project(path) if project is None or folder is None else describe_job(project.job(folder))
 
 
 def describe_job(job: Job) -> Group:
@@ -53,7 +55,7 @@ def describe_job(job: Job) -> Group:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         rows.append((parameter.option, text + unit))
     rows.append(("", f"{rest} other parameters at their defaults"))
-    rows += _progress(job.folder)
+    rows += _progress(job)
     rows += [(name, f"{job.name}{path.name}") for name, path in job.outputs.items()]
     failures, warnings = read_failures(job.folder), read_warnings(job.folder)
     if failures:
@@ -70,10 +72,10 @@ def describe_job(job: Job) -> Group:
     return Group(Text.assemble((job.name, "bold"), f"  {step.name}"), "", facts(rows))
 
 
-def _progress(folder: Path) -> list[tuple[str, str]]:
-    """The last round that is over, and items done of each loop since, from their last events."""
-    path = folder / "events.jsonl"
-    round_done, last = "", dict[str, str]()
+def _progress(job: Job) -> list[tuple[str, str]]:
+    """The last round that is over, items done of each loop since, from their last events, and time left."""
+    path = job.folder / "events.jsonl"
+    round_done, left, last = "", 0.0, dict[str, str]()
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             event = json.loads(line)
@@ -82,14 +84,16 @@ def _progress(folder: Path) -> list[tuple[str, str]]:
         if event["event"] == "round":
             of = "" if event["total"] is None else f" of {event['total']:,}"
             round_done = f"{event['unit']} {event['done']:,}{of}: {event['said']}"
+            left = event.get("left_s", 0) + event["time"] - time.time()
             last.clear()
             continue
         failed = event.get("failed", 0)
         text = f"{event['done'] - failed:,} of {count(event['total'], event['unit'])}"
         last[event["unit"]] = f"{text}, {failed:,} failed" if failed else text
     label = "since then" if round_done else "done"
-    rounds = [("done", round_done)] if round_done else []
-    return rounds + [(label, text) for text in last.values()]
+    rows = [("done", round_done)] if round_done else []
+    rows += [(label, text) for text in last.values()]
+    return [*rows, ("left", f"about {duration(left)}")] if left > 0 and job.status == "Running" else rows
 
 
 def describe_project(path: Path) -> Table:

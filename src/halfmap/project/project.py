@@ -17,7 +17,7 @@ from halfmap.errors import HalfmapError, ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
 from halfmap.log import log
-from halfmap.project.hints import file_in, nearest, root_above
+from halfmap.project.hints import file_in, nearest, not_made_yet, root_above
 from halfmap.project.inputs import input_paths
 from halfmap.project.job import Job
 from halfmap.project.outcome import FAILURES_FILE
@@ -128,12 +128,17 @@ class Project:
 
     def _checked(self, step: Step) -> Step:
         """The step with its inputs as the project's tables name them, all of which are there."""
+        takes_files = any(p.node and input_paths(step, p) for p in step.parameters())
+        if takes_files and not self.root.exists():
+            # What goes on in a project makes none of a name typed wrongly.
+            hint = "is its name right? Only an import or a simulation makes it"
+            raise ProjectError("there is no such project folder", path=self.root, hint=hint)
         step = self._with_project_paths(step)
         for parameter in step.parameters():
             for path in input_paths(step, parameter):
                 found = find_files(path, self.root)
                 if not found:
-                    hint = nearest(path, self.root)
+                    hint = not_made_yet(path, self.root) or nearest(path, self.root)
                     raise ParameterError("input file does not exist", path=path, hint=hint)
                 if not parameter.is_folder and all(each.is_dir() for each in found):
                     many = isinstance(getattr(step, parameter.name), tuple)

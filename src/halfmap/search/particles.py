@@ -35,6 +35,9 @@ _CHECKED_BYTES = 1 << 26
 _NAMED_ROWS = 10
 """How many faulty rows an error lists."""
 
+_OUTLIER = 30.0
+"""Strength of an image over the median that no particle has: alone it would be all of its average."""
+
 _HEADER_TOLERANCE = 1e-3
 """Relative difference of pixel sizes that rounding in a header explains."""
 
@@ -122,7 +125,8 @@ class ParticleImages:
         Raises
         ------
         TableError
-            If images are not finite or blank; the first is named with its row and stack.
+            If images are not finite, blank, or 30 times as strong as others; the first is named with its row
+            and stack.
 
         Warns
         -----
@@ -133,7 +137,7 @@ class ParticleImages:
         size = max(1, _CHECKED_BYTES // (4 * self.box**2))
         outside = (grids.radius((self.box, self.box)).flatten() > self.box / 2).nonzero().squeeze(1)
         faulty: list[NDArray[np.intp]] = []
-        background = np.empty((len(self), 2), np.float32)
+        background, strength = np.empty((len(self), 2), np.float32), np.empty(len(self), np.float32)
         batches = list(self.batches(np.arange(len(self)), size))
         loaded = prefetched(map(self._load, batches))
         for index, images in zip(report(batches, "checking particle images"), loaded, strict=True):
@@ -142,9 +146,11 @@ class ParticleImages:
             mean = pixels.mean(dim=1, keepdim=True)
             spread = torch.linalg.vector_norm(pixels - mean, dim=1, keepdim=True) / pixels.shape[1] ** 0.5
             background[index] = torch.cat([mean, spread], dim=1)
+            strength[index] = images.flatten(1).std(dim=1)
             if self._kept.room and not len(faulty[-1]):
                 self._prepare(index, images)
         self._refuse(np.sort(np.concatenate(faulty)))
+        self._refuse_outliers(strength)
         self._warn_of_backgrounds(*background.T)
 
     def read(self, index: Index) -> Tensor:
@@ -268,6 +274,19 @@ class ParticleImages:
             message += f", and rows {rows}{f' and {more} more' if more > 0 else ''} are bad as well"
             hint = "extract them again, or leave these rows out"
         raise TableError(message, path=self._table, row=row + 1, hint=hint)
+
+    def _refuse_outliers(self, strength: NDArray[np.float32]) -> None:
+        """Raise the error of images that are far stronger than all others, if there are any."""
+        times = strength / np.median(strength)
+        off = np.flatnonzero(times > _OUTLIER)
+        if len(off):
+            raise TableError(
+                f"{self._stacks.name(int(off[0]))} is {times[off[0]]:.0f} times as strong as others"
+                + (f", and {len(off) - 1} more are too strong" if len(off) > 1 else ""),
+                path=self._table,
+                row=int(off[0]) + 1,
+                hint="normalise as `halfmap extract` does, or leave such rows out",
+            )
 
     def _warn_of_backgrounds(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
         # Neighbours and the edges of carbon change a background by less than this.

@@ -16,6 +16,7 @@ from halfmap.data.optics import GROUP
 from halfmap.engine.memory import require_memory
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.tables import read_particles
+from halfmap.ops.fourier import resample
 from halfmap.search.particles import ParticleImages
 
 DIAMETER, MICROGRAPH = "hmParticleDiameter", "rlnMicrographName"
@@ -27,25 +28,29 @@ _MASK = 1.15
 _PROCESS_BYTES = 5e8
 """What a process takes beside its images and maps."""
 
+_LESS = "give a smaller --memory or fewer --workers"
+
 
 @dataclass(frozen=True)
 class Source:
-    """A table of particles, and the memory in which a process may keep their images."""
+    """A table of particles, the memory in which a process may keep their images, and in how many pixels."""
 
     table: Path
     stamp: int
     """When the table was last written, so that a new one is not taken for it."""
     project: Path
     memory: int
+    box: int | None = None
+    """Side of the images as they are searched; as they are stored where it is None."""
 
     @classmethod
-    def of(cls, table: Path, project: Path, memory: int) -> Source:
+    def of(cls, table: Path, project: Path, memory: int = 0, box: int | None = None) -> Source:
         """Of a table as it is now."""
-        return cls(table, table.stat().st_mtime_ns, project, memory)
+        return cls(table, table.stat().st_mtime_ns, project, memory, box)
 
     @property
     def images(self) -> ParticleImages:
-        """The images, the same object for all of a process."""
+        """The images as they are searched, the same object for all of a process."""
         return _images(self)
 
     @property
@@ -56,7 +61,9 @@ class Source:
 
 @functools.lru_cache(maxsize=1)
 def _images(source: Source) -> ParticleImages:
-    return ParticleImages(read_particles(source.table), source.project, memory=source.memory)
+    pixels = None if source.box is None else functools.partial(resample, new_shape=(source.box, source.box))
+    particles = read_particles(source.table)
+    return ParticleImages(particles, source.project, memory=source.memory, transform=pixels)
 
 
 @functools.lru_cache(maxsize=1)
@@ -121,7 +128,24 @@ def mask_diameter(particles: ParticleSet, given: float | None, side: float) -> f
     return diameter
 
 
-def image_memory(asked: float, workers: int, *, each: float, purpose: str) -> int:
+def farthest_shift(given: float | None, usual: float, side: float) -> float:
+    """Range of shifts in Å: the one given or else the usual one.
+
+    Raises
+    ------
+    ParameterError
+        If it goes beyond the box of `side` Å.
+    """
+    shift_range = usual if given is None else given
+    if shift_range > side / 2:
+        raise ParameterError(
+            f"shifts to {shift_range:.0f} Å go beyond boxes of {side:.0f} Å",
+            hint="give a smaller --shift-range",
+        )
+    return shift_range
+
+
+def image_memory(asked: float, workers: int, *, each: float, purpose: str, hint: str = _LESS) -> int:
     """Bytes in which each process may keep images.
 
     Parameters
@@ -131,9 +155,11 @@ def image_memory(asked: float, workers: int, *, each: float, purpose: str) -> in
     workers : int
         Processes that work; this one has some of the memory as well.
     each : float
-        Bytes that a process takes for maps.
+        Bytes that a process takes beside them, for maps and sums.
     purpose : str
         Of the memory, for the error.
+    hint : str
+        What to do where there is less.
 
     Raises
     ------
@@ -142,5 +168,5 @@ def image_memory(asked: float, workers: int, *, each: float, purpose: str) -> in
     """
     processes = 1 if workers == 1 else workers + 1
     need = asked + processes * (_PROCESS_BYTES + each)
-    require_memory(need, purpose=purpose, hint="give a smaller --memory or fewer --workers")
+    require_memory(need, purpose=purpose, hint=hint)
     return int(asked / processes)

@@ -37,8 +37,8 @@ class Sums:
     through ``Re(X* CTF A) / σ²`` alone. So to each average A noise adds, in the mean over noise,
     ``Σ p CTF² / σ² A`` less the sum of the images that the posterior expects, each turned back by the same
     probabilities. Both are known after the expectation step. Where poses are certain the two are equal, and
-    nothing is taken away. It holds if the average does not depend on the images, and if no poses were left
-    out by looking at them; shifts that a search drops leave a part behind.
+    nothing is taken away. It holds if the average does not depend on the images, as averages of other folds
+    do not, and if no poses were left out by looking at them; shifts that a search drops leave a part behind.
 
     References
     ----------
@@ -96,6 +96,9 @@ class Sums:
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.linear + other.linear, self.squared + other.squared, self.expected + other.expected)
 
+    def __sub__(self, other: Sums) -> Sums:
+        return self + other.scaled(-1.0)
+
     def samples(self) -> tuple[Tensor, Tensor]:
         """Right-hand side (k, rings, angles / 2), complex, and weights (k, rings, angles / 2)."""
         return _samples(self.linear), self._weights()
@@ -104,19 +107,17 @@ class Sums:
         """All of it times a number."""
         return Sums(self.linear * factor, self.squared * factor, self.expected * factor)
 
-    def unbiased(self, references: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+    def unbiased(self, references: Tensor) -> tuple[Tensor, Tensor]:
         """As `samples`, without what alignment has made of noise.
 
         Parameters
         ----------
         references : Tensor (k, rings, angles / 2), complex
             That the images were compared with.
-        sharpness : float
-            Power of the likelihood in the probabilities: on noise they depend as much more.
         """
         weights = self._weights()
         made = weights * references - _samples(self.expected)
-        return _samples(self.linear) - sharpness * made, weights
+        return _samples(self.linear) - made, weights
 
     def _weights(self) -> Tensor:
         angles = 2 * (len(self.linear) - 1)

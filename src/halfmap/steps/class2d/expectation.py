@@ -56,9 +56,13 @@ _WINDOW = 4
 """Angles on either side of the best that are taken for the same peak, whose mean is the pose."""
 
 
+SUMS = "linear", "squared", "expected"
+"""Names of the sums in the file of a part."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A part of the particles of an iteration, those of an optics group one after the other."""
+    """Particles of one fold in an iteration, those of an optics group one after the other."""
 
     name: str
     rows: NDArray[np.intp]
@@ -69,9 +73,7 @@ def _load(path: Path, stamp: int, device: str) -> Model:
     return Model.load(path, device)
 
 
-def expect(
-    shard: Shard, *, plan: Plan, model_file: Path, radius: int, sharpness: float, folder: Path
-) -> dict[str, Any]:
+def expect(shard: Shard, *, plan: Plan, model_file: Path, radius: int, folder: Path) -> dict[str, Any]:
     """Search the particles of a shard, and write what they add up to as a file.
 
     Parameters
@@ -82,15 +84,14 @@ def expect(
         The classification and its model.
     radius : int
         Outer ring.
-    sharpness : float
-        Power of the likelihood.
     folder : path
         Where the file goes.
     """
     model = _load(model_file, model_file.stat().st_mtime_ns, plan.device)
     grids = plan.grids(radius)
     fine = grids[-1]
-    averages = fine.sample(model.averages)
+    fold = int(plan.folds[shard.rows[0]])
+    averages = fine.sample(model.without(fold))
     search = InPlaneSearch(
         grids,
         averages,
@@ -99,57 +100,51 @@ def expect(
         deviation_px=model.deviation_px,
         precision=plan.step.precision,
     )
-    one = functools.partial(
-        _search_batch, plan=plan, search=search, averages=averages, model=model, sharpness=sharpness
-    )
+    one = functools.partial(_search_batch, plan=plan, search=search, averages=averages, model=model)
     inside = float(plan.support().square().mean())
-    halves: dict[int, Sums] = {}
+    whole: Sums | None = None
     tables, shares, shift2, spectra = [], 0.0, 0.0, {}
     for group, members in itertools.groupby(_searched(one, plan, shard.rows, radius), key=_group):
-        own: dict[int, Sums] = {}
+        own: Sums | None = None
         power = 0.0
-        for _, half, found in members:
-            own[half] = own[half] + found.sums if half in own else found.sums
+        for _, found in members:
+            own = found.sums if own is None else own + found.sums
             power, shares = power + found.power, shares + found.shares
             shift2 += found.shift2
             tables.append(found.best)
-        noise = model.noise[group, : fine.rings]
-        signal = sum(explained(own[half], averages, noise, fine, sharpness) for half in sorted(own))
-        spectra[group] = torch.stack([torch.as_tensor(power), torch.as_tensor(signal)]) / inside
-        for half, sums in own.items():
-            halves[half] = halves[half] + sums if half in halves else sums
+        assert own is not None
+        signal = explained(own, averages, model.noise[group, : fine.rings], fine)
+        spectra[group] = torch.stack([torch.as_tensor(power), signal]) / inside
+        whole = own if whole is None else whole + own
     table = np.concatenate(tables)
     path = folder / f"{shard.name}.npz"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            linear=np.stack([halves[half].linear.cpu().numpy() for half in sorted(halves)]),
-            squared=np.stack([halves[half].squared.cpu().numpy() for half in sorted(halves)]),
-            expected=np.stack([halves[half].expected.cpu().numpy() for half in sorted(halves)]),
+            **{name: getattr(whole, name).cpu().numpy() for name in SUMS},
             groups=np.array(list(spectra)),
             spectra=torch.stack(list(spectra.values())).cpu().numpy(),
             shares=torch.as_tensor(shares).cpu().numpy(),
             best=table,
         )
-    return {"file": path.name, "shift2": shift2}
+    return {"file": path.name, "fold": fold, "shift2": shift2}
 
 
 def _searched(
     search: Callable[[NDArray[np.intp], Tensor], _Found], plan: Plan, rows: NDArray[np.intp], radius: int
-) -> Iterator[tuple[int, int, _Found]]:
-    """Optics group, half and what they give of batches of images of one group, several searched at a time."""
-    images, size = open_images(plan.source), min(plan.batch(radius), -(-len(rows) // 2))
+) -> Iterator[tuple[int, _Found]]:
+    """Optics group and what they give of batches of images of one group, several searched at a time."""
+    images, size = open_images(plan.source), plan.batch(radius)
     groups = plan.groups[rows]
     batches = [batch for group in np.unique(groups) for batch in images.batches(rows[groups == group], size)]
     stream = prefetched((batch, images.get(batch)) for batch in batches)
-    look, half = functools.partial(in_halves, search), itertools.cycle((0, 1))
+    look = functools.partial(in_halves, search)
     while some := list(itertools.islice(stream, _AHEAD)):
         for (batch, _), found in zip(some, in_threads(look, *zip(*some, strict=True)), strict=True):
-            into = next(half)
-            yield from ((int(plan.groups[batch[0]]), into, each) for each in found)
+            yield from ((int(plan.groups[batch[0]]), each) for each in found)
 
 
-def _group(found: tuple[int, int, _Found]) -> int:
+def _group(found: tuple[int, _Found]) -> int:
     return found[0]
 
 
@@ -201,7 +196,6 @@ def _search_batch(
     search: InPlaneSearch,
     averages: Tensor,
     model: Model,
-    sharpness: float,
 ) -> _Found:
     grid = search.grid
     scale = model.scale[torch.from_numpy(plan.micrographs[rows]), None, None]
@@ -210,13 +204,11 @@ def _search_batch(
     if ctf.is_complex():  # an odd aberration is taken off the image
         samples, ctf = samples * (ctf / ctf.abs().clamp(min=1e-9)).conj(), ctf.abs()
     group = int(plan.groups[rows[0]])
-    # A likelihood to a power is that of as much less noise.
-    posterior = search(samples, ctf, model.noise[group : group + 1, : grid.rings] / sharpness)
+    posterior = search(samples, ctf, model.noise[group : group + 1, : grid.rings])
     sums, match = Sums.of(posterior, averages, grid)
     best = _best(posterior, match, rows, search, plan.pixel_size)
-    best[:, [EVIDENCE, MATCH, NORM]] /= sharpness
     return _Found(
-        sums.scaled(1 / sharpness),
+        sums,
         samples.abs().square().mean(2).sum(0).double(),
         posterior.mass.sum((0, 1)).double(),
         float(_expected_shift2(posterior).sum()),

@@ -15,9 +15,9 @@ from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
 from halfmap.search.sums import Sums
-from halfmap.steps.class2d.expectation import Shard, expect
+from halfmap.steps.class2d.expectation import SUMS, Shard, expect
 from halfmap.steps.class2d.model import Model, Statistics, maximise
-from halfmap.steps.class2d.plan import Iteration, Plan, open_images
+from halfmap.steps.class2d.plan import FOLDS, Iteration, Plan, open_images
 from halfmap.steps.class2d.reseed import reseed
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     if model.iteration == 0:
         model.save(_model_file(ctx, 0))
     radius = min(iteration.radius, max(plan.iterations[0].radius, round(_MARGIN * model.supported) + 4))
-    sharpness = 1.0 if iteration.last else model.sharpness
     name = f"it{iteration.number:03d}"
     parts = plan.shards(iteration)
     shards = [Shard(f"{name}_{i + 1:04d}", rows) for i, rows in enumerate(parts)]
@@ -66,16 +65,15 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
         plan=plan,
         model_file=_model_file(ctx, model.iteration),
         radius=radius,
-        sharpness=sharpness,
         folder=folder,
     )
     done = ctx.map(work, shards, key=_name, unit="part")
     if len(done) < len(shards):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
-    halves, statistics, best = _add_up(plan, folder, done)
-    new = maximise(plan, model, iteration, plan.grids(radius)[-1], halves, statistics, best, sharpness)
+    folds, statistics, best = _add_up(plan, folder, done)
+    new = maximise(plan, model, iteration, plan.grids(radius)[-1], folds, statistics, best)
     new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
-    _say(ctx, plan, new, iteration, radius, best, seeded, sharpness)
+    _say(ctx, plan, new, iteration, radius, best, seeded)
     with atomic_path(folder / f"{name}_best.npy") as temporary, temporary.open("wb") as file:
         np.save(file, best)
     new.save(_model_file(ctx, iteration.number))
@@ -106,19 +104,16 @@ def _model_file(ctx: Context, number: int) -> Path:
 def _add_up(
     plan: Plan, folder: Path, done: list[dict[str, Any]]
 ) -> tuple[list[Sums], Statistics, NDArray[np.float64]]:
-    """Sums of both halves of all parts, in their order, whoever made them."""
+    """Sums of each fold, of all its parts in their order, whoever made them."""
     groups = int(plan.groups.max()) + 1
-    halves: list[Sums] = []
+    folds: list[Sums | None] = [None] * FOLDS
     statistics: Statistics | None = None
     best = []
     for one in done:
         with np.load(folder / one["file"]) as file:
             arrays = {name: torch.from_numpy(file[name]).to(plan.device) for name in file.files}
-        for i, (linear, squared, expected) in enumerate(
-            zip(arrays["linear"], arrays["squared"], arrays["expected"], strict=True)
-        ):
-            part = Sums(linear, squared, expected)
-            halves[i : i + 1] = [halves[i] + part if i < len(halves) else part]
+        part, before = Sums(*(arrays[name] for name in SUMS)), folds[one["fold"]]
+        folds[one["fold"]] = part if before is None else before + part
         if statistics is None:
             rings, classes = arrays["spectra"].shape[-1], len(arrays["shares"])
             zeros = functools.partial(torch.zeros, dtype=torch.float64, device=plan.device)
@@ -132,7 +127,8 @@ def _add_up(
         statistics.shift2 += one["shift2"]
         best.append(found)
     assert statistics is not None
-    return halves, statistics, np.concatenate(best)
+    nothing = next(part for part in folds if part is not None).scaled(0.0)
+    return [nothing if part is None else part for part in folds], statistics, np.concatenate(best)
 
 
 def _say(
@@ -143,7 +139,6 @@ def _say(
     radius: int,
     best: NDArray[np.float64],
     seeded: int,
-    sharpness: float,
 ) -> None:
     """Log the iteration, and keep its figures for the picture of the progress."""
     members = np.bincount(best[:, 1].astype(int), minlength=plan.step.classes)
@@ -161,16 +156,14 @@ def _say(
         "largest_share": float(shares.max()),
         "effective_classes": float(np.exp(-(shares[occupied] * np.log(shares[occupied])).sum())),
         "seeded": seeded,
-        "sharpness": sharpness,
     }
     log.info(
         "iteration %d of %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); "
-        "largest class %.0f %%, %.1f classes' worth; %d begun anew%s",
+        "largest class %.0f %%, %.1f classes' worth; %d begun anew",
         *(iteration.number, len(plan.iterations), len(best)),
         *(figures["searched_A"], figures["best_resolution_A"]),
         *(figures["median_resolution_A"], 100 * figures["largest_share"]),
         *(figures["effective_classes"], seeded),
-        "" if sharpness < 1.05 else f"; likelihood to the power {sharpness:.1f}",
     )
     share = figures["largest_share"]
     attracted = share > _ATTRACTED or share * plan.step.classes > _MUCH

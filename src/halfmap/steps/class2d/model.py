@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,6 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops.threads import one_torch_thread
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.sums import Sums
-from halfmap.steps.class2d.attraction import next_sharpness
 from halfmap.steps.class2d.plan import Iteration, Plan
 
 _TINY = 1e-20
@@ -52,17 +53,18 @@ class Model:
     ----------
     iteration : int
         Number of the iteration that gave it; 0 to begin with.
-    averages : Tensor (k, box, box)
-        Class averages as they are searched, masked.
+    sets : Tensor (1 + folds, k, box, box)
+        Class averages, masked: of all particles, and without those of each fold, for these to be compared
+        with.
     noise : Tensor (groups, rings)
         Power of the noise of each optics group, for all rings that will ever be used.
     signal : Tensor (k, rings)
         Prior variance of the averages' transforms on each ring.
     agreed : Tensor (k, rings)
         Variance of the signal that both halves of the particles agree in.
-    weights : Tensor (k, rings)
+    weights : Tensor (1 + folds, k, rings)
         Mean over each ring of the summed CTF² over noise power, of the last iteration.
-    left : Tensor (k, rings)
+    left : Tensor (1 + folds, k, rings)
         What Wiener's filter left of the averages.
     scale : Tensor (micrographs,)
         Strength of the particles' signal in each micrograph; 1 in the mean over particles.
@@ -72,12 +74,10 @@ class Model:
         Power of a particle's transform before the CTF, over all particles.
     supported : int
         Outer ring up to which any average has more signal than noise.
-    sharpness : float
-        Power of the likelihood for the next iteration.
     """
 
     iteration: int
-    averages: Tensor
+    sets: Tensor
     noise: Tensor
     signal: Tensor
     agreed: Tensor
@@ -87,7 +87,6 @@ class Model:
     deviation_px: float
     typical_signal: Tensor
     supported: int
-    sharpness: float
 
     def save(self, path: Path) -> None:
         """Write all of it as one file."""
@@ -121,9 +120,18 @@ class Model:
         return cls(**values)
 
     @property
+    def averages(self) -> Tensor:
+        """Class averages (k, box, box) of all particles."""
+        return self.sets[0]
+
+    def without(self, fold: int) -> Tensor:
+        """Class averages (k, box, box) without the particles of a fold."""
+        return self.sets[1 + fold]
+
+    @property
     def ratio(self) -> Tensor:
         """Signal-to-noise ratio (k, rings) of the averages' transforms."""
-        return self.agreed * self.weights
+        return self.agreed * self.weights[0]
 
     def resolutions(self, plan: Plan) -> NDArray[np.float64]:
         """Resolution in Å of every average: where its signal falls below its noise."""
@@ -161,10 +169,9 @@ def maximise(
     model: Model,
     iteration: Iteration,
     grid: PolarGrid,
-    halves: Sequence[Sums],
+    folds: Sequence[Sums],
     statistics: Statistics,
     best: NDArray[np.float64],
-    sharpness: float,
 ) -> Model:
     """Estimate the model anew from the sums over images.
 
@@ -176,14 +183,12 @@ def maximise(
         In which they were. If not all particles took part, earlier ones are remembered.
     grid : PolarGrid
         Of the sums.
-    halves : sequence of Sums
-        Of the images that took part, in two halves; one if there are too few.
+    folds : sequence of Sums
+        Of the images of each fold that took part.
     statistics : Statistics
         Of the same.
     best : array (n, columns)
         What was found for each of them; see `expectation.BEST`.
-    sharpness : float
-        Power of the likelihood in it.
 
     Returns
     -------
@@ -196,63 +201,72 @@ def maximise(
     iterations to grow out of noise, and a blur of many views wins meanwhile. So it is at least a few times
     what both halves agree in, without what was made of noise by aligning it; see `Sums`.
 
+    An image that has a part in the average it is compared with finds its own noise there, and stays. So each
+    fold of the particles is compared with averages of the others.
+
     Where only a part of the particles took part, what former ones gave counts as an observation too, of an
     average as it was, and is forgotten by and by.
     """
-    before = grid.sample(model.averages)
     share = float(statistics.count.sum()) / len(plan.groups)
-    linear, weights = _observed(model, grid, sum(halves[1:], halves[0]), before, share)
-    uncertainty = 1 / (weights + 1 / (model.signal[:, : grid.rings, None] + _TINY))
-    averages = linear * uncertainty
-    new_signal = (averages.abs().square() + uncertainty).mean(-1)
-    agreed = agreed_signal(plan, halves, before, grid, sharpness)
-    new_signal = torch.maximum(new_signal, _GROWTH * agreed)
-    averages = averages.to(torch.complex64)
-    if not iteration.last:  # else the poses would be those of other averages
-        averages = averages * grid.shifts(-_off_centre(plan, grid.images(averages)))
+    all_folds = functools.reduce(operator.add, folds)
+    whole = _estimated(model, 0, grid, all_folds, share)
+    others = [_estimated(model, 1 + i, grid, all_folds - fold, share) for i, fold in enumerate(folds)]
+    agreed = agreed_signal(plan, model, folds, grid)
+    # After the last iteration the poses would be those of other averages.
+    off = _off_centre(plan, grid.images(whole.average)) * (not iteration.last)
+    centred = (grid.images(one.average * grid.shifts(-off)) for one in (whole, *others))
     return replace(
         model,
         iteration=model.iteration + 1,
-        averages=masked(plan, grid.images(averages)),
+        sets=torch.stack([masked(plan, images) for images in centred]),
         noise=_noise(model, grid, statistics),
-        signal=_beyond(model, new_signal),
+        signal=_beyond(model, torch.maximum(whole.signal, _GROWTH * agreed)),
         agreed=_padded(model.agreed, agreed),
-        weights=_padded(model.weights, weights.mean(-1)),
-        left=_padded(model.left, (weights * uncertainty).mean(-1)),
+        weights=_padded(model.weights, torch.stack([one.weights for one in (whole, *others)])),
+        left=_padded(model.left, torch.stack([one.left for one in (whole, *others)])),
         scale=_scale(plan, model, best),
         deviation_px=_deviation(plan, statistics),
-        supported=_supported(_GROWTH * agreed * weights.mean(-1), statistics.shares),
-        sharpness=next_sharpness(sharpness, best[:, 1].astype(int), plan.step.classes),
+        supported=_supported(_GROWTH * agreed * whole.weights, statistics.shares),
     )
 
 
-def _observed(
-    model: Model, grid: PolarGrid, sums: Sums, before: Tensor, share: float
-) -> tuple[Tensor, Tensor]:
-    """Right-hand side and weights of the averages, from the sums and from what averages remember."""
+@dataclass(frozen=True, eq=False)
+class _Estimate:
+    """Averages (k, rings, angles / 2), and of each ring (k, rings) what `Model` has of it."""
+
+    average: Tensor
+    signal: Tensor
+    weights: Tensor
+    left: Tensor
+
+
+def _estimated(model: Model, number: int, grid: PolarGrid, sums: Sums, share: float) -> _Estimate:
+    """Averages of a set, from the sums and from what averages remember."""
     linear, squared = (part / grid.weights for part in sums.samples())
-    kept = model.weights[:, : grid.rings, None] * _memory(share)
-    former = before / model.left[:, : grid.rings, None].clamp(min=_FAINT)
-    return linear + kept * former, squared + kept
+    kept = model.weights[number, :, : grid.rings, None] * _memory(share)
+    former = grid.sample(model.sets[number]) / model.left[number, :, : grid.rings, None].clamp(min=_FAINT)
+    weights = squared + kept
+    uncertainty = 1 / (weights + 1 / (model.signal[:, : grid.rings, None] + _TINY))
+    average = (linear + kept * former) * uncertainty
+    return _Estimate(
+        average.to(torch.complex64),
+        (average.abs().square() + uncertainty).mean(-1),
+        weights.mean(-1),
+        (weights * uncertainty).mean(-1),
+    )
 
 
-def agreed_signal(
-    plan: Plan, halves: Sequence[Sums], references: Tensor, grid: PolarGrid, sharpness: float
-) -> Tensor:
+def agreed_signal(plan: Plan, model: Model, folds: Sequence[Sums], grid: PolarGrid) -> Tensor:
     """Power of the signal that both halves of the particles agree in.
 
     Parameters
     ----------
-    plan : Plan
-        Of the classification.
-    halves : sequence of Sums
-        Of the images, in two halves; one if there are too few.
-    references : Tensor (k, rings, angles / 2), complex
-        That they were compared with.
+    plan, model
+        The classification, and the model that the images were compared with.
+    folds : sequence of Sums
+        Of the images of each fold.
     grid : PolarGrid
-        Of these.
-    sharpness : float
-        Power of the likelihood.
+        Of the sums.
 
     Returns
     -------
@@ -264,10 +278,15 @@ def agreed_signal(
     The power of the sum of both, less that of their difference, each weighted as noise has them. Whether it
     is more than chance is asked of five rings together, with as many samples as the mask is large.
     """
-    if len(halves) < 2:
-        return torch.zeros(len(references), grid.rings, dtype=torch.float64, device=references.device)
-    (first, u), (second, v) = (half.unbiased(references, sharpness) for half in halves)
-    (first, u), (second, v) = (first, u.clamp(min=_TINY)), (second, v.clamp(min=_TINY))
+    halves: list[tuple[Tensor, Tensor]] = []
+    for fold, sums in enumerate(folds):
+        linear, weights = sums.unbiased(grid.sample(model.without(fold)))
+        if fold < 2:
+            halves.append((linear, weights))
+        else:
+            halves[fold % 2] = halves[fold % 2][0] + linear, halves[fold % 2][1] + weights
+    (first, u), (second, v) = halves
+    u, v = u.clamp(min=_TINY), v.clamp(min=_TINY)
     power = ((first + second).abs().square() / (u + v) / grid.weights).mean(-1)
     noise = ((first / u - second / v).abs().square() * (u * v / (u + v)) / grid.weights).mean(-1)
     # Samples of a transform are as many as the mask is large; five rings are taken together.
@@ -285,14 +304,13 @@ def _five(rings: Tensor) -> Tensor:
     return padded.unfold(1, 5, 1).mean(-1)
 
 
-def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid, sharpness: float) -> Tensor:
+def explained(sums: Sums, averages: Tensor, noise: Tensor, grid: PolarGrid) -> Tensor:
     """Power (rings,) of the images, summed, that averages (k, rings, angles / 2) explain.
 
     The images' mean power less this is what remains of them: ``2 Re Σ X* CTF A - Σ |CTF A|²``, expected over
-    the posterior. Of what noise adds to the averages, the likelihood as it is would make a part in
-    `sharpness`, its power: the rest is no signal.
+    the posterior.
     """
-    linear, squared = sums.unbiased(averages, sharpness - 1)
+    linear, squared = sums.samples()
     cross = (hartley(linear) * hartley(averages)).sum((0, 2))
     square = (2 * squared * averages.abs().square()).sum((0, 2))
     return (2 * cross - square) * noise / (grid.weights[:, 0] * grid.angles)
@@ -359,7 +377,7 @@ def _beyond(model: Model, signal: Tensor) -> Tensor:
 
 def _padded(old: Tensor, new: Tensor) -> Tensor:
     result = torch.zeros_like(old)
-    result[:, : new.shape[1]] = new
+    result[..., : new.shape[-1]] = new
     return result
 
 

@@ -1,21 +1,52 @@
-"""The picture of a classification: class averages by population."""
+"""The pictures of a classification: class averages by population, also while it runs."""
 
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from halfmap.ops.fourier import resample
 from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.steps.class2d import progress
+from halfmap.steps.class2d.iterate import FOLDER
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Plan
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
 
 _TILE, _GAP, _CAPTION = 120, 8, 34
 _COLUMNS = 10
 _SHOWN = 1.15
 """Side of the pictures over the diameter of the circle that averages are kept in."""
+
+_EVERY_s = 60.0
+"""Least age of pictures that are drawn anew while the job runs: then this takes no time to speak of."""
+
+
+def draw(ctx: Context, plan: Plan, model: Model, best: np.ndarray) -> None:
+    """Draw the averages of a model and how it was come to, into the job's folder.
+
+    Parameters
+    ----------
+    ctx, plan, model
+        Job, classification and model.
+    best : array (n, columns)
+        What the model's iteration found for the particles in it; see `expectation.BEST`.
+    """
+    draw_classes(ctx.folder / "classes.png", plan, model, best)
+    progress.draw(ctx.folder / "progress.png", ctx.folder / FOLDER)
+
+
+def draw_so_far(ctx: Context, plan: Plan, model: Model) -> None:
+    """Draw what a running job has, unless that was drawn a short while ago."""
+    path = ctx.folder / "classes.png"
+    if not path.exists() or time.time() - path.stat().st_mtime > _EVERY_s:
+        draw(ctx, plan, model, np.load(ctx.folder / FOLDER / f"it{model.iteration:03d}_best.npy"))
 
 
 def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None:
@@ -41,6 +72,8 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
     title = f"{int(members.sum()):,} particles in {len(order)} classes"
     if len(order) < len(members):
         title += f"; {len(members) - len(order)} have none"
+    if model.iteration < plan.step.iterations:
+        title += f"; iteration {model.iteration} of {plan.step.iterations}"
     add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
     # What is outside the circle is empty.
     margin = max(0, math.floor((plan.box - _SHOWN * plan.diameter / plan.pixel_size) / 2))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,23 +13,26 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from halfmap.data import ParticleSet
-from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import GROUP
-from halfmap.engine.memory import require_memory
-from halfmap.errors import ParameterError, TableError
-from halfmap.io.tables import read_particles
+from halfmap.errors import ParameterError
 from halfmap.log import log
-from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle
 from halfmap.search.particles import ParticleImages
 from halfmap.search.polar import PolarGrid
+from halfmap.search.source import (
+    MICROGRAPH,
+    Source,
+    farthest_shift,
+    image_memory,
+    mask_diameter,
+    numbered,
+    phase_flipped,
+)
 from halfmap.search.transfer import transfer_on_rings
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.class2d.step import Class2DStep
-
-DIAMETER, MICROGRAPH = "hmParticleDiameter", "rlnMicrographName"
 
 _INNER_RADIUS = 11
 """Rings of the pass over all shifts, about."""
@@ -42,11 +43,8 @@ _MARGIN = 1.15
 _SMALLEST_BOX = 32
 """Pixels, unless the images have fewer: the soft edges of masks need their room."""
 
-_TREATED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
-
-_MASK = 1.15
 _SHIFTS = 1 / 8
-"""Diameter of the mask over the particle's, and farthest shift over the mask's."""
+"""Farthest shift over the diameter of the mask."""
 
 _EDGE_PX = 3.0
 _GROWTH = 0.6
@@ -55,19 +53,22 @@ _GROWTH = 0.6
 _EARLY = 0.8
 """Part of the iterations in which classes that starve begin anew."""
 
+FOLDS = 4
+"""Parts that particles fall in; each is compared with averages of the others alone."""
+
 _FEWEST_RINGS = 3
 _PER_CLASS, _FEWEST = 100, 2000
+_FEW = 30
+"""Particles for each class below which averages show little."""
+
 _SHARD, _MOST_SHARDS = 2048, 64
 """Particles whose sums are kept together, and the most files of such sums."""
 
-_SUMS = 3
+_SUMS = FOLDS + 3
 """Sums of a part of the particles that a process holds at a time."""
 
 _DISK_BYTES = 1e10
 """Of the files of sums of an iteration."""
-
-_PROCESS_BYTES = 5e8
-"""What a process takes beside the images that it keeps."""
 
 _BATCH_BYTES = 2**23
 
@@ -123,6 +124,8 @@ class Plan:
         Of the micrographs.
     flipped : array (n,) of bool
         Which images were multiplied by the sign of their CTF.
+    folds : array (n,)
+        Fold of each particle, from 0, in all iterations.
     device : str
     """
 
@@ -139,6 +142,7 @@ class Plan:
     micrographs: NDArray[np.intp]
     names: tuple[str, ...]
     flipped: NDArray[np.bool_]
+    folds: NDArray[np.intp]
     device: str
 
     @property
@@ -183,7 +187,7 @@ class Plan:
     def transfer(self, rows: NDArray[np.intp], grid: PolarGrid) -> Tensor:
         """CTFs (n, rings, angles / 2) of particles; complex where there are odd aberrations."""
         return transfer_on_rings(
-            _transfer_parameters(self.source)[torch.from_numpy(rows)],
+            self.source.ctf[torch.from_numpy(rows)],
             grid,
             self.pixel_size,
             phase_flipped=torch.from_numpy(self.flipped[rows]),
@@ -195,23 +199,32 @@ class Plan:
         n = len(self.groups)
         if iteration.size == n:
             return np.arange(n)
-        order = np.random.default_rng(self.step.seed).permutation(n)
-        return np.sort(order[(iteration.first + np.arange(iteration.size)) % n])
+        return np.sort(_order(self.step, n)[(iteration.first + np.arange(iteration.size)) % n])
+
+    def rest(self, iteration: Iteration) -> float:
+        """Work of all later iterations over that of this one, by particles and rings."""
+        later = sum(one.size * one.radius for one in self.iterations[iteration.number :])
+        return later / (iteration.size * iteration.radius)
 
     def shards(self, iteration: Iteration) -> list[NDArray[np.intp]]:
-        """The particles of an iteration in parts, sorted by optics group.
+        """The particles of an iteration in parts, each of one fold, sorted by optics group.
 
         They are as many as sums of all of them may take on the disk, whatever the number of processes.
         """
         members = self.members(iteration)
-        most = min(_MOST_SHARDS, max(1, int(_DISK_BYTES // self.sum_bytes(iteration.radius))))
-        ordered = members[np.argsort(self.groups[members], kind="stable")]
-        return np.array_split(ordered, min(most, -(-len(members) // _SHARD)))
+        most = min(_MOST_SHARDS, max(FOLDS, int(_DISK_BYTES // self.sum_bytes(iteration.radius))))
+        parts = min(most // FOLDS, -(-len(members) // (FOLDS * _SHARD)))
+        shards = []
+        for fold in range(FOLDS):
+            own = members[self.folds[members] == fold]
+            ordered = own[np.argsort(self.groups[own], kind="stable")]
+            shards += [part for part in np.array_split(ordered, parts) if len(part)]
+        return shards
 
     def sum_bytes(self, radius: int) -> float:
-        """Bytes of the sums of a part of the particles, of both its halves."""
+        """Bytes of the sums of a part of the particles."""
         grid = self.grids(radius)[-1]
-        return 2 * 2.5 * 16 * self.step.classes * grid.rings * (grid.angles / 2 + 1)
+        return 2.5 * 16 * self.step.classes * grid.rings * (grid.angles / 2 + 1)
 
     def batch(self, radius: int) -> int:
         """Images searched at a time, by the memory that their probabilities take."""
@@ -219,18 +232,6 @@ class Plan:
         shifts = math.pi * (self.range_px * 4 * coarse.radius / self.box) ** 2 + 1
         per_image = 3 * 4 * coarse.angles * shifts * self.step.classes
         return int(np.clip(_BATCH_BYTES / per_image, 1, 64))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where particle images come from, and how they are made ready for the search."""
-
-    table: Path
-    stamp: int
-    """When the table was last written, so that a new one is not taken for it."""
-    project: Path
-    memory: int
-    box: int
 
 
 def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[ParticleImages, Plan]:
@@ -242,128 +243,101 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
         If the diameter does not fit the box, or the resolution the pixels.
     TableError
         If the images cannot be used; see `ParticleImages`.
+    ResourceError
+        If memory does not suffice.
     """
-    path, memory = ctx.resolve(step.particles), int(step.memory * 1e9 / _processes(ctx))
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
-    diameter = _diameter(step, particles, side)
-    shift_range = diameter * _SHIFTS if step.shift_range is None else step.shift_range
-    if shift_range > side / 2:
-        raise ParameterError(
-            f"shifts to {shift_range:.0f} Å go beyond boxes of {side:.0f} Å",
-            hint="give a smaller --shift-range",
-        )
-    if step.full_iterations > step.iterations:
-        raise ParameterError(
-            f"{step.full_iterations} of {step.iterations} iterations cannot be with all particles",
-            hint="give fewer --full-iterations",
-        )
-    finest = min(whole.box // 2 - 1, round(side / step.resolution))
-    if finest < side / step.resolution - 1:
-        log.warning("the pixels allow %.1f Å, not %g Å", side / finest, step.resolution)
-    if len(particles) < step.classes:
-        raise ParameterError(
-            f"{len(particles)} particles cannot be sorted into {step.classes} classes",
-            hint="give fewer --classes",
-        )
-    if finest < _FEWEST_RINGS:
-        raise ParameterError(
-            f"boxes of {side:.0f} Å have too few Fourier rings within {step.resolution:g} Å",
-            hint=f"give a --resolution of {side / _FEWEST_RINGS:.0f} Å or finer",
-        )
-    coarsest = min(finest, max(_FEWEST_RINGS, round(side / step.first_resolution)))
-    half = max(_SMALLEST_BOX // 2, math.ceil(_MARGIN * finest))
-    box = min(whole.box, 2 * (next_fast_len(half, real=True) or half))
-    source = Source(path, path.stat().st_mtime_ns, ctx.project, memory, box)
-    groups = particles.rows[GROUP].to_numpy()
-    names = particles.rows[MICROGRAPH].to_numpy() if MICROGRAPH in particles.rows.columns else groups
-    names, micrographs = np.unique(names, return_inverse=True)
+    diameter = mask_diameter(particles, step.diameter, side)
+    _check_counts(step, len(particles))
+    coarsest, finest = _rings(step, whole)
+    box = _search_box(whole.box, finest)
+    names, micrographs = numbered(particles, MICROGRAPH)
     plan = Plan(
         step=step,
-        source=source,
+        source=Source.of(ctx.resolve(step.particles), ctx.project, box=box),
         full_box=whole.box,
         full_pixel_size=whole.pixel_size,
         box=box,
         pixel_size=side / box,
         diameter=diameter,
-        shift_range=shift_range,
+        shift_range=farthest_shift(step.shift_range, _SHIFTS * diameter, side),
         iterations=_schedule(step, len(particles), coarsest, finest),
-        groups=np.unique(groups, return_inverse=True)[1],
+        groups=numbered(particles, GROUP)[1],
         micrographs=micrographs,
-        names=tuple(names.astype(str)),
-        flipped=_flipped(step, particles),
+        names=names,
+        flipped=phase_flipped(particles) | step.phase_flipped,
+        folds=_folds(step, len(particles)),
         device=ctx.device,
     )
-    _check_memory(plan, ctx)
-    log.info(
-        "%d particles, box %d px of %.3g Å, searched as %d px; circle of %.0f Å, shifts to %.0f Å",
-        *(len(particles), whole.box, whole.pixel_size, box, diameter, shift_range),
-    )
-    return open_images(source), plan
-
-
-def _processes(ctx: Context) -> int:
-    """How many keep images and sums: with workers, this one as well."""
-    return 1 if ctx.options.workers == 1 else ctx.options.workers + 1
-
-
-def _check_memory(plan: Plan, ctx: Context) -> None:
-    """Refuse what will not fit: images kept, and sums of a part, of all before, and of a batch."""
-    each = _PROCESS_BYTES + _SUMS * plan.sum_bytes(plan.radius)
-    require_memory(
-        plan.step.memory * 1e9 + _processes(ctx) * each,
+    memory = image_memory(
+        step.memory * 1e9,
+        ctx.options.workers,
+        each=_SUMS * plan.sum_bytes(plan.radius),
         purpose="classification",
         hint="give a smaller --memory, fewer --workers or fewer --classes",
     )
+    plan = replace(plan, source=replace(plan.source, memory=memory))
+    log.info(
+        "%d particles, box %d px of %.3g Å, searched as %d px; circle of %.0f Å, shifts to %.0f Å",
+        *(len(particles), whole.box, whole.pixel_size, box, diameter, plan.shift_range),
+    )
+    return plan.source.images, plan
 
 
-@functools.lru_cache(maxsize=1)
+def _check_counts(step: Class2DStep, n: int) -> None:
+    """Refuse iterations and classes that cannot be, and warn of classes of few particles."""
+    if step.full_iterations > step.iterations:
+        raise ParameterError(
+            f"{step.full_iterations} of {step.iterations} iterations cannot be with all particles",
+            hint="give fewer --full-iterations",
+        )
+    if n < step.classes:
+        raise ParameterError(
+            f"{n} particles cannot be sorted into {step.classes} classes", hint="give fewer --classes"
+        )
+    if n < _FEW * step.classes:
+        log.warning(
+            "%d particles are %.0f a class, too few to show much: fewer --classes may show more",
+            *(n, n / step.classes),
+        )
+
+
+def _rings(step: Class2DStep, images: ParticleImages) -> tuple[int, int]:
+    """Outer ring of the first iteration, and of the last."""
+    side = images.box * images.pixel_size
+    finest = min(images.box // 2 - 1, round(side / step.resolution))
+    if finest < side / step.resolution - 1:
+        log.warning("the pixels allow %.1f Å, not %g Å", side / finest, step.resolution)
+    if finest < _FEWEST_RINGS:
+        raise ParameterError(
+            f"boxes of {side:.0f} Å have too few Fourier rings within {step.resolution:g} Å",
+            hint=f"give a --resolution of {side / _FEWEST_RINGS:.0f} Å or finer",
+        )
+    return min(finest, max(_FEWEST_RINGS, round(side / step.first_resolution))), finest
+
+
+def _search_box(box: int, finest: int) -> int:
+    """Side in pixels of images that are searched to a ring."""
+    half = max(_SMALLEST_BOX // 2, math.ceil(_MARGIN * finest))
+    return min(box, 2 * (next_fast_len(half, real=True) or half))
+
+
+def _order(step: Class2DStep, n: int) -> NDArray[np.intp]:
+    """Random order in which particles take part."""
+    return np.random.default_rng(step.seed).permutation(n)
+
+
+def _folds(step: Class2DStep, n: int) -> NDArray[np.intp]:
+    """Fold of each particle: equally many in any run of the order."""
+    folds = np.empty(n, np.intp)
+    folds[_order(step, n)] = np.arange(n) % FOLDS
+    return folds
+
+
 def open_images(source: Source) -> ParticleImages:
     """Images of a classification as they are searched, the same object for all of a process."""
-    particles = read_particles(source.table)
-    crop = functools.partial(resample, new_shape=(source.box, source.box))
-    return ParticleImages(particles, source.project, memory=source.memory, transform=crop)
-
-
-@functools.lru_cache(maxsize=1)
-def _transfer_parameters(source: Source) -> CTFParameters:
-    """Of all particles, made once."""
-    return read_particles(source.table).ctf
-
-
-def _flipped(step: Class2DStep, particles: ParticleSet) -> NDArray[np.bool_]:
-    """Which images were multiplied by the sign of their CTF, by the table or by what the user says."""
-    rows, optics = particles.rows[GROUP].to_numpy(), particles.optics
-    flipped, multiplied = (
-        np.isin(rows, optics[GROUP].filter(optics[name].cast(bool)) if name in optics.columns else [])
-        for name in _TREATED
-    )
-    if multiplied.any():
-        raise TableError(
-            "the images have been multiplied by their CTF",
-            path=particles.path,
-            row=int(multiplied.argmax()) + 1,
-            hint="extract them without",
-        )
-    return flipped | step.phase_flipped
-
-
-def _diameter(step: Class2DStep, particles: ParticleSet, side: float) -> float:
-    diameter = step.diameter
-    if diameter is None:
-        if DIAMETER in particles.rows.columns:
-            diameter = _MASK * float(np.nanmedian(particles.rows[DIAMETER].to_numpy()))
-        if diameter is None or not math.isfinite(diameter):
-            raise ParameterError(
-                "the table does not say how large the particles are", hint="give --diameter in Å"
-            )
-        diameter = min(diameter, 0.95 * side)
-    if diameter > side:
-        raise ParameterError(
-            f"a circle of {diameter:.0f} Å does not fit boxes of {side:.0f} Å",
-            hint="give a smaller --diameter",
-        )
-    return diameter
+    return source.images
 
 
 def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[Iteration, ...]:

@@ -11,12 +11,12 @@ from halfmap.ops.threads import one_torch_thread
 from halfmap.search.particles import ParticleImages
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Iteration, Plan
-from halfmap.steps.class2d.start import aligned_average, left
+from halfmap.steps.class2d.start import aligned_averages, left
 
 _STARVED = 0.15
 """Particles, over those of an equal share, below which a class begins anew."""
 
-_NAMES = "averages", "weights", "left", "signal", "agreed"
+_NAMES = "sets", "weights", "left", "signal", "agreed"
 
 _MOST = 400
 """Particles of a part at the most: what it is needs no more."""
@@ -75,10 +75,10 @@ def reseed(
         ]
         some = some[:_MOST][np.argsort(some[:_MOST, 0])]
         signal = model.signal[parent]
-        average, weights = aligned_average(
+        averages, weights = aligned_averages(
             plan, images, some[:, 0].astype(np.intp), some[:, 2:5], model.noise, signal, radius
         )
-        new["averages"][hungry], new["weights"][hungry] = average, weights
-        new["left"][hungry] = left(weights, signal)
+        new["sets"][:, hungry], new["weights"][:, hungry] = averages, weights
+        new["left"][:, hungry] = left(weights, signal)
         new["signal"][hungry], new["agreed"][hungry] = signal, model.agreed[parent]
     return replace(model, **new), len(starved)

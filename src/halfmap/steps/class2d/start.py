@@ -12,7 +12,7 @@ from halfmap.ops.threads import one_torch_thread
 from halfmap.search.particles import ParticleImages
 from halfmap.search.polar import PolarGrid, from_hartley, hartley
 from halfmap.steps.class2d.model import Model, masked
-from halfmap.steps.class2d.plan import Plan, to_device
+from halfmap.steps.class2d.plan import FOLDS, Plan, to_device
 
 _SAMPLE, _BATCH = 1000, 64
 _LEAST = 1e-3
@@ -67,36 +67,45 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
     signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
     seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
     radius = plan.iterations[0].radius
-    first = [
-        aligned_average(plan, images, seeds[i : i + 1], None, noise, signal, radius)
-        for i in range(len(seeds))
-    ]
+    first = [_single_particle(plan, images, seed, noise, signal, radius) for seed in seeds]
     return Model(
         iteration=0,
-        averages=torch.stack([average for average, _ in first]),
+        sets=_alike(torch.stack([average for average, _ in first])),
         noise=noise,
         signal=signal.expand(step.classes, -1).clone(),
         agreed=torch.zeros(step.classes, len(signal), device=plan.device),
-        weights=torch.stack([weights for _, weights in first]),
-        left=torch.stack([left(weights, signal) for _, weights in first]),
+        weights=_alike(torch.stack([weights for _, weights in first])),
+        left=_alike(torch.stack([left(weights, signal) for _, weights in first])),
         scale=torch.ones(int(plan.micrographs.max()) + 1, device=plan.device),
         deviation_px=plan.range_px / 2,
         typical_signal=signal,
         supported=plan.iterations[0].radius,
-        sharpness=1.0,
     )
 
 
-def aligned_average(
+def _alike(values: Tensor) -> Tensor:
+    """The same for all sets of averages."""
+    return values.expand(1 + FOLDS, *values.shape).clone()
+
+
+def _single_particle(
+    plan: Plan, images: ParticleImages, row: np.intp, noise: Tensor, signal: Tensor, radius: int
+) -> tuple[Tensor, Tensor]:
+    """Particle (box, box) after Wiener's filter, and weights (rings,)."""
+    sets, weights = aligned_averages(plan, images, np.array([row]), np.zeros((1, 3)), noise, signal, radius)
+    return sets[0], weights[0]
+
+
+def aligned_averages(
     plan: Plan,
     images: ParticleImages,
     rows: NDArray[np.intp],
-    poses: NDArray[np.float64] | None,
+    poses: NDArray[np.float64],
     noise: Tensor,
     signal: Tensor,
     radius: int,
 ) -> tuple[Tensor, Tensor]:
-    """Average of particles whose poses are known.
+    """Averages of particles whose poses are known: of all, and without those of each fold.
 
     Parameters
     ----------
@@ -104,9 +113,8 @@ def aligned_average(
         The classification and its images.
     rows : array (n,)
         Particles.
-    poses : array (n, 3), optional
-        Angle as ``rlnAnglePsi`` in degrees and shifts (x, y) in Å that bring them onto each other; none by
-        default.
+    poses : array (n, 3)
+        Angle as ``rlnAnglePsi`` in degrees and shifts (x, y) in Å that bring them onto each other.
     noise : Tensor (groups, rings)
         Power of the noise.
     signal : Tensor (rings,)
@@ -116,38 +124,39 @@ def aligned_average(
 
     Returns
     -------
-    average : Tensor (box, box)
-    weights : Tensor (rings,)
+    averages : Tensor (1 + folds, box, box)
+    weights : Tensor (1 + folds, rings)
         Mean over each ring of the summed CTF² over noise power; as many as `signal` has.
     """
     grid = PolarGrid(plan.box, radius, plan.support_px, device=plan.device)
-    values = torch.zeros(grid.rings, grid.angles, device=plan.device)
-    weights = torch.zeros(grid.rings, grid.angles // 2, device=plan.device)
+    values = torch.zeros(FOLDS, grid.rings, grid.angles, device=plan.device)
+    weights = torch.zeros(FOLDS, grid.rings, grid.angles // 2, device=plan.device)
     for first in range(0, len(rows), _BATCH):
         part = slice(first, first + _BATCH)
         samples = grid.sample(to_device(images.get(rows[part]), plan.device) * plan.support())
         ctf = plan.transfer(rows[part], grid)
         power = noise[torch.from_numpy(plan.groups[rows[part]]).to(noise.device), : grid.rings, None]
         linear, squared = samples * ctf.conj() / power, ctf.abs().square() / power
-        if poses is None:
-            linear = hartley(linear)
-        else:
-            shifts = torch.from_numpy(poses[part, 1:] / plan.pixel_size)
-            turns = torch.deg2rad(torch.from_numpy(poses[part, 0])).to(power.device)
-            linear, squared = (
-                _turned(hartley(linear * grid.shifts(shifts)), turns, 1),
-                _turned(squared, turns, 2),
-            )
-        values, weights = values + linear.sum(0), weights + squared.sum(0)
-    values = from_hartley(values)
-    average = values / (weights + 1 / signal[: grid.rings, None])
-    padded = torch.zeros(len(signal), device=plan.device)
-    padded[: grid.rings] = weights.mean(-1)
-    return masked(plan, grid.images(average[None].to(torch.complex64)))[0], padded
+        shifts = torch.from_numpy(poses[part, 1:] / plan.pixel_size)
+        turns = torch.deg2rad(torch.from_numpy(poses[part, 0])).to(power.device)
+        fold = torch.from_numpy(plan.folds[rows[part]]).to(power.device)
+        values.index_add_(0, fold, _turned(hartley(linear * grid.shifts(shifts)), turns, 1))
+        weights.index_add_(0, fold, _turned(squared, turns, 2))
+    values, weights = _sets(from_hartley(values)), _sets(weights)
+    averages = values / (weights + 1 / signal[: grid.rings, None])
+    padded = torch.zeros(len(weights), len(signal), device=plan.device)
+    padded[:, : grid.rings] = weights.mean(-1)
+    return masked(plan, grid.images(averages.to(torch.complex64))), padded
+
+
+def _sets(folds: Tensor) -> Tensor:
+    """Sum (1 + folds, ...) of all folds, and of all but each."""
+    whole = folds.sum(0, keepdim=True)
+    return torch.cat([whole, whole - folds])
 
 
 def left(weights: Tensor, signal: Tensor) -> Tensor:
-    """What Wiener's filter leaves of an average of these weights (rings,), for this variance."""
+    """What Wiener's filter leaves of averages of these weights (..., rings), for this variance."""
     return weights / (weights + 1 / signal.clamp(min=1e-20))
 
 

@@ -16,10 +16,10 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
 
     Every particle is compared with every class average at all angles in the plane and all shifts, and adds
     to each in proportion to the posterior probability; averages, noise, shifts and the scale of each
-    micrograph are estimated in turn (expectation-maximisation). It starts from single particles at low
+    micrograph are estimated in turn (expectation-maximisation). Each fourth of the particles is compared with
+    averages of the others, so that none finds its own noise. It starts from single particles at low
     resolution, with random parts of the data, and ends with all particles at the resolution that the averages
-    have. Classes that lose their particles start again from particles of the largest ones. Where a
-    class attracts too many, probabilities are sharpened in all iterations but the last.
+    have. Classes that lose their particles start again from particles of the largest ones.
 
     References
     ----------
@@ -39,7 +39,7 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
     }
 
     particles: Path = Input("table of particles", node="ParticleGroupMetadata.star.relion")
-    classes: int = Param(50, "number of classes", unit="none", section=SEARCH, ge=1, le=1000)
+    classes: int = Param(50, "number of classes, 1 to 1000", unit="none", section=SEARCH, ge=1, le=1000)
     diameter: float | None = Param(
         None,
         "diameter of the circle that class averages are kept in; default: 1.15 times the particle's",
@@ -69,13 +69,13 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
         unit="none",
         section=CTF,
     )
-    iterations: int = Param(25, "iterations", unit="none", section=SCHEDULE, ge=2, le=500)
+    iterations: int = Param(25, "iterations, 2 to 500", unit="none", section=SCHEDULE, ge=2, le=500)
     full_iterations: int = Param(
-        4, "of these, the last ones with all particles", unit="none", section=SCHEDULE, ge=1
+        4, "of these, the last ones with all particles, at least 1", unit="none", section=SCHEDULE, ge=1
     )
     first_batch: int | None = Param(
         None,
-        "particles of the first iteration; default: 100 a class, at least 2000",
+        "particles of the first iteration, at least 10; default: 100 a class, at least 2000",
         unit="none",
         section=SCHEDULE,
         advanced=True,
@@ -98,19 +98,21 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
 
     def run(self, ctx: Context) -> None:
         """Check the images, start from some of them, iterate, tabulate, draw."""
-        from halfmap.steps.class2d import iterate, pictures, plan, progress, start, tables
+        from halfmap.steps.class2d import iterate, pictures, plan, progress, reach, start, tables
 
         particles = tables.read(self, ctx)
         images, planned = plan.make_plan(self, ctx, particles)
         images.check()
+        reach.check_diameter(planned, images)
         model = iterate.resume(ctx) or start.first_model(planned, images)
         figures = ctx.folder / iterate.FOLDER
         if model.iteration:
             log.info("going on after iteration %d of %d", model.iteration, self.iterations)
         for iteration in planned.iterations[model.iteration :]:
             model = iterate.iterate(ctx, planned, model, iteration)
-            ctx.round_done(model.iteration, self.iterations, progress.said(figures, model.iteration))
+            said, rest = progress.said(figures, model.iteration), planned.rest(iteration)
+            ctx.round_done(model.iteration, self.iterations, said, rest=rest)
+            pictures.draw_so_far(ctx, planned, model)
         done = iterate.last_assignments(ctx, planned)
         tables.write(ctx, planned, particles, model, done)
-        pictures.draw_classes(ctx.folder / "classes.png", planned, model, done)
-        progress.draw(ctx.folder / "progress.png", figures)
+        pictures.draw(ctx, planned, model, done)

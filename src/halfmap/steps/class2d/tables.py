@@ -13,6 +13,7 @@ from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.fourier import resample
+from halfmap.search.model_tables import noise_tables, scale_table, spectrum_table
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Plan
 
@@ -35,6 +36,9 @@ _COLUMNS = {
 }
 """Columns of the particles' table, and of `expectation.BEST`."""
 
+_NO_ANGLE = 360 / 12**0.5
+"""Standard deviation of an angle that nothing is known of; about one of several peaks it would be larger."""
+
 
 def read(step: Class2DStep, ctx: Context) -> ParticleSet:
     """Read the particles."""
@@ -55,6 +59,8 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, model: Model, best: 
     best : array (n, columns)
         What that found for each particle; see `expectation.BEST`.
     """
+    best = best.copy()
+    best[:, _COLUMNS["hmAnglePsiError"]] = best[:, _COLUMNS["hmAnglePsiError"]].clip(max=_NO_ANGLE)
     full = (plan.full_box, plan.full_box)
     averages = resample(model.averages.cpu(), new_shape=full).numpy().astype(np.float32)
     write_mrc(ctx.folder / AVERAGES, averages, pixel_size=plan.full_pixel_size, stack=True)
@@ -70,70 +76,50 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, model: Model, best: 
 
 
 def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float64]) -> None:
-    members = np.bincount(best[:, 1].astype(int), minlength=plan.step.classes)
-    resolutions = model.resolutions(plan)
-    stack = ctx.relative(ctx.folder / AVERAGES)
-    general = {
+    ratios = model.ratio.cpu().numpy().astype(float)
+    blocks = {
+        "model_general": _general(plan, model, best),
+        "model_classes": _classes(ctx, plan, model, best),
+        **{f"model_class_{i + 1}": spectrum_table(plan.side, rlnSsnrMap=row) for i, row in enumerate(ratios)},
+        "model_groups": scale_table(plan.names, plan.micrographs, model.scale.cpu().numpy().astype(float)),
+        **noise_tables(model.noise.cpu().numpy().astype(float), box=plan.box, side=plan.side),
+    }
+    write_star(ctx.folder / "model.star", blocks)
+
+
+def _general(plan: Plan, model: Model, best: NDArray[np.float64]) -> dict[str, int | float]:
+    occupied = np.unique(best[:, 1].astype(int))
+    return {
         "rlnReferenceDimensionality": 2,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": plan.full_box,
         "rlnPixelSize": plan.full_pixel_size,
         "rlnParticleDiameter": plan.diameter,
-        "rlnCurrentResolution": float(resolutions[members > 0].min()),
+        "rlnCurrentResolution": float(model.resolutions(plan)[occupied].min()),
         "rlnCurrentIteration": model.iteration,
         "rlnNrClasses": plan.step.classes,
         "rlnSigmaOffsetsAngst": model.deviation_px * plan.pixel_size,
         "rlnAveragePmax": float(best[:, 5].mean()),
         "rlnLogLikelihood": float(best[:, 10].sum()),
     }
-    within = np.zeros((plan.step.classes, 2))
-    np.add.at(within, best[:, 1].astype(int), best[:, 8:10])
-    within /= np.maximum(members, 1)[:, None]
-    classes = pl.DataFrame(
+
+
+def _classes(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float64]) -> pl.DataFrame:
+    """Share, resolution and mean errors of the poses of each class; 999 where it has no particles."""
+    classes, of_class = plan.step.classes, best[:, 1].astype(int)
+    members = np.bincount(of_class, minlength=classes)
+    errors = np.zeros((classes, 2))
+    np.add.at(errors, of_class, best[:, 8:10])
+    errors /= np.maximum(members, 1)[:, None]
+    stack = ctx.relative(ctx.folder / AVERAGES)
+    return pl.DataFrame(
         {
-            "rlnReferenceImage": [f"{i + 1:06d}@{stack}" for i in range(plan.step.classes)],
-            "rlnClassIndex": np.arange(plan.step.classes) + 1,
+            "rlnReferenceImage": [f"{i + 1:06d}@{stack}" for i in range(classes)],
+            "rlnClassIndex": np.arange(classes) + 1,
             "rlnClassDistribution": members / members.sum(),
-            "rlnAccuracyRotations": np.where(members > 0, within[:, 0], 999.0),
-            "rlnAccuracyTranslationsAngst": np.where(members > 0, within[:, 1], 999.0),
-            "rlnEstimatedResolution": np.where(members > 0, resolutions, 999.0),
+            "rlnAccuracyRotations": np.where(members > 0, errors[:, 0], 999.0),
+            "rlnAccuracyTranslationsAngst": np.where(members > 0, errors[:, 1], 999.0),
+            "rlnEstimatedResolution": np.where(members > 0, model.resolutions(plan), 999.0),
             "hmNrParticles": members,
         }
     )
-    spectra = {
-        f"model_class_{i + 1}": pl.DataFrame(
-            {
-                "rlnSpectralIndex": np.arange(len(ratio)),
-                "rlnResolution": np.arange(len(ratio)) / plan.side,
-                "rlnSsnrMap": ratio,
-            }
-        )
-        for i, ratio in enumerate(model.ratio.cpu().numpy().astype(float))
-    }
-    noise = {
-        f"model_optics_group_{i + 1}": pl.DataFrame(
-            {
-                "rlnSpectralIndex": np.arange(len(power)),
-                "rlnResolution": np.arange(len(power)) / plan.side,
-                # Of real and imaginary part each, of a transform divided by the number of pixels: RELION's.
-                "rlnSigma2Noise": power / (2 * plan.box**4),
-            }
-        )
-        for i, power in enumerate(model.noise.cpu().numpy().astype(float))
-    }
-    groups = pl.DataFrame(
-        {
-            "rlnGroupNumber": np.arange(len(model.scale)) + 1,
-            "rlnGroupName": plan.names,
-            "rlnGroupNrParticles": np.bincount(plan.micrographs),
-            "rlnGroupScaleCorrection": model.scale.cpu().numpy().astype(float),
-        }
-    )
-    blocks = {
-        "model_general": general,
-        "model_classes": classes,
-        **spectra,
-        "model_groups": groups,
-        **noise,
-    }
-    write_star(ctx.folder / "model.star", blocks)

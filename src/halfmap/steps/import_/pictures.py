@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from halfmap.data import MicrographSet, MovieSet, ParticleSet
     from halfmap.engine import Context
     from halfmap.io.images import ImageStack
-    from halfmap.steps.import_.maps import Imported
+    from halfmap.io.volumes import MapFile
 
 PANELS = 8
 PARTICLES = 40
@@ -94,7 +94,7 @@ def draw_coordinates(
     _draw_panels(path, images, titles, title, points=points, sizes=sizes, columns=2, inch=4.5)
 
 
-def draw_volumes(path: Path, volumes: Mapping[str, Imported]) -> None:
+def draw_volumes(path: Path, volumes: Mapping[str, MapFile]) -> None:
     """Draw the three central slices of every volume."""
     images, titles = [], []
     for kind, volume in volumes.items():

@@ -23,6 +23,7 @@ from halfmap.search.particles import ParticleImages
 from halfmap.search.source import (
     MICROGRAPH,
     Source,
+    farthest_shift,
     image_memory,
     mask_diameter,
     numbered,
@@ -164,12 +165,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
     diameter = mask_diameter(particles, step.diameter, side)
-    shift_range = diameter * _SHIFTS if step.shift_range is None else step.shift_range
-    if shift_range > side / 2:
-        raise ParameterError(
-            f"shifts to {shift_range:.0f} Å go beyond boxes of {side:.0f} Å",
-            hint="give a smaller --shift-range",
-        )
+    shift_range = farthest_shift(step.shift_range, _SHIFTS * diameter, side)
     if step.initial_lowpass < 2 * whole.pixel_size:
         raise ParameterError(
             f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.initial_lowpass:g} Å",

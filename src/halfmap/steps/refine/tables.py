@@ -17,6 +17,7 @@ from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.fourier import resample
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
 from halfmap.search.halfmaps import believed
+from halfmap.search.model_tables import noise_tables, scale_table, spectrum_table
 from halfmap.steps.refine.expectation import BEST, ROTATION
 from halfmap.steps.refine.model import Maps, Model
 from halfmap.steps.refine.plan import SUBSET, Plan
@@ -88,18 +89,28 @@ def filtered(plan: Plan, model: Model) -> Tensor:
     return (resample(mean, new_shape=(plan.box,) * 3) * (len(mean) / plan.box) ** 3).float()
 
 
-def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float64]) -> None:
-    resolution = model.resolution(plan)
-    unmasked, masked, randomised, corrected = model.curves.numpy().astype(float)
-    shells = np.arange(len(corrected))
-    fsc = believed(model.curves[3]).numpy().astype(float)
-    general = {
+def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray) -> None:
+    # That of an image of the mean squared CTF, one half.
+    noise = (model.noise[:, 0] + model.noise[:, 1] / 2).cpu().mean(0).numpy().astype(float)
+    scale = model.scale.cpu().mean(0).numpy().astype(float)
+    blocks = {
+        "model_general": _general(plan, model, best),
+        "model_classes": _classes(ctx, plan, model, best),
+        "model_class_1": _curves(plan, model),
+        "model_groups": scale_table(plan.names, plan.micrographs, scale),
+        **noise_tables(noise, box=plan.box, side=plan.side),
+    }
+    write_star(ctx.folder / "model.star", blocks)
+
+
+def _general(plan: Plan, model: Model, best: NDArray) -> dict[str, str | int | float]:
+    return {
         "rlnReferenceDimensionality": 3,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": plan.box,
         "rlnPixelSize": plan.pixel_size,
         "rlnParticleDiameter": plan.diameter,
-        "rlnCurrentResolution": resolution,
+        "rlnCurrentResolution": model.resolution(plan),
         "rlnCurrentIteration": model.iteration,
         "rlnNrClasses": 1,
         "rlnSymmetryGroup": plan.step.symmetry.upper(),
@@ -107,7 +118,11 @@ def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float6
         "rlnAveragePmax": float(best[:, BEST.index("share")].mean()),
         "rlnLogLikelihood": float(best[:, BEST.index("evidence")].sum()),
     }
-    classes = pl.DataFrame(
+
+
+def _classes(ctx: Context, plan: Plan, model: Model, best: NDArray) -> pl.DataFrame:
+    """The one map, with its files, resolution and median errors of the poses."""
+    return pl.DataFrame(
         {
             "rlnReferenceImage": [ctx.relative(ctx.folder / MAP)],
             "rlnUnfilteredMapHalf1": [ctx.relative(ctx.folder / HALF1)],
@@ -116,48 +131,23 @@ def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray[np.float6
             "rlnClassDistribution": [1.0],
             "rlnAccuracyRotations": [float(np.median(best[:, BEST.index("pose_error")]))],
             "rlnAccuracyTranslationsAngst": [float(np.median(best[:, BEST.index("shift_error")]))],
-            "rlnEstimatedResolution": [resolution],
+            "rlnEstimatedResolution": [model.resolution(plan)],
         }
     )
-    curves = pl.DataFrame(
-        {
-            "rlnSpectralIndex": shells,
-            "rlnResolution": shells / plan.side,
-            "rlnAngstromResolution": plan.side / np.maximum(shells, 0.1),
-            "rlnGoldStandardFsc": corrected,
-            "rlnFourierShellCorrelationCorrected": corrected,
-            "rlnFourierShellCorrelationUnmaskedMaps": unmasked,
-            "rlnFourierShellCorrelationMaskedMaps": masked,
-            "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": randomised,
-            "rlnSsnrMap": 2 * fsc / np.maximum(1 - fsc, 1e-3),
-        }
+
+
+def _curves(plan: Plan, model: Model) -> pl.DataFrame:
+    """Correlations of the half maps, and the signal-to-noise ratio that is believed of their mean."""
+    unmasked, masked, randomised, corrected = model.curves.numpy().astype(float)
+    shells = np.arange(len(corrected))
+    fsc = believed(model.curves[3]).numpy().astype(float)
+    return spectrum_table(
+        plan.side,
+        rlnAngstromResolution=plan.side / np.maximum(shells, 0.1),
+        rlnGoldStandardFsc=corrected,
+        rlnFourierShellCorrelationCorrected=corrected,
+        rlnFourierShellCorrelationUnmaskedMaps=unmasked,
+        rlnFourierShellCorrelationMaskedMaps=masked,
+        rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps=randomised,
+        rlnSsnrMap=2 * fsc / np.maximum(1 - fsc, 1e-3),
     )
-    # That of an image of the mean squared CTF, one half.
-    mean_noise = (model.noise[:, 0] + model.noise[:, 1] / 2).cpu().mean(0)
-    noise = {
-        f"model_optics_group_{i + 1}": pl.DataFrame(
-            {
-                "rlnSpectralIndex": np.arange(len(power)),
-                "rlnResolution": np.arange(len(power)) / plan.side,
-                # Of real and imaginary part each, of a transform divided by the number of pixels: RELION's.
-                "rlnSigma2Noise": power / (2 * plan.box**4),
-            }
-        )
-        for i, power in enumerate(mean_noise.numpy().astype(float))
-    }
-    groups = pl.DataFrame(
-        {
-            "rlnGroupNumber": np.arange(len(plan.names)) + 1,
-            "rlnGroupName": plan.names,
-            "rlnGroupNrParticles": np.bincount(plan.micrographs),
-            "rlnGroupScaleCorrection": model.scale.cpu().mean(0).numpy().astype(float),
-        }
-    )
-    blocks = {
-        "model_general": general,
-        "model_classes": classes,
-        "model_class_1": curves,
-        "model_groups": groups,
-        **noise,
-    }
-    write_star(ctx.folder / "model.star", blocks)
