@@ -14,18 +14,13 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from halfmap.errors import ShapeError
-from halfmap.ops import fourier, harmonics
+from halfmap.ops import fourier
 from halfmap.ops.fsc import fsc
 from halfmap.ops.interpolation import rotate_volume, sample_volume
-from halfmap.ops.rotations import (
-    from_rotation_vector,
-    grid_rotations,
-    psi_count,
-    to_rotation_vector,
-    view_direction,
-)
-from halfmap.ops.symmetry import in_asymmetric_unit, operators, order
+from halfmap.ops.rotations import from_rotation_vector
+from halfmap.ops.symmetry import operators, order
 from halfmap.ops.threads import one_blas_thread, one_torch_thread
+from halfmap.search.symmetry_axes import DEGREE, axis_tables, best_orientation, null_scores
 from halfmap.search.symmetry_map import RIM, VOXELS, Band, Sphere, coarser, extent
 
 GROUPS = (*(f"C{n}" for n in range(2, 13)), *(f"D{n}" for n in range(2, 13)), "T", "O", "I2")
@@ -43,15 +38,6 @@ LEAST_OF_BEST = 0.93
 
 LEAST_SIGMAS = 5.0
 """And above that of asymmetric maps, in standard deviations."""
-
-_DEGREE = 24
-"""Highest degree of the harmonics; it bounds the resolution of the first search."""
-
-_TILT_STEP, _N_ROT = 3.0, 120
-"""Grid of axes in degrees from z, and longitudes."""
-
-_GRID_ORDER = 4
-"""Of the HEALPix grid of orientations of a group."""
 
 _PROMISING, _HOPELESS = 0.6, 0.3
 """Least first score of groups that are refined, in parts of the best one and of what the noise leaves."""
@@ -197,38 +183,44 @@ def find_symmetry(
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         raise ShapeError(f"the map has {tuple(volume.shape)} voxels, not a cube", hint="pad or crop it first")
     resolution = max(resolution, 3 * pixel_size)
+    sphere, small = _sphere_about(volume, noise, pixel_size, resolution, diameter)
+    first = max(resolution, 2 * math.pi * sphere.radius / DEGREE)
+    rough, fine = sphere.band(small, first), sphere.band(small, resolution)
+    tables = axis_tables(rough, groups)
+    starts = {group: best_orientation(tables, group) for group in groups}
+    null = null_scores(sphere, small, first, groups, null_maps, seed)
+    least = _least_prospect(rough, [search for search, _ in starts.values()])
+    middle = sphere.centre * sphere.pixel_size
+    scores = []
+    for group, (search, rotation) in starts.items():
+        shift, refined = torch.zeros(3), search >= least
+        for band in (rough, fine) if refined else ():
+            rotation, shift = _refine(band, group, rotation, shift)
+        correlations = _class_correlations(fine, group, rotation, shift)
+        origin = (middle + shift) / pixel_size
+        scores.append(GroupScore(group, *correlations, search, *null[group], rotation.T, origin, refined))
+    centre = middle / pixel_size
+    none = GroupScore("C1", 1.0, 1.0, 1.0, math.nan, math.nan, torch.eye(3), centre, refined=True)
+    best = _decide(scores, least_share * fine.signal) or none
+    return FoundSymmetry(best, scores, fine.signal, fine, centre, pixel_size)
+
+
+def _sphere_about(
+    volume: Tensor, noise: Tensor | None, pixel_size: float, resolution: float, diameter: float | None
+) -> tuple[Sphere, Tensor]:
+    """The sphere around the particle, in as many voxels as the resolution needs, and the map in these."""
     small, voxel, blank = coarser(volume.float().cpu(), pixel_size=pixel_size, resolution=resolution)
     if noise is not None:
         noise = coarser(noise.float().cpu(), pixel_size=pixel_size, resolution=resolution)[0]
     centre, radius = extent(small, voxel, diameter, blank)
-    first = max(resolution, 2 * math.pi * radius / _DEGREE)
     sphere = Sphere(small, pixel_size=voxel, centre=centre, radius=radius, noise=noise, blank=blank)
-    rough, fine = sphere.band(small, first), sphere.band(small, resolution)
-    tables = _axis_tables(rough, groups)
-    null = _null_scores(sphere, small, first, groups, null_maps, seed)
-    found = {group: _best_orientation(tables, group) for group in groups}
-    highest = max(score for score, _ in found.values())
-    limit = min(highest, max(_PROMISING * highest, _HOPELESS * rough.signal))
-    scores = []
-    for group in groups:
-        search, start = found[group]
-        mean, deviation = null[group]
-        rotation, shift = start, torch.zeros(3)
-        if search >= limit:
-            rotation, shift = _refine(rough, group, rotation, shift)
-            rotation, shift = _refine(fine, group, rotation, shift)
-        correlation, weakest = _class_correlations(fine, group, rotation, shift)
-        origin = (centre * voxel + shift) / pixel_size
-        scores.append(
-            GroupScore(
-                group, correlation, weakest, search, mean, deviation, rotation.T, origin, search >= limit
-            )
-        )
-    none = GroupScore(
-        "C1", 1.0, 1.0, 1.0, math.nan, math.nan, torch.eye(3), centre * voxel / pixel_size, True
-    )
-    best = _decide(scores, least_share * fine.signal) or none
-    return FoundSymmetry(best, scores, fine.signal, fine, centre * voxel / pixel_size, pixel_size)
+    return sphere, small
+
+
+def _least_prospect(band: Band, searches: Sequence[float]) -> float:
+    """First score from which on groups are refined; the best one always is."""
+    highest = max(searches)
+    return min(highest, max(_PROMISING * highest, _HOPELESS * band.signal))
 
 
 def correlation_of_shells(found: FoundSymmetry, score: GroupScore) -> Tensor:
@@ -279,89 +271,6 @@ def _decide(scores: Sequence[GroupScore], least: float) -> GroupScore | None:
     limit = LEAST_OF_BEST * max(score.weakest for score in sound)
     sound = [score for score in sound if score.weakest >= limit]
     return max(sound, key=lambda score: (order(score.group), score.weakest))
-
-
-def _axis_tables(band: Band, groups: Sequence[str]) -> dict[int, NDArray[np.float64]]:
-    """Mean correlation under the turns of each fold about all axes of a hemisphere, (tilts, rots)."""
-    degree = min(_DEGREE, math.ceil(2 * math.pi * band.radius / band.resolution))
-    count = max(4, round(3 * band.radius / band.resolution))
-    radii_px = (torch.arange(count) + 0.5) * (band.radius_px / count)
-    # A shell counts by its area. Degree 0, the spherical average, turns into itself whatever the map.
-    shells = [values * radii_px for values in harmonics.expand(band.array, radii_px=radii_px, degree=degree)]
-    shells[0] = torch.zeros_like(shells[0])
-    tilts = np.arange(0, 90 + _TILT_STEP / 2, _TILT_STEP)
-    power = harmonics.axial_power(shells, tilts=tilts, n_rot=_N_ROT)
-    power /= power.sum(axis=-1, keepdims=True)
-    folds = {int(fold) for group in groups for fold in _axes(group)[1]}
-    # What is left by the mean over n turns are waves of multiples of n; the identity is one of the turns.
-    return {fold: (fold * power[..., ::fold].sum(axis=-1) - 1) / (fold - 1) for fold in folds}
-
-
-@lru_cache(maxsize=64)
-def _axes(group: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Axes of a group (a, 3), each once, and their folds (a,)."""
-    vectors = to_rotation_vector(operators(group)[1:]).numpy()
-    axes = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    parallel = np.abs(axes @ axes.T) > 1 - 1e-6
-    first = parallel.argmax(axis=1)
-    kept, counts = np.unique(first, return_counts=True)
-    return axes[kept], counts + 1
-
-
-@lru_cache(maxsize=64)
-def _orientations(group: str) -> NDArray[np.float64]:
-    """Rotations that take axes of the standard setting to those of a map, each setting once: (n, 3, 3)."""
-    turns = psi_count(_GRID_ORDER)
-    first = torch.arange(0, 12 * 4**_GRID_ORDER) * turns
-    unit = first[in_asymmetric_unit(view_direction(grid_rotations(first, order=_GRID_ORDER)), group)]
-    if group.startswith("C"):
-        # Turned about its only axis a group is the same: all directions of this axis do.
-        return grid_rotations(first, order=_GRID_ORDER).transpose(-1, -2).numpy()
-    rows = (unit[:, None] + torch.arange(turns)).flatten()
-    return grid_rotations(rows, order=_GRID_ORDER).numpy()
-
-
-def _best_orientation(tables: dict[int, NDArray[np.float64]], group: str) -> tuple[float, Tensor]:
-    """Highest mean correlation over the operators but the identity, and the rotation that has it."""
-    rotations = _orientations(group)
-    axes, folds = _axes(group)
-    total = np.zeros(len(rotations))
-    for axis, fold in zip(axes, folds.tolist(), strict=True):
-        total += (fold - 1) * _look_up(tables[fold], rotations @ axis)
-    best = int(total.argmax())
-    return float(total[best]) / (order(group) - 1), torch.from_numpy(rotations[best]).float()
-
-
-def _look_up(table: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values of a table of a hemisphere at axes (n, 3) of either sign, bilinear."""
-    x, y, z = (axes * np.where(axes[:, 2:] < 0, -1, 1)).T
-    tilt = np.degrees(np.arccos(np.clip(z, -1, 1))) / _TILT_STEP
-    rot = np.degrees(np.arctan2(y, x)) % 360 * (_N_ROT / 360)
-    row = np.minimum(tilt.astype(np.int64), len(table) - 2)
-    column = rot.astype(np.int64)
-    down, along = tilt - row, rot - column
-    left, right = column % _N_ROT, (column + 1) % _N_ROT
-    upper = (1 - along) * table[row, left] + along * table[row, right]
-    lower = (1 - along) * table[row + 1, left] + along * table[row + 1, right]
-    return (1 - down) * upper + down * lower
-
-
-def _null_scores(
-    sphere: Sphere, volume: Tensor, resolution: float, groups: Sequence[str], count: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of the first search's score in maps of random phases, by group."""
-    if count < 2:
-        return dict.fromkeys(groups, (math.nan, math.nan))
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(count):
-        tables = _axis_tables(sphere.random(volume, resolution, generator), groups)
-        found.append([_best_orientation(tables, group)[0] for group in groups])
-    values = np.array(found)
-    return {
-        group: (float(mean), float(deviation))
-        for group, mean, deviation in zip(groups, values.mean(0), values.std(0, ddof=1), strict=True)
-    }
 
 
 def _refine(band: Band, group: str, rotation: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

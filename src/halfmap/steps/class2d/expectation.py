@@ -23,7 +23,7 @@ from halfmap.search.inplane import InPlaneSearch, Posterior
 from halfmap.search.particles import prefetched
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.model import Model, explained
-from halfmap.steps.class2d.plan import Plan, open_images, to_device
+from halfmap.steps.class2d.plan import Plan, to_device
 
 Found = TypeVar("Found")
 
@@ -134,7 +134,7 @@ def _searched(
     search: Callable[[NDArray[np.intp], Tensor], _Found], plan: Plan, rows: NDArray[np.intp], radius: int
 ) -> Iterator[tuple[int, _Found]]:
     """Optics group and what they give of batches of images of one group, several searched at a time."""
-    images, size = open_images(plan.source), plan.batch(radius)
+    images, size = plan.source.images, plan.batch(radius)
     groups = plan.groups[rows]
     batches = [batch for group in np.unique(groups) for batch in images.batches(rows[groups == group], size)]
     stream = prefetched((batch, images.get(batch)) for batch in batches)

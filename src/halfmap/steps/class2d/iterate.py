@@ -17,7 +17,7 @@ from halfmap.log import log
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.expectation import SUMS, Shard, expect
 from halfmap.steps.class2d.model import Model, Statistics, maximise
-from halfmap.steps.class2d.plan import FOLDS, Iteration, Plan, open_images
+from halfmap.steps.class2d.plan import FOLDS, Iteration, Plan
 from halfmap.steps.class2d.reseed import reseed
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
     folds, statistics, best = _add_up(plan, folder, done)
     new = maximise(plan, model, iteration, plan.grids(radius)[-1], folds, statistics, best)
-    new, seeded = reseed(plan, open_images(plan.source), new, best, iteration, radius)
+    new, seeded = reseed(plan, plan.source.images, new, best, iteration, radius)
     _say(ctx, plan, new, iteration, radius, best, seeded)
     with atomic_path(folder / f"{name}_best.npy") as temporary, temporary.open("wb") as file:
         np.save(file, best)

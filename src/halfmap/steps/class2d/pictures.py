@@ -72,13 +72,13 @@ def draw_classes(path: Path, plan: Plan, model: Model, best: np.ndarray) -> None
     title = f"{int(members.sum()):,} particles in {len(order)} classes"
     if len(order) < len(members):
         title += f"; {len(members) - len(order)} have none"
-    if model.iteration < plan.step.iterations:
-        title += f"; iteration {model.iteration} of {plan.step.iterations}"
     add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
     # What is outside the circle is empty.
     margin = max(0, math.floor((plan.box - _SHOWN * plan.diameter / plan.pixel_size) / 2))
     shown = model.averages.cpu()[:, margin : plan.box - margin, margin : plan.box - margin]
     detail = f"{shown.shape[-1] * plan.pixel_size:.0f} Å wide, circle of {plan.diameter:.0f} Å"
+    if model.iteration < plan.step.iterations:
+        detail += f"; iteration {model.iteration} of {plan.step.iterations}"
     add_text(figure, MARGIN, height - 52, detail, size=10, color=QUIET)
     tiles = resample(shown, new_shape=(_TILE, _TILE)).numpy()
     for place, number in enumerate(order):

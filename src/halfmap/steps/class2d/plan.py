@@ -335,11 +335,6 @@ def _folds(step: Class2DStep, n: int) -> NDArray[np.intp]:
     return folds
 
 
-def open_images(source: Source) -> ParticleImages:
-    """Images of a classification as they are searched, the same object for all of a process."""
-    return source.images
-
-
 def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[Iteration, ...]:
     """Growing resolution, and growing parts of the data that end with all of it."""
     full = step.full_iterations
