@@ -258,7 +258,7 @@ def test_all_broken_images_are_listed(project: Path) -> None:
 def test_backgrounds_that_are_not_normalised_are_told(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(project, 1, noise(1) * 7 + 30)
+    write(project, 1, noise(1) * 4 + 3)
     with caplog.at_level(logging.WARNING):
         ParticleImages(particles(project), project, memory=0).check()
     [record] = caplog.records
@@ -268,15 +268,16 @@ def test_backgrounds_that_are_not_normalised_are_told(
 
 
 def test_images_that_would_be_all_of_an_average_are_refused(project: Path) -> None:
-    """One of an image's pixels, or the image, is far beyond what the others have."""
-    hot, bright = noise(1), noise(1)
+    """One of an image's pixels, all of them, or their contrast, is far beyond what the others have."""
+    hot, bright, lifted = noise(1), noise(1), noise(1)
+    lifted[2] += 40
     hot[2, BOX // 2, BOX // 2] = 1e4
     bright[[2, 5]] *= 1000
-    for images, more in ((hot, ""), (bright, ", and 1 more are too strong")):
+    for images, more in ((hot, ""), (lifted, ""), (bright, ", and 1 more are too strong")):
         write(project, 1, images)
         with pytest.raises(TableError, match=rf"row 8: image 3 of .*1\.mrcs is \d+ times as strong.*{more}"):
             ParticleImages(particles(project), project, memory=0).check()
-    write(project, 1, 10 * noise(1))
+    write(project, 1, 5 * noise(1))
     ParticleImages(particles(project), project, memory=0).check()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,14 @@ from tests.steps.test_class2d import DIAMETER, PIXEL, N, parts, truth
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.tables import read_particles
 from halfmap.steps.class2d import iterate, model, plan
-from halfmap.steps.class2d.expectation import Shard, expect
+from halfmap.steps.class2d.expectation import BEST, Shard, expect
+from halfmap.steps.class2d.reseed import reseed
 from halfmap.steps.class2d.start import aligned_averages, first_model
 from halfmap.steps.class2d.step import Class2DStep
 
 __all__ = ["parts", "truth"]
 
-RADIUS = 12
+RADIUS, FOLD = 12, 2
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,42 @@ def planned(folder: Path):
     return plan.make_plan(step, ctx, read_particles(folder / "particles.star"))
 
 
-def one_iteration(folder: Path, into: Path, start: model.Model | None) -> tuple[plan.Plan, model.Model, Any]:
-    """Plan, the model an iteration begins with, and the one that it gives."""
+def sums_of(made: plan.Plan, start: model.Model, iteration: plan.Iteration, into: Path):
+    """What the particles of an iteration add up to."""
     into.mkdir()
-    images, made = planned(folder)
-    start = start or first_model(made, images)
     start.save(into / "model.npz")
-    last = made.iterations[-1]
     how = {"plan": made, "model_file": into / "model.npz", "radius": RADIUS, "folder": into}
-    done = [expect(Shard(f"p{i}", rows), **how) for i, rows in enumerate(made.shards(last))]
-    folds, statistics, best = iterate._add_up(made, into, done)
-    return made, start, model.maximise(made, start, last, made.grids(RADIUS)[-1], folds, statistics, best)
+    done = [expect(Shard(f"p{i}", rows), **how) for i, rows in enumerate(made.shards(iteration))]
+    return iterate._add_up(made, into, done)
+
+
+def one_iteration(
+    made: plan.Plan, start: model.Model, iteration: plan.Iteration, into: Path
+) -> tuple[model.Model, np.ndarray]:
+    """Model that an iteration gives, and what it found for each particle."""
+    folds, statistics, best = sums_of(made, start, iteration, into)
+    new = model.maximise(made, start, iteration, made.grids(RADIUS)[-1], folds, statistics, best)
+    return new, best[np.argsort(best[:, 0])]
+
+
+@pytest.fixture(scope="module")
+def unlike(project, tmp_path_factory):
+    """Plan, and a model of which no two sets of averages are alike."""
+    images, made = planned(project)
+    start, _ = one_iteration(
+        made, first_model(made, images), made.iterations[-1], tmp_path_factory.mktemp("unlike") / "first"
+    )
+    return made, scrambled(start, range(1 + plan.FOLDS), 0.5)
+
+
+def scrambled(start: model.Model, sets, strength: float = 2.0) -> model.Model:
+    """Noise added to some sets of averages, and other weights."""
+    random = torch.Generator().manual_seed(8)
+    new = start.sets.clone(), start.weights.clone()
+    for i in sets:
+        new[0][i] += strength * float(start.sets.std()) * torch.randn(start.sets[i].shape, generator=random)
+        new[1][i] *= 1 + strength
+    return replace(start, sets=new[0], weights=new[1])
 
 
 def test_every_part_has_particles_of_one_fold_and_all_take_part(project):
@@ -65,9 +92,10 @@ def test_every_part_has_particles_of_one_fold_and_all_take_part(project):
     assert np.ptp(np.bincount(made.folds[some])) <= 1
 
 
-def test_averages_of_a_fold_have_nothing_of_it(project, tmp_path):
-    made, start, one = one_iteration(project, tmp_path / "one", None)
-    fold = 2
+def test_averages_of_a_fold_have_nothing_of_it(project, unlike, tmp_path):
+    made, start = unlike
+    one, _ = one_iteration(made, start, made.iterations[-1], tmp_path / "one")
+    fold = FOLD
     own = made.folds == fold
     random = np.random.default_rng(0)
     table = read_particles(project / "particles.star").rows["rlnImageName"].to_numpy().astype(str)
@@ -80,12 +108,56 @@ def test_averages_of_a_fold_have_nothing_of_it(project, tmp_path):
                 place = int(name.split("@")[0]) - 1
                 stack[place] = random.normal(0, 1, stack[place].shape)
         write_mrc(path, stack, pixel_size=PIXEL, stack=True)
-    _, _, other = one_iteration(altered, tmp_path / "other", start)
+    _, made = planned(altered)
+    other, _ = one_iteration(made, start, made.iterations[-1], tmp_path / "other")
     torch.testing.assert_close(other.without(fold), one.without(fold), rtol=0, atol=1e-5)
     spread = float(one.averages.std())
     for untouched in {0, 1, 3}:
-        assert float((other.without(untouched) - one.without(untouched)).std()) > 0.05 * spread
+        assert float((other.without(untouched) - one.without(untouched)).std()) > 0.02 * spread
     assert float((other.averages - one.averages).std()) > 0.05 * spread
+
+
+def test_particles_are_compared_with_averages_without_their_fold_alone(unlike, tmp_path):
+    """Whatever the other sets hold, what is found for a particle is of its own fold's set."""
+    made, start = unlike
+    half = plan.Iteration(2, RADIUS, N // 2, 0, early=False, last=True)
+    _, found = one_iteration(made, start, half, tmp_path / "one")
+    others = [i for i in range(1 + plan.FOLDS) if i != 1 + FOLD]
+    _, changed = one_iteration(made, scrambled(start, others), half, tmp_path / "other")
+    own = made.folds[found[:, 0].astype(int)] == FOLD
+    np.testing.assert_allclose(changed[own], found[own], rtol=1e-6, atol=1e-6)
+    assert (np.abs(changed[~own] - found[~own]).max(1) > 1e-3).mean() > 0.9
+
+
+def test_averages_of_a_fold_remember_what_they_were_themselves(unlike, tmp_path):
+    """In an iteration with half the particles: the same sums, but other sets before."""
+    made, start = unlike
+    half = plan.Iteration(2, RADIUS, N // 2, 0, early=False, last=True)
+    sums, *_ = sums_of(made, start, half, tmp_path / "sums")
+    grid = made.grids(RADIUS)[-1]
+    others = [i for i in range(1 + plan.FOLDS) if i != 1 + FOLD]
+    one, other, own = (
+        model._estimated(begun, 1 + FOLD, grid, sums[0], 0.5).average
+        for begun in (start, scrambled(start, others), scrambled(start, [1 + FOLD]))
+    )
+    torch.testing.assert_close(other, one)
+    assert float((own - one).abs().mean()) > 0.1 * float(one.abs().mean())
+
+
+def test_a_class_that_begins_anew_has_nothing_of_a_fold_in_its_set(project, unlike):
+    images, _ = planned(project)
+    made, start = unlike
+    best = np.zeros((N, len(BEST)))
+    best[:, 0], best[:, BEST.index("evidence")] = np.arange(N), np.arange(N)
+    iteration = plan.Iteration(1, RADIUS, N, 0, early=True, last=False)
+    new, seeded = reseed(made, images, start, best, iteration, RADIUS)
+    assert seeded == 1  # of two that starve: one is larger than an equal share
+    [hungry] = [k for k in (1, 2) if not torch.equal(new.sets[:, k], start.sets[:, k])]
+    rows = np.arange(N // 2)
+    poses = np.zeros((len(rows), 3))
+    plain = aligned_averages(made, images, rows, poses, start.noise, start.signal[0], RADIUS)
+    torch.testing.assert_close(new.sets[:, hungry], plain[0])
+    torch.testing.assert_close(new.weights[:, hungry], plain[1])
 
 
 def test_aligned_averages_leave_each_fold_out(project):

@@ -35,8 +35,8 @@ _CHECKED_BYTES = 1 << 26
 _NAMED_ROWS = 10
 """How many faulty rows an error lists."""
 
-_OUTLIER = 30.0
-"""Strength of an image over the median that no particle has: alone it would be all of its average."""
+_OUTLIER = 10.0
+"""Strength of an image over the median that no particle has: one in a thousand adds a tenth to the noise."""
 
 _HEADER_TOLERANCE = 1e-3
 """Relative difference of pixel sizes that rounding in a header explains."""
@@ -125,7 +125,7 @@ class ParticleImages:
         Raises
         ------
         TableError
-            If images are not finite, blank, or 30 times as strong as others; the first is named with its row
+            If images are not finite, blank, or 10 times as strong as others; the first is named with its row
             and stack.
 
         Warns
@@ -137,7 +137,7 @@ class ParticleImages:
         size = max(1, _CHECKED_BYTES // (4 * self.box**2))
         outside = (grids.radius((self.box, self.box)).flatten() > self.box / 2).nonzero().squeeze(1)
         faulty: list[NDArray[np.intp]] = []
-        background, strength = np.empty((len(self), 2), np.float32), np.empty(len(self), np.float32)
+        background, whole = np.empty((len(self), 2), np.float32), np.empty((len(self), 2), np.float32)
         batches = list(self.batches(np.arange(len(self)), size))
         loaded = prefetched(map(self._load, batches))
         for index, images in zip(report(batches, "checking particle images"), loaded, strict=True):
@@ -146,11 +146,11 @@ class ParticleImages:
             mean = pixels.mean(dim=1, keepdim=True)
             spread = torch.linalg.vector_norm(pixels - mean, dim=1, keepdim=True) / pixels.shape[1] ** 0.5
             background[index] = torch.cat([mean, spread], dim=1)
-            strength[index] = images.flatten(1).std(dim=1)
+            whole[index] = torch.stack(torch.var_mean(images, dim=(1, 2)), dim=1)
             if self._kept.room and not len(faulty[-1]):
                 self._prepare(index, images)
         self._refuse(np.sort(np.concatenate(faulty)))
-        self._refuse_outliers(strength)
+        self._refuse_outliers(*whole.T)
         self._warn_of_backgrounds(*background.T)
 
     def read(self, index: Index) -> Tensor:
@@ -275,8 +275,9 @@ class ParticleImages:
             hint = "extract them again, or leave these rows out"
         raise TableError(message, path=self._table, row=row + 1, hint=hint)
 
-    def _refuse_outliers(self, strength: NDArray[np.float32]) -> None:
+    def _refuse_outliers(self, variance: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
         """Raise the error of images that are far stronger than all others, if there are any."""
+        strength = np.sqrt(variance + (mean - np.median(mean)) ** 2)
         times = strength / np.median(strength)
         off = np.flatnonzero(times > _OUTLIER)
         if len(off):

@@ -49,9 +49,6 @@ the posterior expects of its product with its average and of the average's norm,
 
 EVIDENCE, MATCH, NORM = (BEST.index(name) for name in ("evidence", "match", "norm"))
 
-_AHEAD = 8
-"""Batches that are in work at a time, or wait."""
-
 _WINDOW = 4
 """Angles on either side of the best that are taken for the same peak, whose mean is the pose."""
 
@@ -139,7 +136,7 @@ def _searched(
     batches = [batch for group in np.unique(groups) for batch in images.batches(rows[groups == group], size)]
     stream = prefetched((batch, images.get(batch)) for batch in batches)
     look = functools.partial(in_halves, search)
-    while some := list(itertools.islice(stream, _AHEAD)):
+    while some := list(itertools.islice(stream, plan.ahead(radius))):
         for (batch, _), found in zip(some, in_threads(look, *zip(*some, strict=True)), strict=True):
             yield from ((int(plan.groups[batch[0]]), each) for each in found)
 

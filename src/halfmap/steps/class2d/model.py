@@ -202,7 +202,8 @@ def maximise(
     what both halves agree in, without what was made of noise by aligning it; see `Sums`.
 
     An image that has a part in the average it is compared with finds its own noise there, and stays. So each
-    fold of the particles is compared with averages of the others.
+    fold of the particles is compared with averages of the others. All begin with the same averages: were
+    folds of two minds about which class is which, each would take over what the others have, without end.
 
     Where only a part of the particles took part, what former ones gave counts as an observation too, of an
     average as it was, and is forgotten by and by.
@@ -289,13 +290,28 @@ def agreed_signal(plan: Plan, model: Model, folds: Sequence[Sums], grid: PolarGr
     u, v = u.clamp(min=_TINY), v.clamp(min=_TINY)
     power = ((first + second).abs().square() / (u + v) / grid.weights).mean(-1)
     noise = ((first / u - second / v).abs().square() * (u * v / (u + v)) / grid.weights).mean(-1)
-    # Samples of a transform are as many as the mask is large; five rings are taken together.
-    count = torch.arange(grid.rings, device=power.device) * (5 * math.pi * float(plan.mask().square().mean()))
-    excess, deviation = _five(power - noise), _five(noise) * (2 / count.clamp(min=1)).sqrt()
+    # Five rings are taken together.
+    count = 5 * _five(_independent(plan, first / u - second / v))
+    excess, deviation = _five(power - noise), _five(noise) * (2 / count).sqrt()
     # A class that one half has hardly any particles of has nothing to compare.
     least = torch.minimum(u.mean((1, 2)), v.mean((1, 2))) / (u + v).mean((1, 2))
     certain = (excess > _SIGMAS * deviation) & (least > _LEAST)[:, None]
     return (power - noise).clamp(min=0) * certain / ((u + v) / grid.weights).mean(-1)
+
+
+def _independent(plan: Plan, samples: Tensor) -> Tensor:
+    """Independent values (k, rings) of noise in samples (k, rings, angles / 2).
+
+    No more than the mask is large; and fewer where images lie at all angles alike, which leaves of their
+    noise the mean of a ring: hence as many as harmonics have power.
+    """
+    power = torch.fft.rfft(hartley(samples), dim=-1).abs().square()
+    among = power.sum(-1).square() / power.square().sum(-1).clamp(min=_TINY)
+    most = torch.arange(samples.shape[1], device=samples.device) * (
+        math.pi * float(plan.mask().square().mean())
+    )
+    # Of powers with an exponential distribution the ratio is half their number.
+    return torch.minimum(2 * among - 1, most).clamp(min=1)
 
 
 def _five(rings: Tensor) -> Tensor:

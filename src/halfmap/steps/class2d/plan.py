@@ -64,8 +64,11 @@ _FEW = 30
 _SHARD, _MOST_SHARDS = 2048, 64
 """Particles whose sums are kept together, and the most files of such sums."""
 
-_SUMS = FOLDS + 3
-"""Sums of a part of the particles that a process holds at a time."""
+_SUMS = FOLDS + 8
+"""Sums of a part of the particles that a process holds at a time, but for those of batches."""
+
+_AHEAD, _AHEAD_BYTES = 8, 2e8
+"""Batches that are in work at a time, or wait, and what their sums may take; never fewer than two."""
 
 _DISK_BYTES = 1e10
 """Of the files of sums of an iteration."""
@@ -226,6 +229,14 @@ class Plan:
         grid = self.grids(radius)[-1]
         return 2.5 * 16 * self.step.classes * grid.rings * (grid.angles / 2 + 1)
 
+    def model_bytes(self) -> float:
+        """Bytes of the averages, of all sets."""
+        return 4.0 * (1 + FOLDS) * self.step.classes * self.box**2
+
+    def ahead(self, radius: int) -> int:
+        """Batches in work at a time, or that wait."""
+        return int(np.clip(_AHEAD_BYTES / self.sum_bytes(radius), 2, _AHEAD))
+
     def batch(self, radius: int) -> int:
         """Images searched at a time, by the memory that their probabilities take."""
         coarse = self.grids(radius)[0]
@@ -273,7 +284,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     memory = image_memory(
         step.memory * 1e9,
         ctx.options.workers,
-        each=_SUMS * plan.sum_bytes(plan.radius),
+        each=(_SUMS + plan.ahead(plan.radius)) * plan.sum_bytes(plan.radius) + plan.model_bytes(),
         purpose="classification",
         hint="give a smaller --memory, fewer --workers or fewer --classes",
     )

@@ -67,33 +67,24 @@ def first_model(plan: Plan, images: ParticleImages) -> Model:
     signal = signal.clamp(min=_LEAST * float(signal.max()) / max(1, plan.radius))
     seeds = np.sort(random.permutation(len(plan.groups))[: step.classes])
     radius = plan.iterations[0].radius
-    first = [_single_particle(plan, images, seed, noise, signal, radius) for seed in seeds]
+    first = [
+        aligned_averages(plan, images, seed[None], np.zeros((1, 3)), noise, signal, radius) for seed in seeds
+    ]
+    # All folds begin alike; but a particle is not remembered where its own fold is compared.
+    weights = torch.stack([weights for _, weights in first], dim=1)
     return Model(
         iteration=0,
-        sets=_alike(torch.stack([average for average, _ in first])),
+        sets=torch.stack([sets[0] for sets, _ in first]).repeat(1 + FOLDS, 1, 1, 1),
         noise=noise,
         signal=signal.expand(step.classes, -1).clone(),
         agreed=torch.zeros(step.classes, len(signal), device=plan.device),
-        weights=_alike(torch.stack([weights for _, weights in first])),
-        left=_alike(torch.stack([left(weights, signal) for _, weights in first])),
+        weights=weights,
+        left=left(weights, signal),
         scale=torch.ones(int(plan.micrographs.max()) + 1, device=plan.device),
         deviation_px=plan.range_px / 2,
         typical_signal=signal,
         supported=plan.iterations[0].radius,
     )
-
-
-def _alike(values: Tensor) -> Tensor:
-    """The same for all sets of averages."""
-    return values.expand(1 + FOLDS, *values.shape).clone()
-
-
-def _single_particle(
-    plan: Plan, images: ParticleImages, row: np.intp, noise: Tensor, signal: Tensor, radius: int
-) -> tuple[Tensor, Tensor]:
-    """Particle (box, box) after Wiener's filter, and weights (rings,)."""
-    sets, weights = aligned_averages(plan, images, np.array([row]), np.zeros((1, 3)), noise, signal, radius)
-    return sets[0], weights[0]
 
 
 def aligned_averages(

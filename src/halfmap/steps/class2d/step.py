@@ -27,7 +27,6 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
        DOI 10.1016/j.jmb.2005.02.031
     .. [2] Scheres 2012, J. Struct. Biol. 180, 519-530, DOI 10.1016/j.jsb.2012.09.006
     .. [3] Cappé & Moulines 2009, J. R. Stat. Soc. B 71, 593-613, DOI 10.1111/j.1467-9868.2009.00698.x
-    .. [4] Naim & Gildea 2012, Proc. 29th Int. Conf. Machine Learning, DOI 10.48550/arXiv.1206.6427
     """
 
     outputs = {

@@ -61,6 +61,7 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, model: Model, best: 
     """
     best = best.copy()
     best[:, _COLUMNS["hmAnglePsiError"]] = best[:, _COLUMNS["hmAnglePsiError"]].clip(max=_NO_ANGLE)
+    best[:, _COLUMNS["hmClassProbability"]] = best[:, _COLUMNS["hmClassProbability"]].clip(max=1.0)
     full = (plan.full_box, plan.full_box)
     averages = resample(model.averages.cpu(), new_shape=full).numpy().astype(np.float32)
     write_mrc(ctx.folder / AVERAGES, averages, pixel_size=plan.full_pixel_size, stack=True)
