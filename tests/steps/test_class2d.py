@@ -351,6 +351,13 @@ def test_a_resolution_coarser_than_the_first_is_where_it_starts_and_stays(truth,
     assert [one["searched_A"] for one in figures] == [BOX * PIXEL / rings] * 3
 
 
+@pytest.mark.parametrize(("iterations", "full"), [(2, 1), (3, 1), (7, 3), (8, 4), (25, 4)])
+def test_few_iterations_have_fewer_with_all_particles(iterations, full):
+    step = Class2DStep(particles=Path("particles.star"), classes=5, iterations=iterations)
+    sizes = [one.size for one in plan._schedule(step, 20_000, 10, 20)]
+    assert sizes.count(20_000) == full
+
+
 def test_its_progress_is_told_in_iterations(job):
     events = [json.loads(line) for line in (job / "events.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]

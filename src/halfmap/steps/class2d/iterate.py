@@ -169,8 +169,8 @@ def _say(
     attracted = share > _ATTRACTED or share * plan.step.classes > _MUCH
     if iteration.last and attracted and share * plan.step.classes > 2:
         log.warning(
-            "class %d holds %.0f %% of the particles: what it shows may be a blur of many views; fewer "
-            "--classes, or a smaller --diameter where particles touch, may separate them",
+            "class %d holds %.0f %% of the particles: what it shows may be a blur of many views; more "
+            "--classes, or another --diameter, may separate them",
             *(int(members.argmax()) + 1, 100 * figures["largest_share"]),
         )
     write_text(ctx.folder / FOLDER / f"it{iteration.number:03d}.json", json.dumps(figures) + "\n")

@@ -50,6 +50,9 @@ _EDGE_PX = 3.0
 _GROWTH = 0.6
 """Part of the iterations in which the resolution grows."""
 
+_FULL = 4
+"""Iterations with all particles, of at least twice as many."""
+
 _EARLY = 0.8
 """Part of the iterations in which classes that starve begin anew."""
 
@@ -298,7 +301,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
 
 def _check_counts(step: Class2DStep, n: int) -> None:
     """Refuse iterations and classes that cannot be, and warn of classes of few particles."""
-    if step.full_iterations > step.iterations:
+    if step.full_iterations is not None and step.full_iterations > step.iterations:
         raise ParameterError(
             f"{step.full_iterations} of {step.iterations} iterations cannot be with all particles",
             hint="give fewer --full-iterations",
@@ -348,7 +351,7 @@ def _folds(step: Class2DStep, n: int) -> NDArray[np.intp]:
 
 def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[Iteration, ...]:
     """Growing resolution, and growing parts of the data that end with all of it."""
-    full = step.full_iterations
+    full = step.full_iterations or min(_FULL, step.iterations // 2)
     partial = step.iterations - full
     smallest = min(n, step.first_batch or max(_FEWEST, _PER_CLASS * step.classes))
     iterations, first = [], 0

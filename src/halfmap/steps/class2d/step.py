@@ -69,8 +69,12 @@ class Class2DStep(Step, name="class2d", label="relion.class2d"):
         section=CTF,
     )
     iterations: int = Param(25, "iterations, 2 to 500", unit="none", section=SCHEDULE, ge=2, le=500)
-    full_iterations: int = Param(
-        4, "of these, the last ones with all particles, at least 1", unit="none", section=SCHEDULE, ge=1
+    full_iterations: int | None = Param(
+        None,
+        "of these, the last ones with all particles, at least 1; default: 4, or half of fewer than 8",
+        unit="none",
+        section=SCHEDULE,
+        ge=1,
     )
     first_batch: int | None = Param(
         None,
