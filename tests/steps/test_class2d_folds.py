@@ -88,7 +88,7 @@ def test_every_part_has_particles_of_one_fold_and_all_take_part(project):
     assert sorted(np.concatenate(shards)) == list(range(N))
     assert np.ptp(np.bincount(made.folds)) <= 1
     # Any iteration has as many of each.
-    some = made.members(plan.Iteration(1, 6, 50, 33, early=True, last=False))
+    some = made.members(plan.Iteration(1, 6, 50, 33, last=False))
     assert np.ptp(np.bincount(made.folds[some])) <= 1
 
 
@@ -120,7 +120,7 @@ def test_averages_of_a_fold_have_nothing_of_it(project, unlike, tmp_path):
 def test_particles_are_compared_with_averages_without_their_fold_alone(unlike, tmp_path):
     """Whatever the other sets hold, what is found for a particle is of its own fold's set."""
     made, start = unlike
-    half = plan.Iteration(2, RADIUS, N // 2, 0, early=False, last=True)
+    half = plan.Iteration(2, RADIUS, N // 2, 0, last=True)
     _, found = one_iteration(made, start, half, tmp_path / "one")
     others = [i for i in range(1 + plan.FOLDS) if i != 1 + FOLD]
     _, changed = one_iteration(made, scrambled(start, others), half, tmp_path / "other")
@@ -132,7 +132,7 @@ def test_particles_are_compared_with_averages_without_their_fold_alone(unlike, t
 def test_averages_of_a_fold_remember_what_they_were_themselves(unlike, tmp_path):
     """In an iteration with half the particles: the same sums, but other sets before."""
     made, start = unlike
-    half = plan.Iteration(2, RADIUS, N // 2, 0, early=False, last=True)
+    half = plan.Iteration(2, RADIUS, N // 2, 0, last=True)
     sums, *_ = sums_of(made, start, half, tmp_path / "sums")
     grid = made.grids(RADIUS)[-1]
     others = [i for i in range(1 + plan.FOLDS) if i != 1 + FOLD]
@@ -149,7 +149,7 @@ def test_a_class_that_begins_anew_has_nothing_of_a_fold_in_its_set(project, unli
     made, start = unlike
     best = np.zeros((N, len(BEST)))
     best[:, 0], best[:, BEST.index("evidence")] = np.arange(N), np.arange(N)
-    iteration = plan.Iteration(1, RADIUS, N, 0, early=True, last=False)
+    iteration = plan.Iteration(1, RADIUS, N, 0, last=False)
     new, seeded = reseed(made, images, start, best, iteration, RADIUS)
     assert seeded == 1  # of two that starve: one is larger than an equal share
     [hungry] = [k for k in (1, 2) if not torch.equal(new.sets[:, k], start.sets[:, k])]

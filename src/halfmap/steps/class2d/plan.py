@@ -53,9 +53,6 @@ _GROWTH = 0.6
 _FULL = 4
 """Iterations with all particles, of at least twice as many."""
 
-_EARLY = 0.8
-"""Part of the iterations in which classes that starve begin anew."""
-
 FOLDS = 4
 """Parts that particles fall in; each is compared with averages of the others alone."""
 
@@ -93,8 +90,6 @@ class Iteration:
         Particles that take part.
     first : int
         Place of the first of them in the random order of all.
-    early : bool
-        Classes that starve begin anew.
     last : bool
         There are none after it.
     """
@@ -103,7 +98,6 @@ class Iteration:
     radius: int
     size: int
     first: int
-    early: bool
     last: bool
 
 
@@ -359,8 +353,8 @@ def _schedule(step: Class2DStep, n: int, coarsest: int, finest: int) -> tuple[It
         grown = min(1.0, i / (_GROWTH * step.iterations))
         size = n if i >= partial else min(n, round(smallest * (n / smallest) ** (i / max(partial, 1))))
         radius = round(coarsest + (finest - coarsest) * grown)
-        early, last = i < _EARLY * step.iterations, i + 1 == step.iterations
-        iterations.append(Iteration(i + 1, radius, size, first, early and not last, last))
+        last = i + 1 == step.iterations
+        iterations.append(Iteration(i + 1, radius, size, first, last))
         first = (first + size) % n
     return tuple(iterations)
 

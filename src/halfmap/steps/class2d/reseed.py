@@ -55,7 +55,7 @@ def reseed(
     fits less is what most likely is something else: another view, another structure, or no particle.
     """
     classes = plan.step.classes
-    if not iteration.early:
+    if iteration.last:
         return model, 0
     of_class = best[:, 1].astype(int)
     members = np.bincount(of_class, minlength=classes)
