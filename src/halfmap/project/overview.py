@@ -109,10 +109,10 @@ def describe_project(path: Path) -> Table:
     project = Project.find(path)
     if project is None:
         raise ProjectError("is not a project", path=path, hint="a project has a default_pipeline.star")
-    table = Table(title=f"Project {project.root}", title_justify="left", box=None, padding=(0, 2))
+    table = Table(title=f"Project {project.root}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("job", "step", "status"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("made, and from what")
+    table.add_column("made, and from what", overflow="fold")
     pipeline = project.pipeline
     for process in pipeline.processes:
         step, status, left_out = process.label, process.status, 0
