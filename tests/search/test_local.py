@@ -7,7 +7,7 @@ from pose_simulation import Particle, simulate
 from halfmap.ops.rotations import angular_distance, from_rotation_vector, to_rotation_vector
 from halfmap.search import _pose_kernels as kernels
 from halfmap.search.disc import DiscImages, FourierDisc
-from halfmap.search.local import _climb_torch, likelihood_derivatives, refine_poses
+from halfmap.search.local import PosePrior, _climb_torch, likelihood_derivatives, refine_poses
 from halfmap.search.projector import SplineVolume, sample_slices
 
 BOX = 48
@@ -87,10 +87,46 @@ def test_both_bodies_climb_to_the_same_maximum():
     start = _start(truth.rotations, 7.5)
     a = refine_poses(VOLUME, truth.images, start, truth.shifts_px + 0.5, deviation_px=2.0)
     pose = start, truth.shifts_px + 0.5, torch.arange(20)
-    b = _climb_torch(VOLUME, truth.images, *pose, DISC.points.float(), precision=0.25)
+    b = _climb_torch(VOLUME, truth.images, *pose, DISC.points.float(), PosePrior.of_shifts(start, 2.0))
     # Each ends when a step promises 0.002 of the log-likelihood.
     assert float((a.log_likelihood - b.log_likelihood).abs().max()) < 5e-3
     assert float(angular_distance(a.rotations, b.rotations).max()) < 0.3
+
+
+def test_prior_about_a_pose():
+    """It pulls poses of blank images to its middle; both bodies agree where there is something to see."""
+    truth = simulate(PARTICLE, DISC, 20, snr=0.3)
+    owner, start = torch.arange(20), _start(truth.rotations, 7.5)
+    how = {"turn_deg": 2.0, "shift_px": 0.5, "fulcrum_px": torch.tensor([4.0, -7.0, 9.0])}
+    prior = PosePrior.about(truth.rotations, truth.shifts_px, **how)
+    nothing = DiscImages(DISC, 0 * truth.images.linear, 0 * truth.images.squared)
+    pulled = refine_poses(VOLUME, nothing, start, truth.shifts_px + 0.5, prior=prior)
+    assert float(angular_distance(pulled.rotations, truth.rotations).max()) < 0.2
+    assert float((pulled.shifts_px - truth.shifts_px).abs().max()) < 0.05
+    torch.testing.assert_close(pulled.precision, prior.precision)
+    free = refine_poses(VOLUME, truth.images, start, truth.shifts_px + 0.5)
+    held = refine_poses(VOLUME, truth.images, start, truth.shifts_px + 0.5, prior=prior)
+    errors = [angular_distance(each.rotations, truth.rotations).mean() for each in (free, held)]
+    assert float(errors[1]) < 0.9 * float(errors[0])
+    other = _climb_torch(
+        VOLUME, truth.images, start, truth.shifts_px + 0.5, owner, DISC.points.float(), prior
+    )
+    assert float((held.log_likelihood - other.log_likelihood).abs().max()) < 5e-3
+    assert float(angular_distance(held.rotations, other.rotations).max()) < 0.3
+
+
+def test_turns_about_the_fulcrum_cost_their_angle_alone():
+    """The image of the fulcrum stays where it is when shifts follow it."""
+    rotations = simulate(PARTICLE, DISC, 10, snr=0.3).rotations
+    fulcrum = torch.tensor([4.0, -7.0, 9.0], dtype=torch.float64)
+    shifts = torch.ones(10, 2, dtype=torch.float64)
+    prior = PosePrior.about(rotations, shifts, turn_deg=5.0, shift_px=0.2, fulcrum_px=fulcrum)
+    turned = from_rotation_vector(torch.tensor([[0.3, -0.5, 0.2]], dtype=torch.float64)) @ rotations
+    moved = shifts + ((turned - rotations) @ fulcrum)[:, :2]
+    for shift, expected in ((moved, 0.38 / 25), (moved + 0.1, 0.38 / 25 + 0.5)):
+        apart = prior.apart(turned, shift)
+        cost = torch.einsum("ni,nij,nj->n", apart, prior.precision, apart)
+        torch.testing.assert_close(cost, torch.full_like(cost, expected), atol=5e-3, rtol=0)
 
 
 def test_likelihood_grows():

@@ -7,7 +7,9 @@ import torch
 from pose_simulation import Particle, simulate
 
 from halfmap.ops.rotations import angular_distance, from_rotation_vector
-from halfmap.search.disc import FourierDisc
+from halfmap.ops.symmetry import operators
+from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.local import PosePrior
 from halfmap.search.maxima import climb, search_everywhere
 from halfmap.search.polar import PolarGrid
 from halfmap.search.projector import SplineVolume
@@ -59,6 +61,44 @@ def test_maxima_are_one_each_and_the_best_comes_first():
     for image in range(12):
         own = found.shares[found.owner == image]
         assert torch.equal(own, own.sort(descending=True).values)
+
+
+def test_equivalent_poses_are_one():
+    """Ascents from both sides of the border of the asymmetric unit end at poses that are the same image."""
+    operator = operators("D2")[2]
+    atoms = torch.cat([PARTICLE.atoms @ each.T for each in operators("D2")])
+    particle = Particle(atoms, BOX)
+    volume = SplineVolume.of(particle.volume(), radius_px=RADIUS + 1)
+    truth = simulate(particle, DISC, 8, snr=0.5, seed=4)
+    mates = torch.stack(
+        [_turned(truth.rotations, 3.0, 1), _turned(truth.rotations @ operator, 3.0, 2)], dim=1
+    )
+    start = mates.flatten(0, 1), truth.shifts_px.repeat_interleave(2, 0), torch.arange(8).repeat_interleave(2)
+    how = {"radii": (RADIUS,), "deviation_px": DEVIATION}
+    found = climb(volume, truth.images, *start, **how, group="D2")
+    assert found.owner.tolist() == list(range(8))
+    assert float((found.shares - 1).abs().max()) < 1e-12
+    apart = climb(volume, truth.images, *start, **how)
+    assert float((apart.shares - 0.5).abs().median()) < 0.05
+    # Over the asymmetric unit alone each has the same likelihood, and the prior is four times as dense.
+    one = climb(volume, truth.images, *(each[::2] for each in start), **how, group="D2")
+    assert torch.allclose(found.log_evidence, one.log_evidence, atol=0.05)
+
+
+def test_evidence_of_nothing_is_none_whatever_the_prior():
+    """Blank images have a likelihood of one at all poses: its mean over normal priors about three is one."""
+    truth = simulate(PARTICLE, DISC, 4, snr=0.5, seed=6)
+    blank = DiscImages(DISC, 0 * truth.images.linear, 0 * truth.images.squared)
+    owner = torch.arange(4).repeat_interleave(3)
+    middles = torch.stack([_turned(truth.rotations, 120.0, seed) for seed in (1, 2, 3)], dim=1).flatten(0, 1)
+    shifts = truth.shifts_px.repeat_interleave(3, 0)
+    how = {"turn_deg": 4.0, "shift_px": 0.7, "fulcrum_px": torch.tensor([3.0, 0.0, -2.0])}
+    prior = PosePrior.about(middles, shifts, **how)
+    start = _turned(middles, 2.0, 4), shifts
+    found = climb(VOLUME, blank, *start, owner, radii=(6, RADIUS), deviation_px=math.inf, prior=prior)
+    assert found.owner.bincount().tolist() == [3] * 4
+    assert float((found.shares - 1 / 3).abs().max()) < 1e-2
+    assert float(found.log_evidence.abs().max()) < 1e-2
 
 
 def test_evidence_is_the_mean_likelihood_over_all_poses():

@@ -375,8 +375,7 @@ def test_the_time_left_is_told_by_particles_and_rings(job):
     rounds = [event for event in events if event["event"] == "round"]
     assert ["left_s" in one for one in rounds] == [True] * 7 + [False]
     schedule = [
-        plan.Iteration(i, radius, size, 0, last=False)
-        for i, radius, size in ((1, 5, 10), (2, 8, 20))
+        plan.Iteration(i, radius, size, 0, last=False) for i, radius, size in ((1, 5, 10), (2, 8, 20))
     ]
     planned = SimpleNamespace(iterations=schedule)
     assert [plan.Plan.rest(planned, one) for one in schedule] == [3.2, 0]  # type: ignore[arg-type]

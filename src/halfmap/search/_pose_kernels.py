@@ -240,13 +240,34 @@ def evaluate(volume, origin, scale, rotation, shift, box, radius, points, linear
 
 
 @njit(nogil=True)
-def _add_prior(shift, precision, sums):
-    """Add a normal prior of shifts, of this precision, to `sums`."""
-    sums[0] -= 0.5 * precision * (shift[0] ** 2 + shift[1] ** 2)
-    for i in range(2):
-        sums[4 + i] -= precision * shift[i]
-    sums[_SUMS - 6] += precision
-    sums[_SUMS - 1] += precision
+def _turn_between(rotation, centre, apart):
+    """Write into `apart` the vector in radians, in the frame of the image, by which `centre` is turned."""
+    turn = rotation @ centre.T
+    x, y, z = turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]
+    sine = 0.5 * math.sqrt(x * x + y * y + z * z)
+    angle = math.atan2(sine, 0.5 * (turn[0, 0] + turn[1, 1] + turn[2, 2] - 1))
+    stretch = 0.5 * (angle / sine if sine > 1e-9 else 1.0)
+    apart[0], apart[1], apart[2] = stretch * x, stretch * y, stretch * z
+
+
+@njit(nogil=True)
+def _add_prior(rotation, shift, centre, middle, precision, apart, sums):
+    """Add a normal prior about a pose to `sums`; `apart` (5,) is room to work in.
+
+    The gradient takes turns for vectors that add, which they do where the prior turns about its centre alone.
+    """
+    _turn_between(rotation, centre, apart)
+    apart[3], apart[4] = shift[0] - middle[0], shift[1] - middle[1]
+    at = 1 + _UNKNOWNS
+    for i in range(_UNKNOWNS):
+        pull = 0.0
+        for j in range(_UNKNOWNS):
+            pull += precision[i, j] * apart[j]
+        sums[0] -= 0.5 * pull * apart[i]
+        sums[1 + i] -= pull
+        for j in range(i + 1):
+            sums[at] += precision[i, j]
+            at += 1
 
 
 @njit(nogil=True)
@@ -295,7 +316,7 @@ def _turned(rotation, x, y, z, out):
 
 @njit(nogil=True, cache=True)
 def polish(
-    volume, origin, scale, rotation, shift, box, radius, points, linear, squared, precision, limit, gain, sums
+    volume, origin, scale, rotation, shift, box, radius, points, linear, squared, prior, limit, gain, sums
 ):
     """Climb from a pose to the next maximum of the posterior, by damped Gauss-Newton steps.
 
@@ -305,8 +326,8 @@ def polish(
         As for `evaluate`.
     rotation, shift : arrays (3, 3), (2,) float64
         Where to begin; overwritten with the maximum.
-    precision : float
-        Of the normal prior of shifts, in 1 / px².
+    prior : tuple of arrays (3, 3), (2,), (5, 5) float64
+        Rotation and shift that a normal prior is about, and the inverse of its covariance.
     limit : int
         Largest number of poses tried.
     gain : float
@@ -320,9 +341,10 @@ def polish(
         Number of poses tried.
     """
     factor, step = np.zeros((_UNKNOWNS, _UNKNOWNS)), np.zeros(_UNKNOWNS)
-    other, moved, tried = np.empty((3, 3)), np.empty(2), np.empty(_SUMS)
+    other, moved, tried, apart = np.empty((3, 3)), np.empty(2), np.empty(_SUMS), np.empty(_UNKNOWNS)
+    centre, middle, precision = prior
     evaluate(volume, origin, scale, rotation, shift, box, radius, points, linear, squared, sums)
-    _add_prior(shift, precision, sums)
+    _add_prior(rotation, shift, centre, middle, precision, apart, sums)
     damping = BEGIN
     for count in range(1, limit):
         if damping > MOST or not _solve(sums, damping, factor, step):
@@ -335,7 +357,7 @@ def polish(
         _turned(rotation, step[0], step[1], step[2], other)
         moved[0], moved[1] = shift[0] + step[3], shift[1] + step[4]
         evaluate(volume, origin, scale, other, moved, box, radius, points, linear, squared, tried)
-        _add_prior(moved, precision, tried)
+        _add_prior(other, moved, centre, middle, precision, apart, tried)
         if tried[0] > sums[0]:
             rotation[:], shift[:], sums[:] = other, moved, tried
             damping = max(damping / EASE, LEAST)

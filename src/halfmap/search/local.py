@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfmap.ops import symmetry
 from halfmap.ops.rotations import from_rotation_vector, to_rotation_vector
 from halfmap.ops.threads import in_threads
 from halfmap.search import _pose_kernels as kernels
@@ -37,7 +38,7 @@ class LocalPoses:
     shifts_px : Tensor (n, 2), float64
         (x, y), moving the images so that they are centred.
     log_likelihood : Tensor (n,), float64
-        With the prior of shifts, but for a constant.
+        With the prior, but for a constant.
     precision : Tensor (n, 5, 5), float64
         Inverse of the covariance of turns about x, y and z of the image, in radians, and of shifts along x
         and y, in pixels.
@@ -67,13 +68,15 @@ class LocalPoses:
         deviations = self.covariance.diagonal(dim1=1, dim2=2).sqrt()
         return deviations * deviations.new_tensor([180 / math.pi] * 3 + [1, 1])
 
-    def shares(self, owner: Tensor) -> Tensor:
+    def shares(self, owner: Tensor, group: str = "C1") -> Tensor:
         """Part (n,) that each maximum holds of the posterior of its image, all of which sum to 1.
 
         Parameters
         ----------
         owner : Tensor (n,) of int
             Image of each.
+        group : str
+            Point group, whose equivalent poses are one.
 
         Notes
         -----
@@ -84,9 +87,10 @@ class LocalPoses:
         logs = torch.where(logs.isfinite(), logs, torch.full_like(logs, -_NOTHING))
         order = torch.argsort(self.log_likelihood, descending=True, stable=True)
         order = order[torch.argsort(owner[order], stable=True)]
+        operators = symmetry.operators(group).to(self.rotations)
         same = torch.zeros(len(order), dtype=torch.bool, device=order.device)
         for apart in range(1, int(owner.bincount().max()) if len(owner) else 0):
-            near = self._distance(order[:-apart], order[apart:]) < 1
+            near = self._distance(order[:-apart], order[apart:], operators) < 1
             same[apart:] |= near & (owner[order[:-apart]] == owner[order[apart:]])
         logs[order[same]] = -math.inf
         n = int(owner.max()) + 1 if len(owner) else 0
@@ -94,12 +98,80 @@ class LocalPoses:
         shares = (logs - greatest[owner]).exp()
         return shares / shares.new_zeros(n).index_add_(0, owner, shares)[owner]
 
-    def _distance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Between some poses and as many others, in standard deviations of the first."""
-        turn = self.rotations[second] @ self.rotations[first].transpose(1, 2)
+    def _distance(self, first: Tensor, second: Tensor, operators: Tensor) -> Tensor:
+        """Between some poses and the nearest equivalents of others, in standard deviations of the first."""
+        turns = self.rotations[second, None] @ operators @ self.rotations[first, None].transpose(-1, -2)
+        nearest = turns.diagonal(dim1=-2, dim2=-1).sum(-1).argmax(1)
+        turn = turns[torch.arange(len(turns), device=turns.device), nearest]
         shift = self.shifts_px[second] - self.shifts_px[first]
         apart = torch.cat([torch.deg2rad(to_rotation_vector(turn)), shift], dim=1)
         return torch.einsum("ni,nij,nj->n", apart, self.precision[first], apart).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class PosePrior:
+    """Normal priors of poses, each about one that is given.
+
+    Attributes
+    ----------
+    rotations : Tensor (n, 3, 3), float64
+    shifts_px : Tensor (n, 2), float64
+        Moving the images.
+    precision : Tensor (n, 5, 5), float64
+        Inverse of the covariance of turns about x, y and z of the image, in radians, and of shifts along x
+        and y, in pixels.
+    """
+
+    rotations: Tensor
+    shifts_px: Tensor
+    precision: Tensor
+
+    @classmethod
+    def of_shifts(cls, rotations: Tensor, deviation_px: float) -> PosePrior:
+        """Of shifts about none, the same for all poses; rotations (n, 3, 3) are free."""
+        precision = torch.diag(
+            rotations.new_tensor([0.0, 0, 0, 1, 1], dtype=torch.float64) * deviation_px**-2
+        )
+        shifts = precision.new_zeros(len(rotations), 2)
+        return cls(rotations.double(), shifts, precision.expand(len(rotations), 5, 5))
+
+    @classmethod
+    def about(
+        cls, rotations: Tensor, shifts_px: Tensor, *, turn_deg: float, shift_px: float, fulcrum_px: Tensor
+    ) -> PosePrior:
+        """About poses, with a point of the particle that turns leave where it is.
+
+        Parameters
+        ----------
+        rotations, shifts_px : Tensor (n, 3, 3), (n, 2)
+            Poses; shifts move the images.
+        turn_deg, shift_px : float
+            Standard deviations about and along an axis.
+        fulcrum_px : Tensor (3,)
+            The point (x, y, z) in the map, from the centre of its box. Shifts are those of its projection,
+            which a turn w moves by ``w × R f`` in an image whose own shift does not change.
+        """
+        rotations, shifts = rotations.double(), shifts_px.double()
+        x, y, z = (rotations @ fulcrum_px.to(rotations)).unbind(1)
+        none = torch.zeros_like(x)
+        moved = torch.stack([none, z, -y, -z, none, x], dim=1).reshape(-1, 2, 3)
+        both = torch.eye(5, dtype=rotations.dtype, device=rotations.device).repeat(len(rotations), 1, 1)
+        both[:, 3:, :3] = -moved
+        widths = rotations.new_tensor([math.radians(turn_deg)] * 3 + [shift_px] * 2)
+        return cls(rotations, shifts, both.transpose(1, 2) @ (both / widths.square()[:, None]))
+
+    def __getitem__(self, which: Tensor) -> PosePrior:
+        """Those of some poses."""
+        return PosePrior(self.rotations[which], self.shifts_px[which], self.precision[which])
+
+    def to(self, device: torch.device) -> PosePrior:
+        """The same on a device."""
+        return PosePrior(*(each.to(device) for each in vars(self).values()))
+
+    def apart(self, rotations: Tensor, shifts_px: Tensor) -> Tensor:
+        """Turns in radians and shifts in pixels (n, 5) from the poses that the priors are about."""
+        turns = torch.deg2rad(to_rotation_vector(rotations @ self.rotations.transpose(1, 2)))
+        return torch.cat([turns, shifts_px - self.shifts_px], dim=1)
 
 
 def refine_poses(
@@ -111,6 +183,7 @@ def refine_poses(
     owner: Tensor | None = None,
     radius: float | None = None,
     deviation_px: float = math.inf,
+    prior: PosePrior | None = None,
 ) -> LocalPoses:
     """Climb from poses to the maxima of the posterior near them.
 
@@ -127,6 +200,8 @@ def refine_poses(
         Largest frequency used, in Fourier pixels; by default the disc's.
     deviation_px : float
         Standard deviation of the normal prior of shifts.
+    prior : PosePrior, optional
+        Of the n poses, instead.
 
     Returns
     -------
@@ -147,10 +222,10 @@ def refine_poses(
     device = volume.values.device
     owner = torch.arange(len(rotations), device=device) if owner is None else owner.to(device)
     points = volume.check(disc.points[:count])
-    precision = deviation_px**-2
     rotations, shifts_px = (pose.to(device, torch.float64, copy=True) for pose in (rotations, shifts_px))
+    prior = (prior or PosePrior.of_shifts(rotations, deviation_px)).to(device)
     if device.type != "cpu":
-        return _climb_torch(volume, images, rotations, shifts_px, owner, points, precision)
+        return _climb_torch(volume, images, rotations, shifts_px, owner, points, prior)
     _ = volume.turns(rotations)
     real = volume.values.real.dtype
     linear = torch.view_as_real(images.linear).flatten(1).to(real).numpy()
@@ -158,11 +233,13 @@ def refine_poses(
     turn, move, found, whose = rotations.numpy(), shifts_px.numpy(), sums.numpy(), owner.numpy()
     fixed = volume.flat(), volume.origin, volume.scale
     shape = disc.box, disc.radius, points.numpy()
+    centre, middle, precision = (each.contiguous().numpy() for each in vars(prior).values())
 
     def climb(part: tuple[int, int]) -> None:
         for n in range(*part):
             image = linear[whose[n], : 2 * count], squared[whose[n], :count]
-            kernels.polish(*fixed, turn[n], move[n], *shape, *image, precision, _TRIALS, _GAIN, found[n])
+            about = centre[n], middle[n], precision[n]
+            kernels.polish(*fixed, turn[n], move[n], *shape, *image, about, _TRIALS, _GAIN, found[n])
 
     in_threads(climb, parts(len(rotations)))
     return LocalPoses(rotations, shifts_px, sums[:, 0], _symmetric(sums[:, 6:]))
@@ -208,17 +285,16 @@ def _climb_torch(
     shifts_px: Tensor,
     owner: Tensor,
     points: Tensor,
-    precision: float,
+    prior: PosePrior,
 ) -> LocalPoses:
     """As `_pose_kernels.polish`, all poses at a time."""
     mine = DiscImages(images.disc, images.linear[owner], images.squared[owner])
-    shift_part = torch.diag(rotations.new_tensor([0.0, 0, 0, 1, 1]) * precision)
 
     def evaluate(rotations: Tensor, shifts_px: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, gradient, matrix = likelihood_derivatives(volume, mine, rotations, shifts_px, points)
-        value = value - precision / 2 * shifts_px.square().sum(1)
-        gradient[:, 3:] -= precision * shifts_px
-        return value, gradient, matrix + shift_part
+        apart = prior.apart(rotations, shifts_px)
+        pull = (prior.precision @ apart[..., None])[..., 0]
+        return value - (apart * pull).sum(1) / 2, gradient - pull, matrix + prior.precision
 
     value, gradient, matrix = evaluate(rotations, shifts_px)
     damping = torch.full_like(value, kernels.BEGIN)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfmap.ops import symmetry
 from halfmap.search.disc import DiscImages
-from halfmap.search.local import LocalPoses, refine_poses
+from halfmap.search.local import LocalPoses, PosePrior, refine_poses
 from halfmap.search.projector import SplineVolume
 from halfmap.search.sampling import DirectionSearch, subdivided
 
@@ -64,6 +64,7 @@ def climb(
     deviation_px: float,
     group: str = "C1",
     most: int = 4,
+    prior: PosePrior | None = None,
 ) -> Maxima:
     """Climb from some poses of each image to maxima of its posterior, with more and more frequencies.
 
@@ -79,9 +80,11 @@ def climb(
     deviation_px : float
         Standard deviation of the normal prior of shifts.
     group : str
-        Point group, by which the prior of rotations is that of one asymmetric unit.
+        Point group, of which poses that are equivalent are one, and the prior is that of an asymmetric unit.
     most : int
-        Maxima kept for an image after each ascent but the last, where all that matter are.
+        Maxima kept for an image after each ascent.
+    prior : PosePrior, optional
+        Of each of the poses, instead: that of an image is one of those about its poses, with equal chances.
 
     Returns
     -------
@@ -94,16 +97,19 @@ def climb(
     """
     least = [_EARLY] * (len(radii) - 1) + [_LEAST_SHARE]
     local = LocalPoses(rotations, shifts_px, torch.empty(0), torch.empty(0))
+    widest = _widest(owner, prior, deviation_px, group)
     shares = torch.empty(0)
     for radius, part in zip(radii, least, strict=True):
         start = local.rotations, local.shifts_px
-        local = refine_poses(volume, images, *start, owner=owner, radius=radius, deviation_px=deviation_px)
-        shares = local.shares(owner)
+        how = {"radius": radius, "deviation_px": deviation_px, "prior": prior}
+        local = refine_poses(volume, images, *start, owner=owner, **how)
+        shares = local.shares(owner, group)
         kept = _kept(shares, owner, most, part)
         owner, shares = owner[kept], shares[kept]
+        widest, prior = widest[kept], None if prior is None else prior[kept]
         local = LocalPoses(*(each[kept] for each in vars(local).values()))
     total = torch.zeros(len(images), dtype=shares.dtype, device=shares.device).index_add_(0, owner, shares)
-    evidence = _evidence(local, owner, len(images), deviation_px, group)
+    evidence = _evidence(local, owner, len(images), widest)
     return Maxima(local, owner, shares / total[owner], evidence)
 
 
@@ -172,12 +178,22 @@ def _kept(shares: Tensor, owner: Tensor, most: int, least: float) -> Tensor:
     return order[(rank < most) & ((shares[order] >= least) | (rank == 0))]
 
 
-def _evidence(local: LocalPoses, owner: Tensor, n: int, deviation_px: float, group: str) -> Tensor:
-    """Sum of the normal distributions about the maxima, over the volume of the prior."""
+def _widest(owner: Tensor, prior: PosePrior | None, deviation_px: float, group: str) -> Tensor:
+    """Logarithm (n,) of the volume of the prior about each pose, by its density at the middle."""
+    if prior is not None:
+        determinant = torch.linalg.slogdet(prior.precision).logabsdet
+        return 2.5 * math.log(2 * math.pi) - 0.5 * determinant + owner.bincount()[owner].log()
+    # Poses that are equivalent are counted once, and each stands for as many.
+    widest = math.log(_ROTATIONS / symmetry.order(group)) + math.log(2 * math.pi * deviation_px**2)
+    return torch.full((len(owner),), widest, dtype=torch.float64, device=owner.device)
+
+
+def _evidence(local: LocalPoses, owner: Tensor, n: int, widest: Tensor) -> Tensor:
+    """Sum of the normal distributions about the maxima, over the prior of which `widest` is the volume."""
     spread = -0.5 * torch.linalg.slogdet(local.precision).logabsdet + 2.5 * math.log(2 * math.pi)
     # What nothing determines is as wide as the prior.
-    widest = math.log(_ROTATIONS) + math.log(2 * math.pi * deviation_px**2)
-    logs = local.log_likelihood + spread.nan_to_num(nan=widest, posinf=widest).clamp_max(widest)
+    spread = torch.where(spread.isfinite(), spread, widest).minimum(widest)
+    logs = local.log_likelihood + spread - widest
     greatest = logs.new_full((n,), -math.inf).scatter_reduce_(0, owner, logs, "amax")
     total = logs.new_zeros(n).index_add_(0, owner, (logs - greatest[owner]).exp())
-    return greatest + total.log() - widest + math.log(symmetry.order(group))
+    return greatest + total.log()
