@@ -1,9 +1,15 @@
 """Refinement of simulated particles with truth, beside RELION's.
 
-RNA polymerase II (C1, 2,000 particles of 128 px) and β-galactosidase (D2, 1,500 of 160 px) at a ratio of
-signal to noise of 0.05, with the ice's noise, CTFs and shifts. Both programs get the same table without
-poses, the same half sets, and the truth low-passed at 40 Å as reference; RELION gets it on the images' grey
-scale, which it needs. Maps are compared with the truth within one soft sphere, and poses with the true ones.
+RNA polymerase II (C1, 2,000 particles of 128 px), β-galactosidase (D2, 1,500 of 160 px) and a cellulose
+synthase of 145 kDa (C1, 2,000 of 128 px) at a ratio of signal to noise of 0.05, with the ice's noise, CTFs
+and shifts. Both programs get the same table without poses, the same half sets, and the truth low-passed at
+40 Å as reference; RELION gets it on the images' grey scale, which it needs, and searches near its poses from
+steps of 3.75° on, which spares it most of its time. Maps are compared with the truth within one soft sphere,
+and poses with the true ones. RELION reconstructs from our table and post-processes our half maps.
+
+Two cases say what is reported where there is nothing: `noise` has images of white noise instead of those of
+the polymerase, and the truth low-passed at 30 Å as reference; `passed` has those of the galactosidase,
+low-passed at 8 Å.
 
 RELION takes hours; its results are kept in `--scratch`. CPU seconds, user and system of all processes, hold
 on a machine that others use as well; wall times do not.
@@ -15,10 +21,11 @@ import argparse
 import json
 import platform
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -31,18 +38,19 @@ from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.filters import low_pass
-from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops.fourier import irfft2, irfft3, rfft2, rfft3
 from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.masks import soft_sphere
 from halfmap.ops.symmetry import symmetric_distance
 
-START_A, SEED = 40.0, 5
+START_A, PASSED_A, SEED = 40.0, 8.0, 5
+WHOLE = "run_class001_unfil.mrc"
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnClassNumber")
 RELION = (
     "mpirun --allow-run-as-root --oversubscribe -n 3 relion_refine_mpi --auto_refine --split_random_halves"
     " --i input.star --ref reference.mrc --o relion/run --ini_high 40 --ctf --ctf_corrected_ref"
     " --particle_diameter {diameter:.0f} --flatten_solvent --zero_mask --oversampling 1 --healpix_order 2"
-    " --auto_local_healpix_order 4 --offset_range 5 --offset_step 2 --sym {group} --low_resol_join_halves 40"
+    " --auto_local_healpix_order 3 --offset_range 5 --offset_step 2 --sym {group} --low_resol_join_halves 40"
     " --norm --scale --pad 2 --dont_combine_weights_via_disc --pool 3 --j 1 --random_seed 1"
 )
 
@@ -54,17 +62,24 @@ class Case:
     words: str
     group: str
     diameter: float
+    start_A: float = START_A
+    images: Literal["as simulated", "noise", "passed"] = "as simulated"
 
+
+_POLYMERASE = "1wcm.pdb.gz --atom-b-factor 60 --box-size 128 --pixel-size 2 --n-particles {n} --seed 13"
+_GALACTOSIDASE = "5a1a.cif.gz --box-size 160 --pixel-size 1.7 --n-particles 1500 --seed 12"
 
 CASES = {
-    "polymerase": Case(
-        "1wcm.pdb.gz --atom-b-factor 60 --box-size 128 --pixel-size 2 --n-particles 2000 --seed 13",
+    "polymerase": Case(_POLYMERASE.format(n=2000), "C1", 190.0),
+    "polymerase20000": Case(_POLYMERASE.format(n=20000), "C1", 190.0),
+    "galactosidase": Case(_GALACTOSIDASE, "D2", 205.0),
+    "synthase": Case(
+        "4hg6.pdb.gz --atom-b-factor 60 --box-size 128 --pixel-size 1.7 --n-particles 2000 --seed 14",
         "C1",
-        190.0,
+        180.0,
     ),
-    "galactosidase": Case(
-        "5a1a.cif.gz --box-size 160 --pixel-size 1.7 --n-particles 1500 --seed 12", "D2", 205.0
-    ),
+    "noise": Case(_POLYMERASE.format(n=2000), "C1", 190.0, start_A=30.0, images="noise"),
+    "passed": Case(_GALACTOSIDASE, "D2", 205.0, images="passed"),
     "small": Case(
         "1wcm.pdb.gz --atom-b-factor 60 --box-size 64 --pixel-size 4 --n-particles 500 --seed 11", "C1", 190.0
     ),
@@ -86,11 +101,26 @@ def make(folder: Path, models: Path, case: Case) -> None:
     volume = scale * torch.from_numpy(read_mrc(job / "truth_map.mrc").astype(np.float32))
     pixel_size = read_header(job / "truth_map.mrc").pixel_size
     assert pixel_size is not None
-    passed = low_pass(tuple(volume.shape), pixel_size=pixel_size, resolution=START_A)
+    passed = low_pass(tuple(volume.shape), pixel_size=pixel_size, resolution=case.start_A)
     reference = irfft3(rfft3(volume) * passed, shape=tuple(volume.shape))
     write_mrc(folder / "truth.mrc", volume.numpy(), pixel_size=pixel_size)
     write_mrc(folder / "reference.mrc", reference.numpy(), pixel_size=pixel_size)
+    if case.images != "as simulated":
+        for path in sorted((job / "Particles").glob("*.mrcs")):
+            spoil(path, case.images, pixel_size)
     write_particles(folder / "input.star", ParticleSet(particles.optics, rows))
+
+
+def spoil(stack: Path, images: str, pixel_size: float) -> None:
+    """Write white noise over a stack of particles, or pass them low."""
+    old = torch.from_numpy(np.array(read_mrc(stack), np.float32))
+    if images == "noise":
+        new = torch.randn(old.shape, generator=torch.Generator().manual_seed(int(stack.stem)))
+    else:
+        shape = tuple(old.shape[1:])
+        passed = low_pass(shape, pixel_size=pixel_size, resolution=PASSED_A)
+        new = irfft2(rfft2(old) * passed, shape=shape)
+    write_mrc(stack, new.numpy(), pixel_size=pixel_size, stack=True)
 
 
 def against_truth(folder: Path, case: Case, halves: list[Path], table: Path) -> dict[str, float]:
@@ -122,16 +152,48 @@ def against_truth(folder: Path, case: Case, halves: list[Path], table: Path) -> 
     return scores
 
 
+def reconstructed(folder: Path, case: Case, job: Path) -> float:
+    """Least correlation of the unfiltered map of all particles with what RELION makes of their table.
+
+    Within the soft sphere, shell by shell to the resolution of the half maps; the innermost two are left out.
+    """
+    out = job / "relion_reconstruct.mrc"
+    command = f"relion_reconstruct --i {job / 'particles.star'} --o {out} --ctf --sym {case.group}"
+    subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
+    maps = [torch.from_numpy(read_mrc(path).astype(np.float32)) for path in (out, job / WHOLE)]
+    pixel_size = read_header(folder / "truth.mrc").pixel_size
+    assert pixel_size is not None
+    mask = soft_sphere(maps[0].shape, radius=case.diameter / 2, edge=8.0, pixel_size=pixel_size)
+    finest = read_star(job / "model.star")["model_general"]["rlnCurrentResolution"]
+    assert isinstance(finest, float)
+    last = int(len(mask) * pixel_size / finest)
+    return float(fsc(maps[0] * mask, maps[1] * mask)[2 : last + 1].min())
+
+
+def postprocessed(folder: Path, job: Path) -> float:
+    """Resolution in Å that RELION reports of the half maps in the mask of the refinement."""
+    command = f"relion_postprocess --i {job}/run_half1_class001_unfil.mrc --mask {job}/mask.mrc"
+    command += f" --o {job}/relion_postprocess --autob_lowres 15"
+    subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
+    found = read_star(job / "relion_postprocess.star")["general"]["rlnFinalResolution"]
+    assert isinstance(found, float)
+    return found
+
+
 def ours(folder: Path, case: Case, workers: int) -> dict[str, Any]:
     """Refine, and compare with the truth."""
     words = f"refine input.star --reference reference.mrc --symmetry {case.group} --diameter {case.diameter}"
-    command = [sys.executable, "-m", "halfmap", *words.split(), "--workers", str(workers), "--project", "."]
+    words += f" --initial-lowpass {case.start_A} --workers {workers} --project ."
+    command = [sys.executable, "-m", "halfmap", *words.split()]
     seconds = timed(command, folder, folder / "refine.log")
     job = last_job(folder, "Refine")
     general = read_star(job / "model.star")["model_general"]
     halves = [job / f"run_half{i}_class001_unfil.mrc" for i in (1, 2)]
     row = {"program": "Halfmap", "iterations": general["rlnCurrentIteration"]}
     row["half maps Å"] = general["rlnCurrentResolution"]
+    if case.images != "noise":
+        row["least FSC with relion_reconstruct"] = reconstructed(folder, case, job)
+        row["relion_postprocess Å"] = postprocessed(folder, job)
     return row | seconds | against_truth(folder, case, halves, job / "particles.star")
 
 

@@ -6,13 +6,22 @@ import pytest
 import torch
 from pose_simulation import Particle, simulate
 
-from halfmap.errors import ParameterError, ShapeError
+from halfmap.errors import FileFormatError, ParameterError, ShapeError
 from halfmap.ops.fourier import rfft3
 from halfmap.ops.fsc import fsc
 from halfmap.ops.grids import frequency_radius, ring_index
+from halfmap.ops.masks import soft_sphere
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import DiscImages, FourierDisc
-from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, without
+from halfmap.search.halfmaps import (
+    HalfSums,
+    believed,
+    joined,
+    load_sums,
+    radius_at,
+    save_sums,
+    solved,
+)
 
 BOX, RADIUS = 32, 12
 PARTICLE = Particle.random(BOX, count=40, radius_px=9.0)
@@ -32,10 +41,12 @@ def halves() -> HalfSums:
     return HalfSums.of((_sums(300, 0), _sums(300, 1)))
 
 
-def test_filter_leaves_the_part_that_the_halves_agree_in(halves: HalfSums):
+@pytest.mark.parametrize("n", [300, 25])
+def test_filter_leaves_the_part_that_the_halves_agree_in(n: int):
     """Wiener's filter of one half map is the correlation: amplitudes shrink by it, shell by shell."""
+    halves = HalfSums.of((_sums(n, 0), _sums(n, 1)))
     correlation = torch.linspace(1, 0.1, RADIUS + 1)
-    raw, shrunk = halves.unfiltered()[0], halves.halves[0].solve(halves.prior(correlation))
+    raw, shrunk = halves.unfiltered()[0], solved(halves.halves[0], halves.prior(correlation)[0])
     index = ring_index((BOX,) * 3)
     a, b = rfft3(raw), rfft3(shrunk)
     for shell in range(3, RADIUS - 1):
@@ -47,7 +58,7 @@ def test_filter_leaves_the_part_that_the_halves_agree_in(halves: HalfSums):
 
 def test_filtered_map_is_nearer_to_the_truth(halves: HalfSums):
     raw = halves.unfiltered()
-    filtered = halves.halves[0].solve(halves.prior(believed(fsc(*raw))[: RADIUS + 2]))
+    filtered = solved(halves.halves[0], halves.prior(believed(fsc(*raw))[: RADIUS + 2])[0])
     truth = PARTICLE.volume()
     low = frequency_radius((BOX,) * 3) * BOX <= RADIUS
     error = [float((rfft3(v) - rfft3(truth))[low].abs().square().sum()) for v in (raw[0], filtered)]
@@ -58,11 +69,63 @@ def test_filtered_map_is_nearer_to_the_truth(halves: HalfSums):
 
 def test_without_a_part_is_as_if_it_had_never_been():
     whole, part, rest = _sums(30, 2), _sums(30, 2, part=slice(0, 10)), _sums(30, 2, part=slice(10, None))
-    left = without(whole, part)
-    assert float((left.sums.data - rest.sums.data).abs().max()) < 1e-5 * float(whole.sums.data.abs().max())
-    assert float(left.sums.weights.min()) >= 0
+    prior = torch.full((RADIUS + 1,), float(whole.sums.weights.mean()))
+    left, alone = solved(whole, prior, without=part), solved(rest, prior)
+    assert float((left - alone).abs().max()) < 1e-5 * float(alone.abs().max())
+    assert float((solved(whole, prior) - alone).abs().max()) > 0.1 * float(alone.abs().max())
     with pytest.raises(ShapeError):
-        without(whole, Backprojection.empty(BOX, RADIUS - 4))
+        solved(whole, prior, without=Backprojection.empty(BOX, RADIUS - 4))
+
+
+def test_many_views_without_noise_give_the_particle_itself():
+    """Size and place of all densities are those of the truth."""
+    index = ring_index((BOX,) * 3)
+    low = (index >= 3) & (index <= RADIUS - 2)
+    sums = _sums(400, 5, snr=1e4)
+    prior = torch.full((RADIUS + 1,), 1e-3 * float(sums.sums.weights.mean()))
+    found, exact = rfft3(solved(sums, prior))[low], rfft3(PARTICLE.volume())[low]
+    assert float((found - exact).abs().square().sum() / exact.abs().square().sum()) < 0.01
+    assert float((found.conj() * exact).real.sum() / exact.abs().square().sum()) == pytest.approx(1, abs=0.02)
+
+
+def test_voxels_of_little_weight_count_for_little():
+    """With few views a quotient voxel by voxel is as noisy as its poorest voxels."""
+    truth = PARTICLE.volume()
+    mask = soft_sphere((BOX,) * 3, radius=10.0, edge=3.0)
+    outer = slice(RADIUS - 5, RADIUS - 1)
+    better = []
+    for seed in range(4):
+        sums = HalfSums.of((_sums(25, 2 * seed, snr=1.0), _sums(25, 2 * seed + 1, snr=1.0)))
+        floored = sums.unfiltered()[0]
+        tiny = 1e-3 * sums.halves[0].sums.weights.mean()
+        alone = sums.halves[0].solve(tiny.expand(sums.halves[0].sums.weights.shape))
+        curves = [fsc(each * mask, truth * mask)[outer].mean() for each in (floored, alone)]
+        better.append(float(curves[0] - curves[1]))
+    assert min(better) > 0.02
+
+
+def test_sums_that_are_not_halfmap_s_are_refused(tmp_path: Path):
+    (tmp_path / "a.npy").write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match="no sums"):
+        load_sums(tmp_path / "a.npy", BOX, 2 * BOX)
+
+
+def test_sums_mapped_into_memory_are_those_saved(tmp_path: Path):
+    sums = _sums(5, 0)
+    save_sums(tmp_path / "a.npy", sums)
+    assert torch.equal(load_sums(tmp_path / "a.npy", BOX, 2 * BOX).sums.data, sums.sums.data)
+
+
+@pytest.mark.parametrize("padding", [2.0, 1.5])
+def test_map_is_that_of_the_transform_as_a_whole(padding: float):
+    """Against a division of all voxels at once and one inverse transform of the padded box."""
+    images = simulate(PARTICLE, DISC, 30, snr=0.5, seed=1)
+    sums = Backprojection.empty(BOX, RADIUS, padding=padding)
+    sums.add(images.images, images.rotations, images.shifts_px)
+    prior = float(sums.sums.weights.mean())
+    whole = sums.solve(torch.tensor(prior))
+    found = solved(sums, torch.full((RADIUS + 1,), prior))
+    assert float((found - whole).abs().max()) < 1e-5 * float(whole.abs().max())
 
 
 def test_joined_maps_share_what_is_coarse_only():

@@ -2,8 +2,11 @@
 
 import torch
 
+from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.ops.grids import ring_index, ring_sums
+from halfmap.ops.masks import soft_circle
 from halfmap.search.disc import FourierDisc
-from halfmap.search.lens_noise import LensNoise, NoiseSums, ring_means
+from halfmap.search.lens_noise import LensNoise, NoiseSums, leakage, ring_means
 
 RINGS, N = 12, 4000
 
@@ -55,6 +58,27 @@ def test_no_part_is_negative():
     sums = NoiseSums.empty(1, RINGS)
     sums.add(transfer**2, transfer, torch.zeros(40, dtype=torch.int64))
     assert float(sums.fit().detector.min()) > 0
+
+
+def test_power_leaks_through_masks_as_foretold():
+    """Noise that ends at a ring, masked: power beyond it, against images drawn."""
+    box, end = 48, 14
+    mask = soft_circle((box, box), radius=16.0, edge=3.0).double()
+    index = ring_index((box, box))
+    noise = torch.randn(600, box, box, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    whole = irfft2(rfft2(noise) * torch.where(index < end, 1.0, 1e-3), shape=(box, box))
+    count = ring_sums(torch.ones(index.shape, dtype=torch.float64), shape=(box, box))
+    whole_power, masked_power = (
+        (ring_sums(rfft2(each).abs().square(), shape=(box, box)).mean(0) / count)[: box // 2]
+        for each in (whole, whole * mask)
+    )
+    expected = leakage(mask) @ whole_power
+    found = masked_power / mask.square().mean()
+    assert float(found[end + 1] / whole_power[end + 1]) > 1e3
+    # Outermost rings also have power from the corners.
+    assert float((found / expected - 1).abs()[1 : box // 2 - 4].max()) < 0.1
+    flat = leakage(mask) @ torch.ones(box // 2, dtype=torch.float64)
+    assert torch.allclose(flat, torch.ones_like(flat))
 
 
 def test_ring_means():

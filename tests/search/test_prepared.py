@@ -1,15 +1,19 @@
 """Images made ready: the same in a disc and on rings, with what was done to their phases taken back."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from pose_simulation import Particle
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halfmap.data.ctf import CTFParameters
+from halfmap.errors import TableError
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.masks import soft_circle
 from halfmap.ops.rotations import random_rotations
+from halfmap.search import prepared
 from halfmap.search.disc import FourierDisc
 from halfmap.search.polar import PolarGrid
 from halfmap.search.prepared import on_rings, prepare
@@ -38,6 +42,11 @@ def _parameters(tilt_mrad: float = 0.0) -> CTFParameters:
         even_zernike=torch.zeros(N, 0),
         magnification=torch.eye(2).expand(N, -1, -1),
     )
+
+
+def _microscope(parameters: CTFParameters) -> dict[str, torch.Tensor]:
+    names = ("voltage_kV", "cs_mm", "amplitude_contrast", "pixel_size")
+    return {name: getattr(parameters, name) for name in (*names, "defocus_u", "defocus_v", "defocus_angle")}
 
 
 def _clean() -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +79,41 @@ def test_aberrations_are_taken_off():
     plain = prepare(clean, mask, _parameters(), disc, PIXEL)
     assert not torch.allclose(prepare(tilted, mask, _parameters(), disc, PIXEL).whole, plain.whole, atol=0.1)
     assert torch.allclose(found.whole, plain.whole, atol=1e-3)
+
+
+def test_ctfs_are_computed_where_their_parameters_are(monkeypatch):
+    """With images and frequencies on a GPU, whose devices can be followed without there being one."""
+    # What looks at values, of which there are none here.
+    monkeypatch.setattr(prepared, "refuse_stretched", lambda parameters: None)
+    monkeypatch.setattr(CTFParameters, "for_odd_aberrations", lambda self: None)
+    monkeypatch.setattr(CTFParameters, "for_ctf", _microscope)
+
+    def pack(self: FourierDisc, spectra: torch.Tensor) -> torch.Tensor:
+        return torch.empty(len(spectra), len(self.points), dtype=spectra.dtype, device=spectra.device)
+
+    # Indexing is what a build without CUDA cannot follow.
+    monkeypatch.setattr(FourierDisc, "pack", pack)
+    disc = FourierDisc(BOX, 10)
+    shape = disc.points.shape
+    with FakeTensorMode():
+        disc.__dict__["points"] = torch.empty(shape, dtype=torch.float64, device="cuda")
+        images, mask = torch.empty(N, BOX, BOX, device="cuda"), torch.empty(BOX, BOX, device="cuda")
+        ready = prepare(images, mask, _parameters(), disc, PIXEL, phase_flipped=torch.ones(N) > 0)
+        assert ready.masked.device.type == "cuda"
+        assert ready.ctf.device.type == disc.device == "cpu"
+
+
+def test_anisotropic_magnification_is_refused():
+    _, clean = _clean()
+    stretched = torch.tensor([[1.004, 0.0], [0.0, 1.0]]).expand(N, -1, -1)
+    with pytest.raises(TableError, match="magnification"):
+        prepare(
+            clean,
+            torch.ones(BOX, BOX),
+            replace(_parameters(), magnification=stretched),
+            FourierDisc(BOX, 12),
+            PIXEL,
+        )
 
 
 def test_flipped_phases_make_the_ctf_positive():

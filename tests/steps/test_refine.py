@@ -10,100 +10,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from pose_simulation import Particle
+from refine_simulation import BOX, DIAMETER, PIXEL, SCALES, N, errors, run, write_project
 
 from halfmap.data import ParticleSet, Poses
-from halfmap.engine import RunOptions
 from halfmap.errors import FileFormatError, HalfmapError, ParameterError, ShapeError, TableError
 from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
-from halfmap.ops.ctf import ctf
-from halfmap.ops.fourier import irfft2, resample, rfft2, shift_image
+from halfmap.ops.fourier import rfft3
 from halfmap.ops.fsc import fsc, resolution
+from halfmap.ops.grids import ring_index
 from halfmap.ops.masks import soft_sphere
-from halfmap.ops.rotations import random_rotations
-from halfmap.ops.symmetry import operators, symmetric_distance
 from halfmap.project import Project
-from halfmap.steps.refine import iterate, start
+from halfmap.steps.refine import iterate, model, start
 from halfmap.steps.refine.plan import half_sets
 from halfmap.steps.refine.step import RefineStep
-
-BOX, PIXEL, DIAMETER, N, SHIFT_A = 36, 4.0, 100.0, 240, 4.0
-OPTICS = {
-    "rlnOpticsGroup": [1],
-    "rlnOpticsGroupName": ["one"],
-    "rlnVoltage": [300.0],
-    "rlnSphericalAberration": [2.7],
-    "rlnAmplitudeContrast": [0.1],
-    "rlnImagePixelSize": [PIXEL],
-    "rlnImageSize": [BOX],
-}
-
-
-def write_project(
-    folder: Path, *, group: str = "C1", signal: float = 1.0, n: int = N, seed: int = 3
-) -> Poses:
-    """A table, a stack and a reference at another scale, box and pixel size; the true poses."""
-    generator = torch.Generator().manual_seed(seed)
-    particle = Particle.random(BOX, count=60, radius_px=11.0)
-    atoms = torch.cat([particle.atoms @ operator.T for operator in operators(group)])
-    particle = Particle(atoms, BOX)
-    rotations = random_rotations(n, generator=generator, dtype=torch.float64)
-    shifts = torch.randn(n, 2, generator=generator, dtype=torch.float64) * (SHIFT_A / PIXEL)
-    defocus = np.repeat(np.linspace(8000, 16000, 4), -(-n // 4))[:n]
-    transfer = torch.stack(
-        [
-            ctf(
-                (BOX, BOX),
-                pixel_size=PIXEL,
-                defocus_u=float(z),
-                defocus_v=float(z),
-                defocus_angle=0.0,
-                voltage_kV=300.0,
-                cs_mm=2.7,
-                amplitude_contrast=0.1,
-            )
-            for z in defocus
-        ]
-    )
-    clean = irfft2(rfft2(particle.images(rotations)) * transfer, shape=(BOX, BOX))
-    clean = shift_image(clean, shift_px=-shifts)
-    noise = torch.randn(n, BOX, BOX, generator=generator)
-    # A fifth of the noise's variance within the particle's circle.
-    scale = signal * math.sqrt(0.2 / float(clean[:, 6:-6, 6:-6].var()))
-    (folder / "Stacks").mkdir(parents=True)
-    write_mrc(folder / "Stacks/a.mrcs", (scale * clean + noise).numpy(), pixel_size=PIXEL, stack=True)
-    rows = pl.DataFrame(
-        {
-            "rlnImageName": [f"{i + 1:06d}@Stacks/a.mrcs" for i in range(n)],
-            "rlnMicrographName": [f"Motion/{int(z)}.mrc" for z in defocus],
-            "rlnOpticsGroup": np.ones(n, np.int64),
-            "rlnDefocusU": defocus,
-            "rlnDefocusV": defocus,
-            "rlnDefocusAngle": np.zeros(n),
-            "someOtherColumn": np.arange(n),
-        }
-    )
-    write_particles(folder / "particles.star", ParticleSet(pl.DataFrame(OPTICS), rows))
-    truth = particle.volume()
-    write_mrc(folder / "truth.mrc", truth.numpy(), pixel_size=PIXEL)
-    smaller = 32
-    coarse = 700.0 * resample(truth, new_shape=(smaller,) * 3).numpy()
-    write_mrc(folder / "reference.mrc", coarse, pixel_size=PIXEL * BOX / smaller)
-    return Poses(rotations, shifts * PIXEL)
-
-
-def run(folder: Path, *, workers: int = 1, **parameters) -> Path:
-    settings = {
-        "particles": Path("particles.star"),
-        "reference": Path("reference.mrc"),
-        "diameter": DIAMETER,
-        "initial_lowpass": 25.0,
-        "most_iterations": 7,
-    }
-    options = RunOptions(workers=workers, device="cpu")
-    return Project.at(folder).run(RefineStep(**(settings | parameters)), options).folder
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +49,6 @@ def compared(folder: Path, path: Path) -> float:
     maps = [torch.from_numpy(np.array(read_mrc(each), np.float32)) for each in (path, folder / "truth.mrc")]
     curve = fsc(maps[0] * mask, maps[1] * mask)
     return resolution(curve, pixel_size=PIXEL, box=BOX, threshold=0.5)
-
-
-def errors(job: Path, poses: Poses, group: str = "C1") -> torch.Tensor:
-    found = read_particles(job / "particles.star").poses
-    return symmetric_distance(found.rotations.double(), poses.rotations, group)
 
 
 def test_map_and_poses_are_those_of_the_truth(truth, job):
@@ -176,8 +92,43 @@ def test_half_maps_are_unfiltered_and_the_table_says_how_they_agree(job):
     ]
 
 
+def test_scales_of_micrographs(job):
+    found = read_star(job / "model.star")["model_groups"].sort("rlnGroupName")
+    scale = dict(zip(found["rlnGroupName"], found["rlnGroupScaleCorrection"], strict=True))
+    first, last = (scale[f"Motion/{defocus}.mrc"] for defocus in (8000, 16000))
+    # Each is estimated from 60 particles, under a prior that pulls it towards 1.
+    assert last / first == pytest.approx(SCALES[1] / SCALES[0], abs=0.2)
+
+
+def test_map_is_of_all_particles_and_has_the_least_error(job):
+    """Amplitudes against those of the unfiltered map of all particles: Wiener's filter, 2 f / (1 + f)."""
+    names = ("map", "run_class001_unfil", "mask", *(f"run_half{i}_class001_unfil" for i in (1, 2)))
+    maps = [torch.from_numpy(np.array(read_mrc(job / f"{name}.mrc"), np.float32)) for name in names]
+    filtered, whole, mask = rfft3(maps[0]), rfft3(maps[1] * maps[2]), maps[2]
+    correlation = read_star(job / "model.star")["model_class_1"]["rlnGoldStandardFsc"].to_numpy()
+    index, seen = ring_index((BOX,) * 3), 0
+    for shell in np.flatnonzero((correlation > 0.3) & (correlation < 0.9)):
+        own = index == int(shell)
+        gain = float((filtered[own] * whole[own].conj()).real.sum() / whole[own].abs().square().sum())
+        expected = 2 * correlation[shell] / (1 + correlation[shell])
+        # The correlation itself is 0.1 to 0.2 less.
+        assert gain == pytest.approx(expected, abs=0.1)
+        seen += 1
+    assert seen
+    halves = fsc((maps[3] + maps[4]) * mask, maps[1] * mask)
+    assert float(halves[2:8].min()) > 0.95
+
+
+def test_every_particle_has_poses_that_matter(job):
+    found = read_particles(job / "particles.star").rows["rlnNrOfSignificantSamples"]
+    assert found.min() == 1
+
+
 def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
-    """With images of the second half set exchanged, the sums of the first are the same, theirs are not."""
+    """With images of the second half set exchanged, the sums of the first are the same, theirs are not.
+
+    What both share is held fixed: where they begin, the mask, and the correlation; nothing is joined.
+    """
     folder = copy(truth[0], tmp_path / "project")
     subset = read_particles(job / "particles.star").rows["rlnRandomSubset"]
     given = read_particles(folder / "particles.star").with_columns(subset)
@@ -191,10 +142,26 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
         first.append(start_model(plan, reference))
         return first[0]
 
-    def stop(plan, model, halves, *rest):
-        found.append([half.sums.data.clone() for half in halves])
-        raise KeyboardInterrupt
+    def same_correlation(*maps, **how):
+        number = len(found) - 1
+        if number < 3:
+            curves.append(correlate(*maps, **how))
+        return curves[number % 3]
 
+    def stop(plan, before, parts, *rest):
+        found.append([sum(np.array(file) for part in own for file in part.files) for own in parts])
+        if before.iteration == 2:
+            raise KeyboardInterrupt
+        return maximise(plan, before, parts, *rest)
+
+    write_mrc(
+        folder / "mask.mrc",
+        soft_sphere((BOX,) * 3, radius=DIAMETER / 2, edge=8.0, pixel_size=PIXEL).numpy(),
+        pixel_size=PIXEL,
+    )
+    curves, correlate, maximise = [], model.corrected_fsc, iterate.maximise
+    monkeypatch.setattr(model, "corrected_fsc", same_correlation)
+    monkeypatch.setattr(model, "_JOIN_A", math.inf)
     # Noise and grey scale of the reference are estimated on all images.
     start_model = start.first_model
     monkeypatch.setattr(start, "first_model", same_start)
@@ -202,11 +169,11 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
     for table in (given, given.with_columns(pl.Series("rlnImageName", names))):
         write_particles(folder / "particles.star", table)
         with pytest.raises(KeyboardInterrupt):
-            run(folder)
-    (own, other), (own_again, exchanged) = found
-    largest = float(own.abs().max())
-    assert float((own - own_again).abs().max()) < 1e-5 * largest
-    assert float((other - exchanged).abs().max()) > 1e-2 * largest
+            run(folder, mask=Path("mask.mrc"))
+    for (own, other), (own_again, exchanged) in zip(found[:3], found[3:], strict=True):
+        largest = np.abs(own).max()
+        assert np.abs(own - own_again).max() < 1e-5 * largest
+        assert np.abs(other - exchanged).max() > 1e-2 * largest
 
 
 def test_symmetry(tmp_path):
@@ -245,11 +212,32 @@ def test_workers_change_nothing(truth, job, tmp_path):
 
 
 def test_noise_has_no_resolution(tmp_path):
-    """Particles of noise follow the reference as far as that goes, to 25 Å, and the smearing of the mask."""
+    """Particles of noise follow the reference as far as that goes, to 25 Å, and the smearing of the mask.
+
+    In the shell after that a correlation of 0.143 is one standard deviation, of 54 coefficients, and chance.
+    """
     write_project(tmp_path, signal=0.0)
     job = run(tmp_path, most_iterations=4)
-    smeared = 1 / (1 / 25.0 + 1 / DIAMETER)
-    assert read_star(job / "model.star")["model_general"]["rlnCurrentResolution"] > smeared
+    blocks, side = read_star(job / "model.star"), BOX * PIXEL
+    smeared = side / 25.0 + side / DIAMETER + 1
+    assert blocks["model_general"]["rlnCurrentResolution"] > side / smeared
+    beyond = blocks["model_class_1"]["rlnGoldStandardFsc"].to_numpy()[math.ceil(smeared) : BOX // 2]
+    # Coefficients of the full spectrum in these shells, within the mask; and three standard deviations.
+    count = 2 / 3 * math.pi * ((BOX / 2) ** 3 - smeared**3) * math.pi / 6 * (DIAMETER / side) ** 3
+    assert abs(beyond.mean()) < 3 / math.sqrt(count)
+
+
+def test_nothing_is_reported_beyond_what_images_hold(tmp_path):
+    """Particles without anything finer than 15 Å, where they have signal otherwise."""
+    poses = write_project(tmp_path, group="D2", n=160, signal=2.0, finest=15.0)
+    job = run(tmp_path, symmetry="D2", most_iterations=6)
+    general = read_star(job / "model.star")["model_general"]
+    # The filter ends half of its edge, one ring, beyond; from the next ring on there is nothing at all.
+    empty = math.ceil(BOX * PIXEL / 15.0 + 1)
+    assert BOX * PIXEL / empty < general["rlnCurrentResolution"] < 15.0
+    angle, found = errors(job, poses, "D2"), read_particles(job / "particles.star").rows
+    stated = torch.from_numpy(found["hmPoseUncertainty"].to_numpy())
+    assert abs(float((angle < stated).double().mean()) - 0.61) < 4 * math.sqrt(0.61 * 0.39 / 160)
 
 
 def _spoil(folder: Path, **columns) -> None:
@@ -296,6 +284,11 @@ def test_bad_tables(truth, tmp_path):
         run(folder)
     _spoil(folder, rlnRandomSubset=np.arange(N) % 3)
     with pytest.raises(TableError, match="not 1 or 2"):
+        run(folder)
+    stretched = {"rlnMagMat00": 1.01, "rlnMagMat01": 0.0, "rlnMagMat10": 0.0, "rlnMagMat11": 1.0}
+    optics = good.optics.with_columns(pl.lit(value).alias(name) for name, value in stretched.items())
+    write_particles(folder / "particles.star", ParticleSet(optics, good.rows))
+    with pytest.raises(TableError, match="magnification"):
         run(folder)
     write_particles(folder / "particles.star", good.with_rows(good.rows.drop("rlnDefocusU")))
     with pytest.raises(HalfmapError, match="rlnDefocusU"):

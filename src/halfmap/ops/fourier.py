@@ -49,6 +49,11 @@ def ifft2(spectrum: Tensor) -> Tensor:
     return _transform("ifftn", spectrum, 2)
 
 
+def ifft1(spectrum: Tensor) -> Tensor:
+    """Complex rows (..., w) from full spectra, divided by w."""
+    return _transform("ifftn", spectrum, 1)
+
+
 def fft_centred(box: Tensor, *, ndim: int) -> Tensor:
     """Half-spectrum of boxes whose origin is the voxel ``n // 2`` of every axis.
 

@@ -163,14 +163,21 @@ def _factorised(group: str) -> tuple[Tensor, Tensor]:
 
 def _turned(sums: SliceAccumulator, operators: Tensor) -> Tensor:
     """Sum (z, y, x, 4) over operators of the sums at S q."""
-    data, origin = sums.data.clone(), sums.limit + 1
-    # Each voxel of the plane x = 0 holds part of what belongs to it and its Friedel mate.
-    mate = sums.data[:, :, 0].flip(0, 1)
-    mate = torch.stack([mate[..., 0], -mate[..., 1], mate[..., 2], mate[..., 3]], dim=-1)
-    data[:, :, 0] += mate
-    out = torch.zeros_like(data)
+    data, origin = sums.data, sums.limit + 1
+    # Each voxel of the plane x = 0 holds part of what belongs to it and its Friedel mate. They are added
+    # where they are, and taken off in the end: large sums have no room for a copy.
+    own = data[:, :, 0].clone()
+    data[:, :, 0] += own.flip(0, 1) * own.new_tensor([1, -1, 1, 1])
+    out = _sum_of_turned(data, operators, origin)
+    data[:, :, 0] = own
+    return out
+
+
+def _sum_of_turned(data: Tensor, operators: Tensor, origin: int) -> Tensor:
+    """Sum (z, y, x, 4) over operators of a half-space whose plane x = 0 is whole."""
+    out, limit = torch.zeros_like(data), origin - 1
     if data.device.type != "cpu":
-        for z in range(1, origin + sums.limit + 1):
+        for z in range(1, origin + limit + 1):
             out[z] = _turned_plane(data, operators.to(data.device).long(), origin, z)
         return out
     turns, whole, into = operators.long().numpy(), data.numpy(), out.numpy()
@@ -178,7 +185,7 @@ def _turned(sums: SliceAccumulator, operators: Tensor) -> Tensor:
     def turn(planes: np.ndarray) -> None:
         kernels.turn_planes(whole, turns, origin, (planes[0] + 1, planes[1] + 1), into)
 
-    in_threads(turn, parts(2 * sums.limit + 1))
+    in_threads(turn, parts(2 * limit + 1))
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -11,81 +12,190 @@ from torch import Tensor
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
 from halfmap.io.atomic import atomic_path
-from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops._slice_volume import _envelope
+from halfmap.ops.fourier import ifft1, irfft2, irfft3, rfft3
 from halfmap.ops.grids import frequency_radius
 from halfmap.ops.slices import SliceAccumulator
 from halfmap.search.backprojector import Backprojection
-from halfmap.search.regularise import Halves
-from halfmap.search.regularise.fsc import _shells, shell_sums
+from halfmap.search.stored_sums import StoredSums, folded_plane
 
 _LEAST, _MOST = 1e-3, 0.999
 """Range of the correlation that is believed: next to none beyond the signal, short of one within."""
 
-_FLOOR = 1e-3
-"""Weight over the mean of its shell below which a voxel is damped, in maps that are not filtered."""
+_FLOOR = 0.5
+"""Weight over the mean of its shell that a voxel counts for at least, in maps that are not filtered."""
+
+_ROWS = 16
+"""Planes y of a map that are made at a time."""
+
+
+Sums = Backprojection | StoredSums
+AnySums = TypeVar("AnySums", Backprojection, StoredSums)
+"""In memory or in files, with all symmetry applied."""
 
 
 @dataclass(frozen=True, eq=False)
-class HalfSums:
+class HalfSums(Generic[AnySums]):
     """Sums of both half sets, to be solved in more than one way.
 
     Attributes
     ----------
-    halves : pair of Backprojection
+    halves : pair of Backprojection or StoredSums
         With all symmetry applied.
-    weights : Tensor (shells,), float64
-        Mean weight of each shell.
+    least : Tensor (2, shells), float64
+        Weight that a voxel of an unfiltered map counts for at least.
+    noise : Tensor (2, shells), float64
+        Power of the noise in unfiltered maps.
     """
 
-    halves: Halves
-    weights: Tensor
+    halves: tuple[AnySums, AnySums]
+    least: Tensor
+    noise: Tensor
 
     @classmethod
-    def of(cls, halves: Halves) -> HalfSums:
+    def of(cls, halves: tuple[AnySums, AnySums]) -> HalfSums[AnySums]:
         """From sums of one radius, symmetrised."""
-        sums = shell_sums(halves[0].sums, halves[1].sums)
-        weights = (sums[3] / sums[4].clamp_min(1)).clamp_min(torch.finfo(torch.float32).tiny)
-        return cls(halves, weights)
+        limit, box, padded_box = _sizes(halves[0])
+        n = int(limit * box / padded_box + 0.5) + 1
+        planes = [(i, z) for i in (0, 1) for z in range(-limit, limit + 1)]
+        total: Tensor | None = None
+        for i, z in planes:
+            shells, weights = _inside(halves[i], z, n)
+            total = weights.new_zeros(3, 2, n) if total is None else total
+            total[0, i].index_add_(0, shells, weights)
+            total[1, i].index_add_(0, shells, torch.ones_like(weights))
+        assert total is not None
+        least = _FLOOR * (total[0] / total[1]).clamp_min(torch.finfo(torch.float32).tiny)
+        for i, z in planes:
+            shells, weights = _inside(halves[i], z, n)
+            total[2, i].index_add_(0, shells, weights / weights.maximum(least[i, shells]).square())
+        return cls(halves, least, total[2] / total[1])
 
     def unfiltered(self) -> tuple[Tensor, Tensor]:
-        """Maps (box, box, box) without any prior but where hardly anything was seen."""
-        prior = self._spread(_FLOOR * self.weights)
-        return self.halves[0].solve(prior), self.halves[1].solve(prior)
+        """Maps (box, box, box) without any prior but where little was seen.
+
+        Notes
+        -----
+        Weights of voxels may differ by a factor of a hundred. An average with hardly any weight is hardly
+        more than noise, but what is done to the map afterwards, a mask above all, mixes it with its
+        neighbours as an equal. So voxels count for half the mean weight of their shell at least: the others
+        are averages as they are, these are shrunk towards nothing.
+        """
+        first, second = self.halves
+        return solved(first, least=self.least[0]), solved(second, least=self.least[1])
 
     def prior(self, correlation: Tensor) -> Tensor:
-        """Reciprocal of the signal's power for `Backprojection.solve`, by the correlation of the halves.
+        """Reciprocals of the signal's power (2, shells) by the correlation of the halves, for `solved`.
 
         Parameters
         ----------
         correlation : Tensor (shells or more,)
-            Of the half maps as they are to be used: of masked ones where they will be masked.
+            Of the unfiltered half maps as they are to be used: of masked ones where they will be masked.
 
         Notes
         -----
-        In a shell of mean weight w, whose averages have noise of power 1 / w, the correlation f makes the
-        signal's power ``f / (1 - f) / w``, relative to the noise that is left after masking. See
-        `regularise.fsc.FSCRegulariser`.
+        In a shell with noise of power s the correlation f makes the signal's power ``s f / (1 - f)``, which
+        counts the signal relative to the noise that is left after masking. Weights of voxels scatter, and s
+        is the mean of their reciprocals, which may be several times the reciprocal of their mean.
         """
-        n = len(self.weights)
+        n = self.noise.shape[1]
         if len(correlation) < n:
             raise ParameterError(f"a correlation of {len(correlation)} shells for maps of {n}")
-        snr = correlation[:n].double().to(self.weights).clamp(_LEAST, _MOST)
-        return self._spread(self.weights * (1 - snr) / snr)
-
-    def _spread(self, shells: Tensor) -> Tensor:
-        """Values of shells at the voxels of the sums."""
-        sums = self.halves[0].sums
-        return shells.to(sums.data)[_shells(sums).clamp_max(len(shells) - 1)]
+        snr = correlation[:n].double().to(self.noise).clamp(_LEAST, _MOST)
+        return (1 - snr) / snr / self.noise.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def without(whole: Backprojection, part: Backprojection) -> Backprojection:
-    """Sums without some of the images that were added to them."""
-    if whole.sums.data.shape != part.sums.data.shape or whole.group != part.group:
-        raise ShapeError("sums of different radii or point groups cannot be subtracted")
-    data = whole.sums.data - part.sums.data
+def solved(
+    whole: Sums, prior: Tensor | None = None, *, least: Tensor | None = None, without: Sums | None = None
+) -> Tensor:
+    """Map that images add up to: in each voxel the sum over its weight, transformed back.
+
+    Parameters
+    ----------
+    whole : Backprojection or StoredSums
+        With all symmetry applied.
+    prior : Tensor (shells,), optional
+        Added to the weights: reciprocal of the signal's power.
+    least : Tensor (shells,), optional
+        Weight that each voxel counts for at least.
+    without : Backprojection or StoredSums, optional
+        Sums of some of the images, which are to have no share.
+
+    Returns
+    -------
+    Tensor (box, box, box)
+
+    Notes
+    -----
+    Planes are worked on one by one, and each is transformed along y at once and cut to the box: what is held
+    is a quarter of the padded transform.
+    """
+    if without is not None and _sizes(whole) != _sizes(without):
+        raise ShapeError("sums of different radii cannot be subtracted")
+    limit, box, n = _sizes(whole)
+    reach = min(limit, (n - 1) // 2)
+    near = torch.arange(-reach, reach + 1)
+    inner = (torch.arange(box) - box // 2) % n
+    spectrum: Tensor | None = None
+    for z in near.tolist():
+        quotient = _quotient(whole, z, prior, least, without)[near + limit, : reach + 1]
+        rows = quotient.new_zeros(reach + 1, n)
+        rows[:, near % n] = quotient.T
+        if spectrum is None:
+            spectrum = rows.new_zeros(box, len(near), reach + 1)
+        spectrum[:, z + reach] = ifft1(rows)[:, inner].T
+    assert spectrum is not None
+    volume = spectrum.real.new_zeros(box, box, box)
+    for part in torch.arange(box).split(_ROWS):
+        padded = spectrum.new_zeros(len(part), n, n // 2 + 1)
+        padded[:, near % n, : reach + 1] = spectrum[part]
+        volume[:, part] = irfft2(padded, shape=(n, n))[:, inner][:, :, inner].transpose(0, 1)
+    del spectrum
+    return volume.div_(_envelope(box, n, volume))
+
+
+def _quotient(
+    whole: Sums, z: int, prior: Tensor | None, least: Tensor | None, without: Sums | None
+) -> Tensor:
+    """Plane z (y, x), complex, of the sums over their weights."""
+    plane, shells = _plane(whole, z), _shells_of_plane(whole, z)
+    if without is not None:
+        plane = plane - _plane(without, z)
     # Rounding leaves less than nothing where all weight was the part's.
-    data[..., 2].clamp_(min=0)
-    return Backprojection(SliceAccumulator(data, whole.sums.box, whole.sums.padded_box), whole.group)
+    weights = plane[..., 2].clamp_min(0)
+    if least is not None:
+        weights = weights.maximum(least.to(weights)[shells.clamp_max(len(least) - 1)])
+    if prior is not None:
+        weights = weights + prior.to(weights)[shells.clamp_max(len(prior) - 1)]
+    values = torch.view_as_complex(plane[..., :2].contiguous())
+    return torch.where(weights > 0, values / weights.clamp_min(torch.finfo(weights.dtype).tiny), 0)
+
+
+def _sizes(sums: Sums) -> tuple[int, int, int]:
+    """Limit, box and padded box."""
+    held = sums if isinstance(sums, StoredSums) else sums.sums
+    return held.limit, held.box, held.padded_box
+
+
+def _plane(sums: Sums, z: int) -> Tensor:
+    """Plane z (y, x, 3) of sums."""
+    return sums.plane(z) if isinstance(sums, StoredSums) else folded_plane(sums.sums, z)
+
+
+def _inside(sums: Sums, z: int, n: int) -> tuple[Tensor, Tensor]:
+    """Shells, and weights in float64, of the voxels of plane z in the first n shells."""
+    weights, shells = _plane(sums, z)[..., 2], _shells_of_plane(sums, z)
+    held = shells < n
+    return shells[held], weights[held].double()
+
+
+def _shells_of_plane(sums: Sums, z: int) -> Tensor:
+    """Shell (y, x), int64, of the voxels of plane z."""
+    limit, box, padded_box = _sizes(sums)
+    device = sums.device if isinstance(sums, StoredSums) else sums.sums.data.device
+    axis = torch.arange(-limit, limit + 1, device=device)
+    square = z * z + axis.square()[:, None] + axis[limit:].square()
+    return (square.sqrt() * (box / padded_box)).round().long()
 
 
 def save_sums(path: Path, sums: Backprojection) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.ops.grids import ring_index, ring_sums
 from halfmap.search.disc import FourierDisc
 
 _RIDGE = 1e-3
@@ -76,6 +78,34 @@ class NoiseSums:
         # Images whose mean was taken away have no power on the innermost ring.
         detector = (y - slope * c).maximum(_FLOOR * y.mean(-1, keepdim=True))
         return LensNoise(detector.float(), slope.float())
+
+
+def leakage(mask: Tensor) -> Tensor:
+    """Where the power of noise goes when images are masked.
+
+    Parameters
+    ----------
+    mask : Tensor (n, n)
+        Soft, round about the centre.
+
+    Returns
+    -------
+    Tensor (n // 2, n // 2), float64
+        In each row the parts that the rings of whole images have in the power on a ring of the masked ones,
+        which is relative to that of white noise: rows sum to 1.
+
+    Notes
+    -----
+    A mask convolves the spectrum with its own. Where that of the noise is flat it stays as it is; where it
+    falls steeply, as that of images that were low-passed, a ring holds more from its neighbours than of its
+    own.
+    """
+    shape, n = tuple(mask.shape), len(mask) // 2
+    correlation = irfft2(rfft2(mask.double()).abs().square(), shape=shape)
+    index = ring_index(shape, device=mask.device)
+    spread = (rfft2(irfft2((index == ring).double(), shape=shape) * correlation).real for ring in range(n))
+    sums = torch.stack([ring_sums(part, shape=shape)[:n] for part in spread], dim=1)
+    return sums / sums.sum(1, keepdim=True)
 
 
 def ring_means(disc: FourierDisc, values: Tensor) -> Tensor:

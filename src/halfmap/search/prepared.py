@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from halfmap.data.ctf import CTFParameters
+from halfmap.errors import TableError
 from halfmap.ops.ctf import ctf, odd_aberration_phase
 from halfmap.ops.fourier import fft_centred, ifft_centred, resize_spectrum
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.polar import PolarGrid
 from halfmap.search.transfer import transfer_on_rings
+
+_STRETCH = 1e-3
+"""Difference of the magnification from that of the pixel size which moves nothing that can be seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,24 @@ class PreparedImages:
     def weighted(self, coefficients: Tensor, scale: Tensor, noise: Tensor) -> DiscImages:
         """Weight coefficients (b, p) as the likelihood does, with scales (b,) and noise (b, rings)."""
         return DiscImages.of(self.disc, coefficients, self.ctf * scale[:, None], noise)
+
+
+def refuse_stretched(parameters: CTFParameters, table: Path | None = None) -> None:
+    """Refuse images whose magnification differs with direction: slices would not fit them.
+
+    Raises
+    ------
+    TableError
+        With the row of the first, of the table that the parameters are all of.
+    """
+    off = (parameters.magnification - torch.eye(2).to(parameters.magnification)).abs().amax((1, 2))
+    if bool((off > _STRETCH).any()):
+        raise TableError(
+            "the magnification differs with direction (_rlnMagMat00), which maps cannot be made with yet",
+            path=table,
+            row=None if table is None else int((off > _STRETCH).int().argmax()) + 1,
+            hint="remove the columns _rlnMagMat00 to _rlnMagMat11 if less than a pixel at the particle's rim",
+        )
 
 
 def prepare(
@@ -67,17 +90,23 @@ def prepare(
     Returns
     -------
     PreparedImages
+
+    Raises
+    ------
+    TableError
+        If the magnification of an image differs with direction.
     """
+    refuse_stretched(parameters)
     whole, masked = (disc.pack(fft_centred(each, ndim=2)) for each in (images, images * mask))
     # Fourier cropping has changed the pixels.
     parameters = replace(parameters, pixel_size=torch.full_like(parameters.pixel_size, pixel_size))
-    frequencies = disc.points / disc.box
-    values = ctf(frequencies.float(), **parameters.for_ctf()).expand(len(images), -1)
+    frequencies = (disc.points / disc.box).float().cpu()
+    values = ctf(frequencies, **parameters.for_ctf()).expand(len(images), -1)
     if phase_flipped is not None:
         values = torch.where(phase_flipped[:, None], values.abs(), values)
     odd = parameters.for_odd_aberrations()
     if odd is not None:
-        phase = odd_aberration_phase(frequencies.float(), **odd).expand(len(images), -1).conj().to(whole)
+        phase = odd_aberration_phase(frequencies, **odd).expand(len(images), -1).conj().to(whole)
         whole, masked = whole * phase, masked * phase
     return PreparedImages(disc, whole, masked, values.to(disc.device))
 

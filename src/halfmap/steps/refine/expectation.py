@@ -18,7 +18,6 @@ from halfmap.ops import symmetry
 from halfmap.ops.symmetry import symmetric_distance
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import FourierDisc
-from halfmap.search.halfmaps import save_sums
 from halfmap.search.lens_noise import LensNoise, NoiseSums, ring_means
 from halfmap.search.maxima import Maxima, climb, search_everywhere
 from halfmap.search.noise import ResidualSums
@@ -26,6 +25,8 @@ from halfmap.search.polar import PolarGrid
 from halfmap.search.prepared import PreparedImages, on_rings, prepare
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.sampling import DirectionSearch
+from halfmap.search.stages import ascents, coarse_grid
+from halfmap.search.stored_sums import store
 
 if TYPE_CHECKING:
     from halfmap.steps.refine.model import Model
@@ -49,29 +50,22 @@ BEST = (
     "error_before",
 )
 """What is kept of each particle: its row; its best rotation and shift in Å; the part of the posterior that
-this maximum holds; poses of the first grid that mattered, none where there was none; the logarithm of its
-likelihood over that of noise alone; standard deviations of the rotation, of the view along an axis and of the
-angle in the plane in degrees, and of the shift along an axis in Å; its product with the projection and the
-projection's norm over the noise, without scale; the angle from its last pose, and the error that this had."""
+this maximum holds; poses of the first grid that mattered, or maxima where there was none; the logarithm of
+its likelihood over that of noise alone; standard deviations of the rotation, of the view along an axis and of
+the angle in the plane in degrees, and of the shift along an axis in Å; its product with the projection and
+the projection's norm over the noise, without scale; the angle from its last pose, and the error of that."""
 
 ROTATION = slice(1, 10)
-
-_COARSEST, _FINEST = 2, 3
-"""HEALPix orders of the grid of directions."""
-
-_REACH = 1.6
-"""Coarse radius times angular step and radius of the particle, in Fourier pixels of its box, about."""
-
-_FURTHER = 1.6
-"""Radius of each ascent over that of the one before."""
 
 _AROUND = 2.0
 """Steps of the grid of shifts within which they are searched about those found before."""
 
-_COARSE_STARTS, _STARTS = 24, 8
+_COARSE_STARTS, _STARTS, _MAXIMA = 24, 8, 4
+"""Poses kept of the grid, of its finer part, and in the end."""
+
 _SAMPLES = 1 << 20
 _BATCH = 64
-"""Poses kept of the grid and its finer part; coefficients and images that are worked on at a time."""
+"""Coefficients and images that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +92,11 @@ def load_poses(path: Path) -> dict[str, NDArray]:
         return {name: file[name] for name in file.files}
 
 
+def reference_file(folder: Path, iteration: int, half: int, number: int) -> Path:
+    """File of the map that particles of a part of a half set are compared with after an iteration."""
+    return folder / f"it{iteration:03d}_reference{half + 1}_{number + 1}.npy"
+
+
 def expect(
     part: Part, *, plan: Plan, model_file: Path, poses_file: Path | None, folder: Path
 ) -> dict[str, Any]:
@@ -115,9 +114,16 @@ def expect(
         Where the files go.
     """
     model = _load(model_file, plan.device)
-    work = _Work.of(plan, model, part)
+    reference = np.load(reference_file(folder, model.iteration, part.half, part.number))
+    work = _Work.of(plan, model, part, torch.from_numpy(reference).to(plan.device))
     poses = None if poses_file is None else load_poses(poses_file)
-    sums = Backprojection.empty(work.disc.box, work.disc.radius, group=plan.step.symmetry, device=plan.device)
+    sums = Backprojection.empty(
+        work.disc.box,
+        work.disc.radius,
+        group=plan.step.symmetry,
+        padding=plan.padding,
+        device=plan.device,
+    )
     noise = NoiseSums.empty(plan.n_groups, work.disc.radius + 1)
     best, maxima = [], []
     for rows, pictures in plan.source.images.stream(part.rows, work.batch):
@@ -131,19 +137,21 @@ def expect(
         )
         transfer = ring_means(work.disc, ready.ctf.square())
         power = work.noise(rows, transfer)
-        found, significant = work.find(rows, pictures, ready, power, poses)
+        masked = power.maximum(power @ work.leakage.T)
+        found, significant = work.find(rows, pictures, ready, masked, poses)
         left = work.put_back(rows, ready, power, found, sums)
         noise.add(left.power / left.count, transfer, torch.from_numpy(plan.groups[rows]))
-        best.append(work.table(rows, found, significant, left, power, poses))
+        best.append(work.table(rows, found, significant, left, masked, poses))
         maxima.append(work.kept(rows, found))
+    del work  # Its volume is as large as the sums are.
     whole = sums if symmetry.order(plan.step.symmetry) == 1 else sums.symmetrised()
-    save_sums(folder / f"{part.name}_sums.npy", whole)
+    sizes = store(folder / f"{part.name}_sums.npy", whole)
     path = folder / f"{part.name}.npz"
     with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
         together = {name: np.concatenate([each[name] for each in maxima]) for name in maxima[0]}
         arrays = {"noise": noise.moments.numpy(), "best": np.concatenate(best), **together}
         np.savez(file, allow_pickle=False, **arrays)
-    return {"part": part.name, "half": part.half, "box": sums.sums.box, "padded_box": sums.sums.padded_box}
+    return {"part": part.name, "half": part.half, "sizes": sizes}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,15 +165,20 @@ class _Work:
     volume: SplineVolume
     search: DirectionSearch | None
     radii: tuple[float, ...]
+    leakage: Tensor
 
     @classmethod
-    def of(cls, plan: Plan, model: Model, part: Part) -> _Work:
-        half, reference = part.half, model.references[part.half, part.number]
+    def of(cls, plan: Plan, model: Model, part: Part, reference: Tensor) -> _Work:
+        half = part.half
         disc = plan.whole_disc() if model.stage == "last" else plan.disc(model.radius)
-        volume = SplineVolume.of(reference, radius_px=min(model.radius + 1, len(reference) // 2))
-        if model.stage != "everywhere":
-            return cls(plan, model, half, disc, volume, None, (model.radius,))
+        reach = min(model.radius + 1, len(reference) // 2)
+        volume = SplineVolume.of(reference, radius_px=reach, padding=plan.padding)
+        leaks = plan.leakage[: disc.radius + 1, : disc.radius + 1].float().to(plan.device)
+        leaks = leaks / leaks.sum(1, keepdim=True)
         order, coarse = coarse_grid(model.radius, plan.side / plan.diameter)
+        if model.stage != "everywhere":
+            radii = (model.radius,) if model.iteration else ascents(coarse, model.radius)
+            return cls(plan, model, half, disc, volume, None, radii, leaks)
         grid = PolarGrid(disc.box, coarse, plan.support_px(disc.box), device=plan.device)
         pixel_size, deviation = plan.side / disc.box, float(model.deviation_A[half])
         step = plan.side / (2 * math.pi * coarse) * math.sqrt(2)
@@ -181,7 +194,7 @@ class _Work:
             deviation_px=deviation / pixel_size if first else math.inf,
             most=_COARSE_STARTS,
         )
-        return cls(plan, model, half, disc, volume, search, ascents(coarse, model.radius))
+        return cls(plan, model, half, disc, volume, search, ascents(coarse, model.radius), leaks)
 
     @property
     def pixel_size(self) -> float:
@@ -218,15 +231,18 @@ class _Work:
         if self.search is None:
             assert poses is not None
             own, owner = _of_rows(poses["owner"], rows)
+            rotations, given = torch.from_numpy(poses["rotations"][own]), self.plan.given
             maxima = climb(
                 self.volume,
                 images,
-                torch.from_numpy(poses["rotations"][own]),
+                rotations,
                 torch.from_numpy(poses["shifts_A"][own] / self.pixel_size),
                 torch.from_numpy(owner).to(images.linear.device),
+                prior=None if given is None else given.prior(rows[owner], rotations, self.pixel_size),
+                most=_MAXIMA if given is None else max(_MAXIMA, len(given.equivalents)),
                 **how,
             )
-            return maxima, torch.zeros(len(rows), dtype=torch.int64)
+            return maxima, maxima.owner.bincount(minlength=len(rows))
         samples, transfer = on_rings(
             pictures.to(self.plan.device),
             self.plan.image_mask(),
@@ -300,7 +316,7 @@ class _Work:
             *rotations.flatten(1).unbind(1),
             *(found.poses.shifts_px[best].cpu() * self.pixel_size).unbind(1),
             found.shares[best].cpu(),
-            significant,
+            significant.cpu(),
             found.log_evidence.cpu(),
             (x.square() + y.square() + z.square()).sqrt(),
             ((x.square() + y.square()) / 2).sqrt(),
@@ -313,25 +329,6 @@ class _Work:
             error_before,
         ]
         return torch.stack([column.double() for column in columns], dim=1).numpy()
-
-
-def coarse_grid(radius: int, box_over_diameter: float) -> tuple[int, int]:
-    """HEALPix order of the first grid, and rings compared on it, where `radius` are to be in the end.
-
-    Between neighbours of a grid the outermost detail of the particle moves by a step; rings whose waves are
-    not much longer than that say nothing there.
-    """
-    order, reach = _COARSEST - 1, 0
-    while reach < radius and order < _FINEST:
-        order += 1
-        reach = max(3, round(_REACH * box_over_diameter / math.radians(58.6 / 2**order)))
-    return order, min(radius, reach)
-
-
-def ascents(coarse: int, radius: int) -> tuple[float, ...]:
-    """Radii of the ascents, from about that of the first grid to the last."""
-    steps = max(0, math.ceil(math.log(radius / coarse, _FURTHER)) - 1)
-    return (*(min(radius, round(coarse * _FURTHER ** (i + 1))) for i in range(steps)), radius)
 
 
 def _of_rows(owners: NDArray, rows: NDArray[np.intp]) -> tuple[NDArray, NDArray[np.intp]]:

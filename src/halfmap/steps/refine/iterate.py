@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
-from halfmap.search.backprojector import Backprojection
-from halfmap.search.halfmaps import load_sums
 from halfmap.search.lens_noise import NoiseSums
-from halfmap.search.regularise import Halves
-from halfmap.steps.refine.expectation import BEST, Part, coarse_grid, expect
+from halfmap.search.stages import coarse_grid
+from halfmap.search.stored_sums import StoredSums
+from halfmap.steps.refine.expectation import BEST, Part, expect, reference_file
 from halfmap.steps.refine.model import Maps, Model, maximise
 from halfmap.steps.refine.plan import PARTS, Plan
 
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 FOLDER = "Iterations"
 _WAYS = {"everywhere": "all directions", "near": "near the poses before", "last": "all frequencies put back"}
+
+
+def begin(ctx: Context, plan: Plan, model: Model, reference: Tensor) -> Model:
+    """Write the first model, the map (d, d, d) that all are compared with at first, and given poses."""
+    folder = ctx.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    if plan.given is not None:
+        best = np.zeros((len(plan.halves), len(BEST)))
+        best[:, BEST.index("pose_error")] = plan.given.error_deg
+        _save(_poses_file(folder, 0), best=best, **plan.given.starts())
+    for half in (0, 1):
+        for number in range(PARTS):
+            _keep(folder, 0, half, number, reference)
+    model.save(_model_file(folder, 0))
+    return model
 
 
 def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
@@ -49,9 +64,6 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
         If a part of the particles failed.
     """
     folder = ctx.folder / FOLDER
-    folder.mkdir(exist_ok=True)
-    if model.iteration == 0:
-        model.save(_model_file(folder, 0))
     name = f"it{model.iteration + 1:03d}"
     parts = [
         Part(f"{name}_half{half + 1}_{i % PARTS + 1}", half, i % PARTS, rows)
@@ -61,19 +73,23 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
         expect,
         plan=plan,
         model_file=_model_file(folder, model.iteration),
-        poses_file=_poses_file(folder, model.iteration) if model.iteration else None,
+        poses_file=_poses_file(folder, model.iteration) if model.iteration or plan.given else None,
         folder=folder,
     )
     done = ctx.map(work, parts, key=_name, unit="part")
     if len(done) < len(parts):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
-    halves, noise, best, poses = _add_up(plan, folder, done)
-    parts_of = [functools.partial(_sums, folder, one, plan) for one in done]
-    new, maps = maximise(plan, model, halves, (parts_of[:PARTS], parts_of[PARTS:]), noise, best)
+    noise, best, poses = _collected(folder, done)
+    sums = [
+        StoredSums.open([folder / f"{one['part']}_sums.npy"], one["sizes"], device=plan.device)
+        for one in done
+    ]
+    keep = functools.partial(_keep, folder, model.iteration + 1)
+    new, maps = maximise(plan, model, (sums[:PARTS], sums[PARTS:]), noise, best, keep)
     _say(folder, plan, model, new, best)
     _save(_poses_file(folder, new.iteration), best=best, **poses)
-    if new.done:
-        _save(folder / "maps.npz", unfiltered=maps.unfiltered.cpu().numpy(), mask=maps.mask.cpu().numpy())
+    if maps is not None:
+        _save(folder / "maps.npz", **{name: volume.cpu().numpy() for name, volume in vars(maps).items()})
     new.save(_model_file(folder, new.iteration))
     _tidy(folder, new.iteration)
     return new
@@ -89,7 +105,7 @@ def last_result(ctx: Context, model: Model) -> tuple[Maps, dict[str, NDArray]]:
     """Half maps and poses that the last iteration found."""
     folder = ctx.folder / FOLDER
     with np.load(folder / "maps.npz") as file:
-        maps = Maps(*(torch.from_numpy(file[name]) for name in ("unfiltered", "mask")))
+        maps = Maps(**{name: torch.from_numpy(file[name]) for name in file.files})
     with np.load(_poses_file(folder, model.iteration)) as file:
         return maps, {name: file[name] for name in file.files}
 
@@ -106,10 +122,10 @@ def _poses_file(folder: Path, number: int) -> Path:
     return folder / f"it{number:03d}_poses.npz"
 
 
-def _sums(folder: Path, one: dict[str, Any], plan: Plan) -> Backprojection:
-    """What a part has added up."""
-    file = folder / f"{one['part']}_sums.npy"
-    return load_sums(file, one["box"], one["padded_box"], device=plan.device)
+def _keep(folder: Path, iteration: int, half: int, number: int, volume: Tensor) -> None:
+    """Write the map that a part of a half set is compared with next."""
+    with atomic_path(reference_file(folder, iteration, half, number), durable=False) as temporary:
+        np.save(temporary, volume.cpu().numpy())
 
 
 def _save(path: Path, **arrays: NDArray) -> None:
@@ -117,17 +133,14 @@ def _save(path: Path, **arrays: NDArray) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _add_up(
-    plan: Plan, folder: Path, done: list[dict[str, Any]]
-) -> tuple[Halves, tuple[NoiseSums, NoiseSums], NDArray[np.float64], dict[str, NDArray]]:
-    """Sums of all parts, in their order, whoever made them; and poses in the order of the table."""
-    halves: list[Backprojection | None] = [None, None]
+def _collected(
+    folder: Path, done: list[dict[str, Any]]
+) -> tuple[tuple[NoiseSums, NoiseSums], NDArray[np.float64], dict[str, NDArray]]:
+    """What the parts found of the noise, and of each particle in the order of the table."""
     noise: list[NDArray | float] = [0.0, 0.0]
     best, maxima = [], []
     for one in done:
-        half, part = one["half"], _sums(folder, one, plan)
-        before = halves[half]
-        halves[half] = part if before is None else before + part
+        half = one["half"]
         with np.load(folder / f"{one['part']}.npz") as file:
             arrays = {name: file[name] for name in file.files}
         noise[half] = noise[half] + arrays.pop("noise")
@@ -137,16 +150,8 @@ def _add_up(
     table = table[np.argsort(table[:, 0])]
     together = {name: np.concatenate([each[name] for each in maxima]) for name in maxima[0]}
     order = np.argsort(together["owner"], kind="stable")
-    first, second = halves
-    assert first is not None
-    assert second is not None
     sums = [NoiseSums(torch.as_tensor(moments)) for moments in noise]
-    return (
-        (first, second),
-        (sums[0], sums[1]),
-        table,
-        {name: array[order] for name, array in together.items()},
-    )
+    return (sums[0], sums[1]), table, {name: array[order] for name, array in together.items()}
 
 
 def _say(folder: Path, plan: Plan, before: Model, model: Model, best: NDArray[np.float64]) -> None:
@@ -179,9 +184,12 @@ def _say(folder: Path, plan: Plan, before: Model, model: Model, best: NDArray[np
 
 
 def _tidy(folder: Path, number: int) -> None:
-    """Remove the parts of this and earlier iterations, and what the one before it began with."""
+    """Remove the parts of this and earlier iterations, and what these began with."""
     for part in folder.glob("it[0-9][0-9][0-9]_half*.np[yz]"):
         if int(part.name[2:5]) <= number:
             part.unlink()
+    for reference in folder.glob("it[0-9][0-9][0-9]_reference*.npy"):
+        if int(reference.name[2:5]) < number:
+            reference.unlink()
     for name in ("model", "poses"):
         (folder / f"it{number - 2:03d}_{name}.npz").unlink(missing_ok=True)

@@ -15,21 +15,29 @@ from torch import Tensor
 from halfmap.errors import FileFormatError
 from halfmap.io.atomic import atomic_path
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
-from halfmap.search.backprojector import Backprojection
-from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, without
+from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
-from halfmap.search.regularise import Halves
+from halfmap.search.shared_map import added
+from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST
 from halfmap.steps.refine.plan import Plan
 from halfmap.steps.refine.solvent import solvent_mask
 
-Loaded = Callable[[], Backprojection]
+Keep = Callable[[int, int, Tensor], None]
 Stage = Literal["everywhere", "near", "last", "done"]
 
 THRESHOLD = 0.143
 _JOIN_A = 40.0
+"""What is coarser, half sets share."""
+
+_LEAKED = 5.0
+"""Power of masked images over that of whole ones on a ring that holds nothing of its own."""
+
 _MORE = 2
 """Rings that are compared over those that have signal."""
+
+_ON_DEVICE = "noise", "scale"
+"""What images are compared with, where they are; the rest is read."""
 
 _SCALES = 0.2
 """Standard deviation of scales that is expected; none is believed to be off by more than three."""
@@ -57,9 +65,8 @@ class Model:
         frequencies; or that there is none.
     radius : int
         Rings that it compares.
-    references : Tensor (2, parts, d, d, d)
-        Maps of both half sets, filtered and masked, in the box of their resolution. Each part of a half set
-        has one that its own particles had no share in: they would fit their own noise in it.
+    padding : float
+        Of transforms, over the box.
     noise : Tensor (2, 2, groups, rings)
         Power of the noise of each half set and optics group, on all rings: that of the detector and that of
         the specimen; see `lens_noise`.
@@ -84,7 +91,7 @@ class Model:
     iteration: int
     stage: Stage
     radius: int
-    references: Tensor
+    padding: float
     noise: Tensor
     scale: Tensor
     deviation_A: Tensor
@@ -125,7 +132,7 @@ class Model:
         """
         with np.load(path) as file:
             values: dict[str, Any] = {
-                name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name]).to(device)
+                name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name])
                 for name in file.files
             }
         if values.keys() != cls.__dataclass_fields__.keys():
@@ -134,60 +141,77 @@ class Model:
                 path=path,
                 hint="start the refinement anew",
             )
-        return cls(**values)
+        there = {name: values[name].to(device) for name in _ON_DEVICE}
+        return cls(**values | there)
 
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Half maps, unfiltered (2, d, d, d), and the mask (d, d, d) that they were compared in."""
+    """What comes of a refinement.
 
-    unfiltered: Tensor
+    Attributes
+    ----------
+    halves : Tensor (2, d, d, d)
+        Half maps, unfiltered.
+    mask : Tensor (d, d, d)
+        That they were compared in.
+    whole, filtered : Tensor (d, d, d)
+        Of all particles: unfiltered, and with the least error within the mask that the correlation of the
+        half maps allows.
+    """
+
+    halves: Tensor
     mask: Tensor
+    whole: Tensor
+    filtered: Tensor
 
 
 def maximise(
     plan: Plan,
     model: Model,
-    halves: Halves,
-    parts: tuple[Sequence[Loaded], Sequence[Loaded]],
+    parts: tuple[Sequence[StoredSums], Sequence[StoredSums]],
     noise: tuple[NoiseSums, NoiseSums],
     best: NDArray[np.float64],
-) -> tuple[Model, Maps]:
+    keep: Keep,
+) -> tuple[Model, Maps | None]:
     """Estimate the model anew from what the images of both half sets add up to.
 
     Parameters
     ----------
     plan, model
         The refinement, and the model that the sums were made with.
-    halves : pair of Backprojection
-        Of the images of each half set.
-    parts : pair of sequence of callable
-        Give what each part of a half set has of these.
+    parts : pair of sequence of StoredSums
+        Of the images of each part of both half sets.
     noise : pair of NoiseSums
         Of what the maps leave unexplained.
     best : array (n, columns)
         What was found for each particle, in the order of the table; see `expectation.BEST`.
+    keep : callable
+        Takes the maps that the next iteration compares with: half set, part, filtered and masked map in the
+        box of its resolution. Each part of a half set has one that its own particles had no share in: they
+        would fit their own noise in it.
 
     Returns
     -------
     Model
-    Maps
+    Maps or None
+        If there is nothing left to do.
     """
-    sums = HalfSums.of(halves)
+    sums = HalfSums.of((added(parts[0]), added(parts[1])))
     first, second = sums.unfiltered()
     mask = solvent_mask(plan, first + second, model.resolution(plan))
     generator = torch.Generator(device=first.device).manual_seed(plan.step.seed + model.iteration)
     compared = corrected_fsc(first, second, mask=mask, generator=generator)
     curves = _padded(compared, plan.box // 2 + 1)
+    curves[3, _empty_from(plan, noise) :] = 0
     prior = sums.prior(believed(curves[3]))
-    if model.stage == "last":
-        references = torch.stack([half.solve(prior) * mask for half in halves])[:, None]
-    else:
-        references = _references(plan, sums, prior, (first * mask, second * mask), mask, parts)
+    last = model.stage == "last"
+    maps = Maps(torch.stack([first, second]), mask, *_of_all(sums, prior, mask)) if last else None
+    if not last:
+        _references(plan, prior, mask, parts, keep)
     new = replace(
         model,
         iteration=model.iteration + 1,
-        references=references,
         noise=_noise(model, noise),
         scale=torch.stack([_scale(plan, model, half, best) for half in (0, 1)]),
         deviation_A=_deviation(plan, best),
@@ -196,27 +220,36 @@ def maximise(
         **_changes(plan, best),
     )
     error = float(np.median(best[:, BEST.index("pose_error")]))
-    return _scheduled(plan, model, new, box=halves[0].sums.box, error=error), Maps(
-        torch.stack([first, second]), mask
-    )
+    return _scheduled(plan, model, new, box=len(mask), error=error), maps
+
+
+def _of_all(sums: HalfSums[StoredSums], prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps (d, d, d) of both half sets together: unfiltered, and filtered within the mask.
+
+    The sums have twice the weight and half the noise, so that the same prior gives Wiener's filter of what
+    the mean of two maps that correlate by f has of the signal, 2 f / (1 + f).
+    """
+    first, second = sums.halves
+    both = first + second
+    return solved(both, least=sums.least.sum(0)), solved(both, prior.mean(0)) * mask
 
 
 def _references(
     plan: Plan,
-    sums: HalfSums,
     prior: Tensor,
-    masked: tuple[Tensor, Tensor],
     mask: Tensor,
-    parts: tuple[Sequence[Loaded], Sequence[Loaded]],
-) -> Tensor:
-    """Filtered maps (2, parts, d, d, d), each of a half set without one of its parts."""
+    parts: tuple[Sequence[StoredSums], Sequence[StoredSums]],
+    keep: Keep,
+) -> None:
+    """Make filtered maps (d, d, d), each of a half set without one of its parts."""
     radius = plan.side / _JOIN_A
-    references = torch.stack([mask.new_empty(len(own), *mask.shape) for own in parts])
-    for half, own in enumerate(parts):
-        for i, part in enumerate(own):
-            left = without(sums.halves[half], part()).solve(prior) * mask
-            references[half, i] = joined(left, masked[1 - half], radius=radius)
-    return references
+    for number in range(len(parts[0])):
+        first, second = (
+            solved(added([each for i, each in enumerate(own) if i != number]), prior[half]) * mask
+            for half, own in enumerate(parts)
+        )
+        keep(0, number, joined(first, second, radius=radius))
+        keep(1, number, joined(second, first, radius=radius))
 
 
 def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) -> Model:
@@ -246,6 +279,19 @@ def _padded(curves: CorrectedFSC, shells: int) -> Tensor:
     n = min(shells, found.shape[1])
     padded[:, :n] = found[:, :n].nan_to_num(nan=0.0)
     return padded
+
+
+def _empty_from(plan: Plan, sums: tuple[NoiseSums, NoiseSums]) -> int:
+    """First shell of which images hold hardly more than what leaks there when they are masked.
+
+    Images that were low-passed have nothing beyond, but the mask of the particle smears what half maps agree
+    in before: it correlates, and random phases do not take it away where a spectrum falls so steeply.
+    """
+    count, _, _, power, _ = (sums[0].moments + sums[1].moments).sum(1)
+    own = power / count.clamp_min(1)
+    leaks = plan.leakage[: len(own), : len(own)] @ own
+    empty = (leaks > _LEAKED * own) & (torch.arange(len(own)) > plan.ring(_JOIN_A))
+    return int(empty.int().argmax()) if bool(empty.any()) else plan.box
 
 
 def _noise(model: Model, sums: tuple[NoiseSums, NoiseSums]) -> Tensor:

@@ -20,7 +20,6 @@ from halfmap.steps.refine.expectation import ROTATION
 from halfmap.steps.refine.iterate import FOLDER
 from halfmap.steps.refine.model import THRESHOLD, Maps, Model
 from halfmap.steps.refine.plan import Plan
-from halfmap.steps.refine.tables import filtered
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -47,7 +46,7 @@ def draw(ctx: Context, plan: Plan, model: Model, result: tuple[Maps, dict[str, N
     """
     maps, poses = result
     draw_fsc(ctx.folder / "fsc.png", plan, model)
-    draw_slices(ctx.folder / "slices.png", plan, model, maps)
+    draw_slices(ctx.folder / "slices.png", plan, maps)
     draw_directions(ctx.folder / "angular_distribution.png", plan, poses["best"])
     draw_progress(ctx.folder / "progress.png", ctx.folder / FOLDER)
 
@@ -78,9 +77,9 @@ def draw_fsc(path: Path, plan: Plan, model: Model) -> None:
     save(figure, path)
 
 
-def draw_slices(path: Path, plan: Plan, model: Model, maps: Maps) -> None:
+def draw_slices(path: Path, plan: Plan, maps: Maps) -> None:
     """Draw the filtered map's central slices and projections along its axes, with the outline of the mask."""
-    volume, mask = filtered(plan, model), maps.mask
+    volume, mask = maps.filtered, maps.mask
     shown = min(plan.box, round(_SHOWN * plan.diameter / plan.pixel_size))
     first = (plan.box - shown) // 2
     part = (slice(first, first + shown),) * 3

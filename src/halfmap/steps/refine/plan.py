@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from halfmap.data import ParticleSet
 from halfmap.data.optics import GROUP
+from halfmap.engine.memory import available_memory
 from halfmap.errors import ParameterError, TableError
 from halfmap.log import log
 from halfmap.ops import symmetry
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
+from halfmap.search.lens_noise import leakage
 from halfmap.search.particles import ParticleImages
+from halfmap.search.prepared import refuse_stretched
 from halfmap.search.source import (
     MICROGRAPH,
     Source,
@@ -29,6 +33,7 @@ from halfmap.search.source import (
     numbered,
     phase_flipped,
 )
+from halfmap.steps.refine.given import GivenPoses, given_poses
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -48,6 +53,12 @@ _MARGIN, _MORE = 1.25, 6
 
 PARTS = 4
 """Parts of a half set, each of which is searched by one process and leaves its sums in a file."""
+
+_UNEVEN = 0.2
+"""Difference of their sizes, over the mean, from which on particles are dealt one by one."""
+
+_PADDINGS = 2.0, 1.5, 1.25
+"""Of transforms, over the box, the best first."""
 
 _FEWEST = 20
 """Particles in a half set without which nothing can be refined."""
@@ -77,6 +88,10 @@ class Plan:
         Which images were multiplied by the sign of their CTF.
     mask : path or None
         Mask that was given.
+    given : GivenPoses or None
+        Of a local refinement.
+    padding : float
+        Of transforms, over the box.
     device : str
     """
 
@@ -92,6 +107,8 @@ class Plan:
     halves: NDArray[np.intp]
     flipped: NDArray[np.bool_]
     mask: Path | None
+    given: GivenPoses | None
+    padding: float
     device: str
 
     @property
@@ -129,6 +146,11 @@ class Plan:
         shape = (self.box, self.box)
         return soft_circle(shape, radius=min(radius, self.box / 2 - _EDGE_PX), edge=_EDGE_PX).to(self.device)
 
+    @functools.cached_property
+    def leakage(self) -> Tensor:
+        """Where power goes when images are masked; see `lens_noise.leakage`."""
+        return leakage(self.image_mask().cpu())
+
     def support_px(self, box: int) -> float:
         """Radius of the disc that holds a masked image, in pixels of a box of other pixels."""
         radius = (self.diameter / 2 + self.shift_range) / self.pixel_size + _EDGE_PX
@@ -145,7 +167,8 @@ class Plan:
         found = []
         for half in (0, 1):
             own = np.flatnonzero(self.halves == half)
-            found += [(half, part) for part in np.array_split(own, PARTS)]
+            part = dealt(self.micrographs[own], np.random.default_rng((self.step.seed, half)))
+            found += [(half, own[part == number]) for number in range(PARTS)]
         return found
 
 
@@ -162,19 +185,26 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         If memory does not suffice.
     """
     _ = symmetry.order(step.symmetry)
+    refuse_stretched(particles.ctf, particles.path)
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
     diameter = mask_diameter(particles, step.diameter, side)
-    shift_range = farthest_shift(step.shift_range, _SHIFTS * diameter, side)
+    mask = None if step.mask is None else ctx.resolve(step.mask)
+    given = given_poses(step, particles, mask, side)
+    farthest = _SHIFTS * diameter
+    if given is not None:
+        reach = float(given.shifts_A.norm(dim=1).max()) + 2 * given.shift_A
+        farthest = min(max(farthest, reach), (side - diameter) / 2)
+    shift_range = farthest_shift(step.shift_range, farthest, side)
     if step.initial_lowpass < 2 * whole.pixel_size:
         raise ParameterError(
             f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.initial_lowpass:g} Å",
             hint=f"give an --initial-lowpass of more than {2 * whole.pixel_size:.3g} Å",
         )
     names, micrographs = numbered(particles, MICROGRAPH)
-    memory = image_memory(
-        step.memory * 1e9, ctx.options.workers, each=map_bytes(whole.box), purpose="refinement"
-    )
+    padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options.workers)
+    each = map_bytes(whole.box, padding)
+    memory = image_memory(step.memory * 1e9, ctx.options.workers, each=each, purpose="refinement")
     plan = Plan(
         step=step,
         source=Source.of(ctx.resolve(step.particles), ctx.project, memory),
@@ -187,7 +217,9 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         names=names,
         halves=half_sets(particles, step.seed),
         flipped=phase_flipped(particles) | step.phase_flipped,
-        mask=None if step.mask is None else ctx.resolve(step.mask),
+        mask=mask,
+        given=given,
+        padding=padding,
         device=ctx.device,
     )
     log.info(
@@ -199,9 +231,44 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     return plan.source.images, plan
 
 
-def map_bytes(box: int) -> float:
-    """Memory that the last pass takes for maps: sums of two half sets, and what solves one of them."""
-    return 5 * 16 * (2 * box) ** 2 * (box + 2)
+def dealt(micrographs: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Deal particles at random to parts of about one size, micrograph by micrograph.
+
+    Parameters
+    ----------
+    micrographs : array (n,)
+        Of each particle. Whole ones are dealt, so that a particle that was picked twice does not meet itself,
+        unless they are so few or so different that parts would differ by more than a fifth.
+    rng : Generator
+
+    Returns
+    -------
+    array (n,) of int
+    """
+    counts = np.bincount(micrographs)
+    part, sizes = np.zeros(len(counts), np.intp), np.zeros(PARTS, np.intp)
+    order = rng.permutation(len(counts))
+    for micrograph in order[np.argsort(-counts[order], kind="stable")]:
+        part[micrograph] = sizes.argmin()
+        sizes[part[micrograph]] += counts[micrograph]
+    if np.ptp(sizes) <= _UNEVEN * len(micrographs) / PARTS:
+        return part[micrographs]
+    return rng.permutation(np.arange(len(micrographs)) % PARTS)
+
+
+def affordable_padding(box: int, images: float, workers: int) -> float:
+    """Largest of the paddings that memory suffices for, beside bytes of images, or the smallest."""
+    processes, available = (workers + 1 if workers > 1 else 1), available_memory()
+    fit = [each for each in _PADDINGS if images + processes * map_bytes(box, each) <= available]
+    padding = fit[0] if fit else _PADDINGS[-1]
+    if padding < _PADDINGS[0]:
+        log.warning("memory does not suffice for transforms padded by 2: they are padded by %g", padding)
+    return padding
+
+
+def map_bytes(box: int, padding: float) -> float:
+    """Memory that a process takes for maps: sums of all frequencies, and what symmetrises or solves them."""
+    return 4 * 16 * (padding * box) ** 2 * (padding * box / 2 + 2)
 
 
 def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.intp]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from halfmap.engine import Context, Input, Out, Param, Step
 
-MAP, SEARCH, SCHEDULE = "Map", "Search", "Schedule"
+MAP, SEARCH, LOCAL, SCHEDULE = "Map", "Search", "Local refinement", "Schedule"
 
 
 class RefineStep(Step, name="refine", label="relion.refine3d"):
@@ -17,6 +18,10 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
     directions until the poses settle and near its poses afterwards, and is put back where it fits. The maps
     are filtered by their correlation, which also says how much detail the next comparison uses. It ends by
     itself when neither the resolution nor the poses improve.
+
+    A local refinement begins at the poses of the table, from RELION, cryoSPARC or here, and stays near them
+    by a normal prior about a fulcrum. Relaxed, it chooses between a pose's equivalents under a point group
+    that the particle has nearly.
 
     References
     ----------
@@ -69,6 +74,38 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         unit="none",
         section=SEARCH,
     )
+    local: bool = Param(
+        False,
+        "begin at the poses of the table and search near them alone",
+        unit="none",
+        section=LOCAL,
+    )
+    turn_deviation: float = Param(
+        10.0,
+        "standard deviation of turns about an axis from the table's",
+        unit="°",
+        section=LOCAL,
+        gt=0,
+    )
+    shift_deviation: float = Param(
+        5.0,
+        "standard deviation of shifts along an axis from the table's",
+        unit="Å",
+        section=LOCAL,
+        gt=0,
+    )
+    fulcrum: tuple[float, float, float] | None = Param(
+        None,
+        "point (x, y, z) that turns leave in its place, from the box's centre; default: the mask's centre",
+        unit="Å",
+        section=LOCAL,
+    )
+    relax: str = Param(
+        "C1",
+        "point group whose equivalents of each pose are tried: the particle deviates from it, or has less",
+        unit="none",
+        section=LOCAL,
+    )
     most_iterations: int = Param(
         30, "iterations after which it ends in any case", unit="none", section=SCHEDULE, advanced=True, ge=1
     )
@@ -87,7 +124,8 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         if model is None:
             reference = start.read_reference(planned)
             images.check()
-            model = start.first_model(planned, reference)
+            model = iterate.begin(ctx, planned, *start.first_model(planned, reference))
+        planned = replace(planned, padding=model.padding)
         while not model.done:
             model = iterate.iterate(ctx, planned, model)
         result = iterate.last_result(ctx, model)

@@ -8,13 +8,11 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from halfmap.data import ParticleSet, Poses
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
-from halfmap.ops.fourier import resample
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
 from halfmap.search.halfmaps import believed
 from halfmap.search.model_tables import noise_tables, scale_table, spectrum_table
@@ -26,9 +24,10 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.refine.step import RefineStep
 
-HALF1, HALF2, MAP, MASK = (
+HALF1, HALF2, WHOLE, MAP, MASK = (
     "run_half1_class001_unfil.mrc",
     "run_half2_class001_unfil.mrc",
+    "run_class001_unfil.mrc",
     "map.mrc",
     "mask.mrc",
 )
@@ -66,10 +65,9 @@ def write(
         Half maps and poses that it found.
     """
     maps, poses = result
-    for name, volume in zip((HALF1, HALF2), maps.unfiltered, strict=True):
+    volumes = *maps.halves, maps.whole, maps.filtered, maps.mask
+    for name, volume in zip((HALF1, HALF2, WHOLE, MAP, MASK), volumes, strict=True):
         write_mrc(ctx.folder / name, volume.numpy().astype(np.float32), pixel_size=plan.pixel_size)
-    write_mrc(ctx.folder / MAP, filtered(plan, model).numpy(), pixel_size=plan.pixel_size)
-    write_mrc(ctx.folder / MASK, maps.mask.numpy().astype(np.float32), pixel_size=plan.pixel_size)
     best = poses["best"]
     rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3))
     rotations = reduce_to_asymmetric_unit(rotations, plan.step.symmetry)
@@ -81,12 +79,6 @@ def write(
     )
     write_particles(ctx.folder / "particles.star", written)
     _write_model(ctx, plan, model, best)
-
-
-def filtered(plan: Plan, model: Model) -> Tensor:
-    """Mean of the filtered half maps in the box of the particles."""
-    mean = model.references[:, 0].cpu().mean(0)
-    return (resample(mean, new_shape=(plan.box,) * 3) * (len(mean) / plan.box) ** 3).float()
 
 
 def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray) -> None:
