@@ -7,17 +7,14 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfmap.errors import FileFormatError
-from halfmap.io.atomic import atomic_path
 from halfmap.ops.threads import one_torch_thread
+from halfmap.search.checkpoint import Checkpoint
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.plan import Iteration, Plan
@@ -46,7 +43,7 @@ _STRONG = 4.0
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(Checkpoint):
     """What is estimated.
 
     Attributes
@@ -87,37 +84,6 @@ class Model:
     deviation_px: float
     typical_signal: Tensor
     supported: int
-
-    def save(self, path: Path) -> None:
-        """Write all of it as one file."""
-        arrays = {
-            name: value.cpu().numpy() if isinstance(value, Tensor) else np.array(value)
-            for name, value in self.__dict__.items()
-        }
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    @classmethod
-    def load(cls, path: Path, device: str) -> Model:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        FileFormatError
-            If another version wrote it.
-        """
-        with np.load(path) as file:
-            values: dict[str, Any] = {
-                name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name]).to(device)
-                for name in file.files
-            }
-        if values.keys() != cls.__dataclass_fields__.keys():
-            raise FileFormatError(
-                "is of another version of Halfmap, which this one cannot go on from",
-                path=path,
-                hint="start the classification anew",
-            )
-        return cls(**values)
 
     @property
     def averages(self) -> Tensor:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halfmap.errors import FileFormatError
-from halfmap.io.atomic import atomic_path
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
+from halfmap.search.checkpoint import Checkpoint
 from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.shared_map import added
@@ -36,24 +34,21 @@ _LEAKED = 5.0
 _MORE = 2
 """Rings that are compared over those that have signal."""
 
-_ON_DEVICE = "noise", "scale"
-"""What images are compared with, where they are; the rest is read."""
-
 _SCALES = 0.2
 """Standard deviation of scales that is expected; none is believed to be off by more than three."""
 
 _STALE = 2
 """Iterations without improvement after which there will be none."""
 
-_SETTLED = 0.1
-"""Change of the poses over their errors that is none."""
+_STILL, _SETTLED = 0.1, 0.5
+"""Change of the poses over their errors at which they keep their basins, and that does the map no harm."""
 
 _JUMPING = 0.03
 """Share of the poses that turn beyond their errors while it pays to search everywhere."""
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(Checkpoint):
     """What is estimated.
 
     Attributes
@@ -88,6 +83,7 @@ class Model:
         Share of the poses that changed beyond three of their standard deviations, then or now.
     """
 
+    on_device = "noise", "scale"
     iteration: int
     stage: Stage
     radius: int
@@ -111,38 +107,6 @@ class Model:
         """Resolution in Å of the half maps within their mask, corrected for it; none is the box's side."""
         found = resolution(self.curves[3], pixel_size=plan.pixel_size, box=plan.box, threshold=THRESHOLD)
         return min(found, plan.side)
-
-    def save(self, path: Path) -> None:
-        """Write all of it as one file."""
-        arrays = {
-            name: value.cpu().numpy() if isinstance(value, Tensor) else np.array(value)
-            for name, value in vars(self).items()
-        }
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-    @classmethod
-    def load(cls, path: Path, device: str) -> Model:
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        FileFormatError
-            If another version wrote it.
-        """
-        with np.load(path) as file:
-            values: dict[str, Any] = {
-                name: file[name].item() if file[name].ndim == 0 else torch.from_numpy(file[name])
-                for name in file.files
-            }
-        if values.keys() != cls.__dataclass_fields__.keys():
-            raise FileFormatError(
-                "is of another version of Halfmap, which this one cannot go on from",
-                path=path,
-                hint="start the refinement anew",
-            )
-        there = {name: values[name].to(device) for name in _ON_DEVICE}
-        return cls(**values | there)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +169,6 @@ def maximise(
     curves = _padded(compared, plan.box // 2 + 1)
     curves[3, _empty_from(plan, noise) :] = 0
     prior = sums.prior(believed(curves[3]))
-    last = model.stage == "last"
-    maps = Maps(torch.stack([first, second]), mask, *_of_all(sums, prior, mask)) if last else None
-    if not last:
-        _references(plan, prior, mask, parts, keep)
     new = replace(
         model,
         iteration=model.iteration + 1,
@@ -220,7 +180,11 @@ def maximise(
         **_changes(plan, best),
     )
     error = float(np.median(best[:, BEST.index("pose_error")]))
-    return _scheduled(plan, model, new, box=len(mask), error=error), maps
+    new = _scheduled(plan, model, new, box=len(mask), error=error)
+    if new.done:
+        return new, Maps(torch.stack([first, second]), mask, *_of_all(sums, prior, mask))
+    _references(plan, prior, mask, parts, keep)
+    return new, None
 
 
 def _of_all(sums: HalfSums[StoredSums], prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,16 +221,19 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     ring = radius_at(new.curves[3], THRESHOLD)
     better = ring > model.finest
     stale = 0 if better else model.stale + 1
-    settled = new.turned < _SETTLED * error or new.turned > model.turned
+    still, settled = (new.turned > model.turned or new.turned < part * error for part in (_STILL, _SETTLED))
+    exhausted = stale >= _STALE or (stale > 0 and ring >= plan.nyquist)
     stage: Stage = model.stage
     if model.stage == "last":
         stage = "done"
     elif new.iteration + 1 >= plan.step.most_iterations:
         stage = "last"
-    elif model.stage == "everywhere" and (new.jumped < _JUMPING or (stale and settled)):
+    elif model.stage == "everywhere" and (new.jumped < _JUMPING or (stale and still)):
         stage, stale = "near", 0
-    elif stale >= _STALE and settled:
+    elif exhausted and settled:
         stage = "last"
+    if stage == "last" and plan.disc(model.radius).radius == plan.nyquist:
+        stage = "done"  # All frequencies have been put back already.
     least = plan.ring(plan.step.initial_lowpass)
     radius = min(max(ring, least) + _MORE, plan.nyquist, box // 2 - 1)
     return replace(new, stage=stage, radius=radius, finest=max(ring, model.finest), stale=stale)
