@@ -30,6 +30,7 @@ from halfmap.search.sums import Sums
 from halfmap.steps.class2d import iterate, pictures, plan, reach, tables
 from halfmap.steps.class2d.expectation import BEST, _best, expect, in_halves
 from halfmap.steps.class2d.model import Model, agreed_signal, last_ring
+from halfmap.steps.class2d.progress import detail
 from halfmap.steps.class2d.step import Class2DStep
 
 BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
@@ -550,3 +551,9 @@ def test_halves_agree_in_signal_alone():
     power = signal.abs().square().mean((0, 2)).double()
     torch.testing.assert_close(agreed[:, 4:9].mean(0), power[4:9], rtol=0.1, atol=0)
     assert (agreed[:, 16:] == 0).double().mean() > 0.97
+
+
+def test_averages_without_detail_are_said_to_have_none():
+    figures = {"best_resolution_A": 12.0, "median_resolution_A": 270.0, "side_A": 270.0}
+    assert detail(figures) == "averages to 12.0 Å (median none)"
+    assert detail(figures | {"best_resolution_A": 270.0}) == "averages without detail"

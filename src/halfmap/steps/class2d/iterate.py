@@ -18,6 +18,7 @@ from halfmap.search.sums import Sums
 from halfmap.steps.class2d.expectation import SUMS, Shard, expect
 from halfmap.steps.class2d.model import Model, Statistics, maximise
 from halfmap.steps.class2d.plan import FOLDS, Iteration, Plan
+from halfmap.steps.class2d.progress import detail
 from halfmap.steps.class2d.reseed import reseed
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def _say(
         "iteration": iteration.number,
         "particles": len(best),
         "searched_A": plan.side / radius,
+        "side_A": plan.side,
         "median_resolution_A": float(np.median(resolutions[occupied])),
         "best_resolution_A": float(resolutions[occupied].min()),
         "mean_greatest_probability": float(best[:, 5].mean()),
@@ -158,11 +160,10 @@ def _say(
         "seeded": seeded,
     }
     log.info(
-        "iteration %d of %d: %d particles at %.1f Å; averages to %.1f Å (median %.1f); "
+        "iteration %d of %d: %d particles at %.1f Å; %s; "
         "largest class %.0f %%, %.1f classes' worth; %d begun anew",
         *(iteration.number, len(plan.iterations), len(best)),
-        *(figures["searched_A"], figures["best_resolution_A"]),
-        *(figures["median_resolution_A"], 100 * figures["largest_share"]),
+        *(figures["searched_A"], detail(figures), 100 * figures["largest_share"]),
         *(figures["effective_classes"], seeded),
     )
     share = figures["largest_share"]

@@ -46,10 +46,15 @@ def said(folder: Path, number: int) -> str:
         Of the iteration.
     """
     one = _read(folder / f"it{number:03d}.json")
-    return (
-        f"{one['particles']:,} particles, averages to {one['best_resolution_A']:.1f} Å (median "
-        f"{one['median_resolution_A']:.1f}), largest class {100 * one['largest_share']:.0f} %"
-    )
+    return f"{one['particles']:,} particles, {detail(one)}, largest class {100 * one['largest_share']:.0f} %"
+
+
+def detail(figures: dict[str, Any]) -> str:
+    """What the averages show."""
+    best, median, side = (figures[f"{name}_A"] for name in ("best_resolution", "median_resolution", "side"))
+    if best >= side:
+        return "averages without detail"
+    return f"averages to {best:.1f} Å (median {f'{median:.1f}' if median < side else 'none'})"
 
 
 def draw(path: Path, folder: Path) -> None:
