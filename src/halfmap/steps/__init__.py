@@ -13,6 +13,7 @@ PIPELINE = (
     "class2d",
     "select",
     "abinitio",
+    "class3d",
     "refine",
     "mask",
     "symmetry",

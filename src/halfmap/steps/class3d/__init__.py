@@ -1,0 +1,1 @@
+"""Classification of particles by three-dimensional maps."""

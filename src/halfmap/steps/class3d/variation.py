@@ -1,0 +1,225 @@
+"""How classes part: along what the particles differ in most, in coarse detail, at the poses they have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from halfmap.ops import symmetry
+from halfmap.ops.filters import low_pass
+from halfmap.ops.fourier import irfft3, resample, rfft3
+from halfmap.ops.threads import one_torch_thread
+from halfmap.search.backprojector import Backprojection
+from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.halfmaps import HalfSums, solved
+from halfmap.search.projector import SplineVolume, sample_slices
+from halfmap.search.reference import in_box
+from halfmap.steps.class3d.expectation import BEST, ROTATION, prepared
+from halfmap.steps.class3d.model import Model
+from halfmap.steps.class3d.plan import Plan
+
+_MOST, _BATCH = 20_000, 256
+"""Particles that are looked at, and how many at a time."""
+
+_STEPS, _MORE = 12, 3
+"""Applications of the covariance, and volumes beyond those wanted, for it to converge sooner."""
+
+_AXES = 6
+"""Axes along which particles are grouped, at most."""
+
+_BEGINNINGS = 10
+"""Of the grouping."""
+
+_EACH = 4.0
+"""Particles for each number that is to be found out about a volume."""
+
+_FINER = 2.0
+"""Finest detail that is looked at, over that of the reference at first."""
+
+_FAINT = 1e-3
+"""Variance along an axis, over the greatest, that there is at least."""
+
+
+@one_torch_thread()
+def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
+    """Give each class a map: that of all particles, and a part of what these differ in most.
+
+    Parameters
+    ----------
+    plan : Plan
+        The classification.
+    model : Model
+        With one map for each fold.
+    best : array (n, columns)
+        What was found for each particle; see `expectation.BEST`.
+
+    Returns
+    -------
+    Model
+        With a map for each fold and class.
+
+    Notes
+    -----
+    The covariance of the particles' volumes is applied to a few random ones, again and again, as in an
+    orthogonal iteration. Images give it: one that is the slice of a volume with noise gives itself, times its
+    product with the slice of the random volume; what noise gives with itself is known in the mean, and taken
+    off. Coordinates of the particles along the strongest axes [1]_ are grouped about as many centres as
+    there are classes. So it matters little which random volumes it begins with, where the particles differ
+    in something that can be seen.
+
+    References
+    ----------
+    .. [1] Tagare, Kucukelbir, Sigworth, Wang & Rao 2015, J. Struct. Biol. 191, 245-262,
+       DOI 10.1016/j.jsb.2015.05.007
+    """
+    seed, count = plan.step.seed, min(plan.classes - 1, _AXES)
+    rows = np.random.default_rng((seed, 2)).permutation(len(best))[:_MOST]
+    ring = _detail(plan, len(rows))
+    seen = _Seen.of(plan, model, best, np.sort(rows), ring)
+    generator = torch.Generator().manual_seed(seed)
+    volumes = torch.randn(count + _MORE, *seen.mask.shape, generator=generator)
+    volumes = seen.smooth(volumes.to(plan.device))
+    for _ in range(_STEPS):
+        volumes = seen.applied(_orthonormal(volumes))
+    axes, variance = seen.principal(_orthonormal(volumes))
+    axes, spread = (
+        axes[:count],
+        variance[:count].clamp_min(_FAINT * float(variance[0].clamp_min(1e-30))).sqrt(),
+    )
+    places = seen.places(axes, spread)
+    centres, number = _grouped(places.cpu().numpy(), plan.classes, np.random.default_rng((seed, 3)))
+    moved = torch.einsum("km,mzyx->kzyx", torch.from_numpy(centres).to(axes) * spread.to(axes), axes)
+    differences = torch.stack([in_box(each, plan.box) for each in moved]) * plan.compared_part()
+    return replace(
+        model,
+        references=model.references + differences,
+        shares=torch.from_numpy(np.bincount(number, minlength=plan.classes) / len(number)),
+        differing=ring,
+    )
+
+
+def _grouped(
+    places: NDArray[np.float64], k: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Centres (k, m) of places (n, m), and the nearest of each: the best of several beginnings."""
+    found = []
+    for _ in range(_BEGINNINGS):
+        start = places[rng.choice(len(places), k, replace=False)]
+        centres, number = kmeans2(places, start, minit="matrix", missing="warn")
+        found.append((float(np.square(places - centres[number]).sum()), centres, number))
+    return min(found, key=lambda one: one[0])[1:]
+
+
+def _detail(plan: Plan, n: int) -> int:
+    """Largest ring at which n particles are enough to find out what they differ in."""
+    part = float((plan.compared_part() > 0.5).float().mean())
+    enough = (n / _EACH / (4 / 3 * math.pi * part)) ** (1 / 3)
+    return int(min(max(enough, plan.first_ring), _FINER * plan.first_ring, plan.finest))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Some particles in coarse detail: what their images have that the map of all has not.
+
+    Attributes
+    ----------
+    images : DiscImages
+        Moved to the centre, the map of all particles taken off.
+    rotations : Tensor (n, 3, 3)
+    mask : Tensor (d, d, d)
+        Where classes may differ.
+    group : str
+    """
+
+    images: DiscImages
+    rotations: Tensor
+    mask: Tensor
+    group: str
+
+    @classmethod
+    def of(
+        cls, plan: Plan, model: Model, best: NDArray[np.float64], rows: NDArray[np.intp], ring: int
+    ) -> _Seen:
+        """Read the images, in a box that holds what is wanted of them."""
+        box = min(plan.box, 2 * (ring + 3))
+        disc, pixel_size = FourierDisc(box, ring, plan.device), plan.side / box
+        volumes = [SplineVolume.of(in_box(each[0], box), radius_px=ring) for each in model.references]
+        shifts_px = torch.from_numpy(best[:, [BEST.index("x"), BEST.index("y")]] / pixel_size)
+        rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3)).to(plan.device)
+        linear, squared, order = [], [], []
+        for some, pictures in plan.source.images.stream(rows, _BATCH):
+            images = prepared(plan, model, some, pictures, disc, pixel_size).images
+            moved = images.linear * disc.shifts(shifts_px[some].to(plan.device))
+            for fold, volume in enumerate(volumes):
+                own = torch.from_numpy(plan.folds[some] == fold)
+                moved[own] -= images.squared[own] * sample_slices(volume, rotations[some][own], disc.points)
+            linear.append(moved)
+            squared.append(images.squared)
+            order.append(some)
+        together = DiscImages(disc, torch.cat(linear), torch.cat(squared))
+        mask = resample(plan.compared_part(), new_shape=(box,) * 3).clamp(0, 1)
+        return cls(together, rotations[np.concatenate(order)], mask, plan.step.symmetry)
+
+    def smooth(self, volumes: Tensor) -> Tensor:
+        """Volumes (m, d, d, d) to the detail that is compared, within the mask."""
+        disc = self.images.disc
+        shape = (disc.box,) * 3
+        passed = low_pass(shape, pixel_size=1.0, resolution=disc.box / disc.radius).to(volumes.device)
+        return irfft3(rfft3(volumes) * passed, shape=shape) * self.mask
+
+    def applied(self, volumes: Tensor) -> Tensor:
+        """The covariance times volumes (m, d, d, d)."""
+        disc, linear, squared = self.images.disc, self.images.linear, self.images.squared
+        found = []
+        for volume in volumes:
+            slices = sample_slices(
+                SplineVolume.of(volume, radius_px=disc.radius), self.rotations, disc.points
+            )
+            along = (linear * slices.conj()).real.sum(1, keepdim=True)
+            found.append(self._put_back(linear * along - squared * slices))
+        return torch.stack(found)
+
+    def principal(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """Axes (m, d, d, d) in the span of orthonormal volumes, and variances (m,) along them."""
+        along, gram = self._products(volumes)
+        inverse = torch.linalg.inv(gram.mean(0))
+        variance, turn = torch.linalg.eigh(inverse @ (along.T @ along / len(along) - gram.mean(0)) @ inverse)
+        axes = torch.einsum("mj,mzyx->jzyx", turn.flip(1).to(volumes), volumes)
+        return axes, variance.flip(0)
+
+    def places(self, axes: Tensor, spread: Tensor) -> Tensor:
+        """Posterior means (n, m) of the particles' coordinates, in standard deviations (m,)."""
+        along, gram = self._products(axes * spread.to(axes)[:, None, None, None])
+        return torch.linalg.solve(gram + torch.eye(len(axes)).to(gram), along)
+
+    def _products(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        """Products (n, m) of images with slices of volumes, and (n, m, m) of the weighted slices."""
+        disc, found = self.images.disc, []
+        splines = [SplineVolume.of(volume, radius_px=disc.radius) for volume in volumes]
+        for rows in torch.arange(len(self.images)).split(_BATCH):
+            turns = self.rotations[rows]
+            slices = torch.stack([sample_slices(each, turns, disc.points) for each in splines], dim=1)
+            along = (self.images.linear[rows, None] * slices.conj()).real.sum(2)
+            weighted = slices * self.images.squared[rows, None]
+            found.append((along.double(), (weighted @ slices.conj().transpose(1, 2)).real.double()))
+        return torch.cat([along for along, _ in found]), torch.cat([gram for _, gram in found])
+
+    def _put_back(self, linear: Tensor) -> Tensor:
+        """Map (d, d, d), within the mask, of coefficients (n, p)."""
+        disc, squared = self.images.disc, self.images.squared
+        sums = Backprojection.empty(disc.box, disc.radius, group=self.group, device=str(linear.device))
+        sums.add(DiscImages(disc, linear, squared), self.rotations, linear.new_zeros(len(linear), 2).real)
+        whole = sums if symmetry.order(self.group) == 1 else sums.symmetrised()
+        return solved(whole, least=HalfSums.of((whole, whole)).least[0]) * self.mask
+
+
+def _orthonormal(volumes: Tensor) -> Tensor:
+    """Volumes (m, d, d, d) that span the same, orthogonal to each other and of norm 1."""
+    basis, _ = torch.linalg.qr(volumes.flatten(1).double().T)
+    return basis.T.reshape(volumes.shape).to(volumes)

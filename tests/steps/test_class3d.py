@@ -1,0 +1,322 @@
+"""Two conformations against truth: who is in which class, what the maps are, and what stops it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from pose_simulation import Particle
+
+from halfmap.data import ParticleSet, Poses
+from halfmap.engine import Context, RunOptions
+from halfmap.errors import HalfmapError, ParameterError, ShapeError, TableError
+from halfmap.io.mrc import read_header, read_mrc, write_mrc
+from halfmap.io.star import read_star
+from halfmap.io.tables import read_particles, write_particles
+from halfmap.ops.ctf import ctf
+from halfmap.ops.fourier import irfft2, rfft2, shift_image
+from halfmap.ops.masks import soft_sphere
+from halfmap.ops.rotations import random_rotations
+from halfmap.project import Project
+from halfmap.search.backprojector import Backprojection
+from halfmap.search.disc import DiscImages
+from halfmap.search.halfmaps import solved
+from halfmap.search.lens_noise import NoiseSums
+from halfmap.steps.class3d import iterate
+from halfmap.steps.class3d.expectation import BEST
+from halfmap.steps.class3d.model import FREE, Model, maximise
+from halfmap.steps.class3d.plan import FOLDS, Plan, make_plan
+from halfmap.steps.class3d.reseed import reseed
+from halfmap.steps.class3d.start import first_model, read_references
+from halfmap.steps.class3d.step import Class3DStep
+
+BOX, PIXEL, DIAMETER, N, SHARE = 32, 5.0, 110.0, 400, 0.7
+MOVED_PX = torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64)
+LENS = {"pixel_size": PIXEL, "voltage_kV": 300.0, "cs_mm": 2.7, "amplitude_contrast": 0.1}
+DEFOCI = (9000.0, 12000.0, 15000.0)
+OPTICS = {
+    "rlnOpticsGroup": [1],
+    "rlnOpticsGroupName": ["one"],
+    "rlnVoltage": [300.0],
+    "rlnSphericalAberration": [2.7],
+    "rlnAmplitudeContrast": [0.1],
+    "rlnImagePixelSize": [PIXEL],
+    "rlnImageSize": [BOX],
+}
+
+
+def conformations() -> tuple[Particle, Particle]:
+    """A particle, and the same with its outermost fourth of atoms on one side moved by 20 Å."""
+    one = Particle.random(BOX, count=60, radius_px=8.0)
+    far = one.atoms[:, 0] >= one.atoms[:, 0].sort().values[-15]
+    return one, Particle(one.atoms + far[:, None] * MOVED_PX, BOX)
+
+
+def write_project(folder: Path, *, variance: float = 0.25, n: int = N) -> None:
+    """Images of both, 70 % of the first; their poses in the table."""
+    generator = torch.Generator().manual_seed(5)
+    both = conformations()
+    rotations = random_rotations(n, generator=generator, dtype=torch.float64)
+    shifts = torch.randn(n, 2, generator=generator, dtype=torch.float64) * 0.6
+    kind = (np.random.default_rng(3).random(n) > SHARE).astype(int)
+    defocus = np.array(DEFOCI)[np.arange(n) % len(DEFOCI)]
+    how = {"defocus_angle": 0.0, **LENS}
+    transfer = {z: ctf((BOX, BOX), defocus_u=z, defocus_v=z, **how) for z in DEFOCI}
+    clean = torch.empty(n, BOX, BOX)
+    for number, particle in enumerate(both):
+        clean[kind == number] = particle.images(rotations[kind == number])
+    spectra = rfft2(clean) * torch.stack([transfer[z] for z in defocus])
+    clean = shift_image(irfft2(spectra, shape=(BOX, BOX)), shift_px=-shifts)
+    images = clean * math.sqrt(variance / float(clean[:, 6:-6, 6:-6].var()))
+    images += torch.randn(n, BOX, BOX, generator=generator)
+    (folder / "Stacks").mkdir(parents=True)
+    write_mrc(folder / "Stacks/a.mrcs", images.numpy(), pixel_size=PIXEL, stack=True)
+    rows = pl.DataFrame(
+        {
+            "rlnImageName": [f"{i + 1:06d}@Stacks/a.mrcs" for i in range(n)],
+            "rlnOpticsGroup": np.ones(n, np.int64),
+            "rlnDefocusU": defocus,
+            "rlnDefocusV": defocus,
+            "rlnDefocusAngle": np.zeros(n),
+            "kind": kind,
+        }
+    )
+    table = ParticleSet(pl.DataFrame(OPTICS), rows).with_poses(Poses(rotations, shifts * PIXEL))
+    write_particles(folder / "particles.star", table)
+    mean = SHARE * both[0].volume() + (1 - SHARE) * both[1].volume()
+    write_mrc(folder / "reference.mrc", (500 * mean).numpy(), pixel_size=PIXEL)
+    moved = soft_sphere((BOX,) * 3, radius=25.0, edge=10.0, pixel_size=PIXEL)
+    write_mrc(folder / "left.mrc", moved.roll(-5, 2).numpy(), pixel_size=PIXEL)
+    write_mrc(folder / "right.mrc", moved.roll(5, 2).numpy(), pixel_size=PIXEL)
+    for number, particle in enumerate(both):
+        write_mrc(folder / f"kind{number}.mrc", (500 * particle.volume()).numpy(), pixel_size=PIXEL)
+
+
+def run(folder: Path, *, workers: int = 1, **parameters) -> Path:
+    settings = {
+        "particles": Path("particles.star"),
+        "reference": (Path("reference.mrc"),),
+        "classes": 2,
+        "diameter": DIAMETER,
+        "resolution": 14.0,
+        "alignment": False,
+    }
+    options = RunOptions(workers=workers, device="cpu")
+    return Project.at(folder).run(Class3DStep(**(settings | parameters)), options).folder
+
+
+def copy(folder: Path, to: Path) -> Path:
+    ignored = shutil.ignore_patterns(Class3DStep.folder, "default_pipeline.star")
+    shutil.copytree(folder, to, ignore=ignored)
+    return to
+
+
+def volume_of(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(read_mrc(path), np.float32))
+
+
+def right(job: Path) -> float:
+    """Share of the particles in the class of their conformation."""
+    rows = read_particles(job / "particles.star").rows
+    same = float((rows["rlnClassNumber"].to_numpy() - 1 == rows["kind"].to_numpy()).mean())
+    return max(same, 1 - same)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("class3d")
+    write_project(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(truth) -> Path:
+    return run(truth)
+
+
+def test_conformations_are_told_apart(truth, job):
+    rows = read_particles(job / "particles.star").rows
+    assert right(job) > 0.9
+    assert rows["hmClassProbability"].is_between(0.5, 1).all()
+    given = read_particles(truth / "particles.star").rows
+    for name in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "kind"):
+        assert rows[name].to_list() == given[name].to_list()
+
+
+def test_maps_are_those_of_the_conformations(truth, job):
+    maps = [volume_of(job / f"class00{i + 1}.mrc") for i in (0, 1)]
+    assert read_header(job / "class001.mrc").pixel_size == pytest.approx(PIXEL)
+    wanted = [particle.volume() for particle in conformations()]
+    sphere = soft_sphere((BOX,) * 3, radius=DIAMETER / 2, edge=8.0, pixel_size=PIXEL)
+    found, true = ((pair[0] - pair[1]) * sphere for pair in (maps, wanted))
+    correlation = float((found * true).sum() / (found.norm() * true.norm()))
+    assert abs(correlation) > 0.6
+    blocks = read_star(job / "model.star")
+    assert blocks["model_general"]["rlnNrClasses"] == 2
+    shares = sorted(blocks["model_classes"]["rlnClassDistribution"])
+    # Four standard deviations of a binomial.
+    assert abs(shares[1] - SHARE) < 4 * math.sqrt(SHARE * (1 - SHARE) / N)
+    assert sum(blocks["model_classes"]["hmNrParticles"]) == N
+    names = {"classes.png", "fsc.png", "angular_distribution.png", "progress.png"}
+    assert names == {path.name for path in job.glob("*.png")}
+
+
+def test_probabilities_are_as_stated(job):
+    """Of those whose class has a probability p, about p are right."""
+    rows = read_particles(job / "particles.star").rows
+    stated = float(rows["hmClassProbability"].mean())
+    assert abs(right(job) - stated) < 4 * math.sqrt(0.1 * 0.9 / N)
+
+
+def test_stopped_and_resumed_by_two_workers(truth, job, tmp_path, monkeypatch):
+    folder = copy(truth, tmp_path / "project")
+    real = iterate.maximise
+
+    def stopped(plan, model, *rest):
+        if model.iteration == 2:
+            raise KeyboardInterrupt
+        return real(plan, model, *rest)
+
+    monkeypatch.setattr(iterate, "maximise", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    monkeypatch.setattr(iterate, "maximise", real)
+    options = RunOptions(workers=2, device="cpu")
+    other = Project.at(folder).resume(f"{Class3DStep.folder}/job001", options).folder
+    for name in ("class001.mrc", "class002.mrc"):
+        assert np.array_equal(read_mrc(job / name), read_mrc(other / name))
+    assert (job / "particles.star").read_text() == (other / "particles.star").read_text()
+
+
+def test_focus(truth):
+    """Where nothing moves nothing is told apart; elsewhere the maps that are compared are all the same."""
+    seeing = run(truth, focus_mask=Path("right.mrc"), iterations=7)
+    blind = run(truth, focus_mask=Path("left.mrc"), iterations=5)
+    assert right(seeing) > 0.85
+    assert right(blind) < 0.8
+    with np.load(sorted((seeing / "Iterations").glob("it*_model.npz"))[-1]) as file:
+        first, second = file["references"][0]
+    outside = volume_of(truth / "right.mrc").numpy() == 0
+    assert np.abs(first - second)[outside].max() < 0.02 * np.abs(first - second).max()
+
+
+def test_alignment(truth):
+    job = run(truth, alignment=True, iterations=14)
+    assert right(job) > 0.85
+    rows = read_particles(job / "particles.star").rows
+    assert {"hmPoseUncertainty", "hmOriginError"} <= set(rows.columns)
+
+
+def test_a_reference_each(truth):
+    """Classes are those of their references, in their order."""
+    job = run(truth, reference=(Path("kind1.mrc"), Path("kind0.mrc")), classes=None, iterations=3)
+    rows = read_particles(job / "particles.star").rows
+    assert float((rows["rlnClassNumber"].to_numpy() == 2 - rows["kind"].to_numpy()).mean()) > 0.85
+
+
+def planned_model(folder: Path, classes: int) -> tuple[Plan, Model]:
+    """A plan, and the model that it begins with, from as many references."""
+    paths = (Path("reference.mrc"),) * classes
+    step = Class3DStep(
+        particles=Path("particles.star"), reference=paths, diameter=DIAMETER, resolution=14.0, alignment=False
+    )
+    table = read_particles(folder / "particles.star")
+    planned = make_plan(step, Context(folder=folder, project=folder), table)[1]
+    return planned, first_model(planned, read_references(planned))
+
+
+def test_a_particle_does_not_meet_itself(truth):
+    """Of noise that one fold adds up to, there is nothing in the map which it is compared with."""
+    planned, model = planned_model(truth, classes=2)
+    generator = torch.Generator().manual_seed(1)
+    rotations = random_rotations(60, generator=generator, dtype=torch.float64)
+    disc = planned.disc
+    ones = torch.ones(60, len(disc.points))
+
+    def noise(number: int, fold: int) -> Backprojection:
+        own = torch.Generator().manual_seed(10 * number + fold)
+        parts = torch.randn(60, len(disc.points), 2, generator=own)
+        sums = Backprojection.empty(planned.box, disc.radius)
+        sums.add(DiscImages(disc, torch.view_as_complex(parts), ones), rotations, torch.zeros(60, 2))
+        return sums
+
+    counted = NoiseSums(torch.ones(5, 1, disc.radius + 1, dtype=torch.float64))
+    best = np.zeros((N, len(BEST)))
+    new, _ = maximise(planned, model, noise, counted, best, np.ones((FOLDS, 2, 2)), None)
+    solvent, prior = planned.solvent(), torch.full((disc.radius + 1,), 10.0)
+    for number in (0, 1):
+        for fold in range(FOLDS):
+            own = solved(noise(number, fold), prior) * solvent
+            met = [float(_correlation(new.references[other, number], own)) for other in range(FOLDS)]
+            # A map of six such sums correlates with each by 0.4 at most, as these have other weights less.
+            assert [abs(each) > 0.1 for each in met] == [other != fold for other in range(FOLDS)]
+
+
+def _correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (one * other).sum() / (one.norm() * other.norm())
+
+
+def test_empty_classes_take_the_worse_half_of_the_largest(truth):
+    """Once, in the next iteration only; nobody else is moved."""
+    step = Class3DStep(
+        particles=Path("particles.star"), reference=(Path("reference.mrc"),), classes=3, diameter=DIAMETER
+    )
+    planned = make_plan(step, Context(folder=truth, project=truth), read_particles(truth / "particles.star"))[
+        1
+    ]
+    model = first_model(planned, torch.zeros(3, planned.box, planned.box, planned.box) + 1e-3)
+    best = np.zeros((N, len(BEST)))
+    best[: N // 4, BEST.index("class")] = 2
+    best[:, BEST.index("evidence")] = np.random.default_rng(1).normal(size=N)
+    new, seeded = reseed(planned, replace(model, iteration=3, shares=torch.ones(3) / 3), best)
+    assert seeded == 1
+    forced = new.forced.numpy()
+    evidence, large = best[:, BEST.index("evidence")], best[:, BEST.index("class")] == 0
+    assert (forced[~large] == FREE).all()
+    assert (forced == 1).sum() == large.sum() // 2
+    assert evidence[forced == 1].max() <= evidence[forced == 0].min()
+    assert reseed(planned, replace(model, iteration=24), best)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "says"),
+    [
+        ({"symmetry": "Q3"}, ParameterError, "no point group"),
+        ({"reference": (Path("kind0.mrc"),) * 3}, ParameterError, "3 references for 2 classes"),
+        ({"classes": 50}, TableError, "at least 1000"),
+        ({"diameter": 500.0}, ParameterError, "does not fit"),
+        ({"resolution": 5.0}, ParameterError, "hold no detail"),
+        ({"initial_lowpass": 12.0}, ParameterError, "finer than --resolution"),
+        ({"focus_mask": Path("reference.mrc")}, ParameterError, "between 0 and 1"),
+        ({"mask": Path("other.mrc")}, ShapeError, "Å wide"),
+        ({"focus_mask": Path("corner.mrc")}, ParameterError, "outside of the particle"),
+    ],
+)
+def test_bad_parameters(truth, tmp_path, parameters, error, says):
+    folder = copy(truth, tmp_path / "project")
+    mask = volume_of(folder / "left.mrc").numpy()
+    write_mrc(folder / "other.mrc", mask, pixel_size=PIXEL / 2)
+    corner = np.zeros_like(mask)
+    corner[:3, :3, :3] = 1
+    write_mrc(folder / "corner.mrc", corner, pixel_size=PIXEL)
+    with pytest.raises(error, match=says):
+        run(folder, **parameters)
+    assert not any(folder.glob(f"{Class3DStep.folder}/*"))
+
+
+def test_bad_tables(truth, tmp_path):
+    folder = copy(truth, tmp_path / "project")
+    good = read_particles(folder / "particles.star")
+    write_particles(folder / "particles.star", good.with_rows(good.rows.drop("rlnAngleTilt")))
+    with pytest.raises(HalfmapError, match="rlnAngleTilt"):
+        run(folder)
+    flat = good.with_columns(pl.lit(0.0).alias("rlnAngleRot"), pl.lit(0.0).alias("rlnAngleTilt"))
+    write_particles(folder / "particles.star", flat)
+    with pytest.raises(TableError, match="one direction"):
+        run(folder)
