@@ -143,7 +143,7 @@ def run(words: str, folder: Path, stop_after: int | None) -> tuple[Path, Watch, 
     assert process.stderr is not None
     reader = threading.Thread(target=watch.read, args=(process.stderr,))
     reader.start()
-    seen, last = psutil.Process(process.pid), f"iteration {stop_after}:"
+    seen, last = psutil.Process(process.pid), f"iteration {stop_after} of "
     while process.poll() is None:
         watch.sample(seen)
         if stop_after and any(last in line for _, line in watch.lines):
@@ -163,7 +163,7 @@ def measured(job: Path, watch: Watch, start: float) -> dict[str, Any]:
     events = [json.loads(line) for line in (job / "events.jsonl").read_text().splitlines()]
     first = min(e["time"] - e["seconds"] for e in events if e.get("unit") == "part") - offset
     planned = next(t for t, line in watch.lines if " particles, box " in line)
-    ends = [(t, re.search(r"iteration (\d+): (\d+) particles at ([\d.]+)", s)) for t, s in watch.lines]
+    ends = [(t, re.search(r"iteration (\d+) of \d+: (\d+) particles at ([\d.]+)", s)) for t, s in watch.lines]
     iterations, before = [], first
     for moment, found in ends:
         if not found:
