@@ -1,8 +1,9 @@
 """Maps of simulated particles without a reference, from several seeds, against truth and beside RELION's.
 
-The particles are those of `refine.py`: RNA polymerase II (C1) and β-galactosidase (D2). Each seed is a job of
-its own, with its restarts and their consensus. Maps are turned and moved onto the truth, in both hands, and
-compared with it within one soft sphere. CPU seconds are user and system of all processes.
+The particles are those of `refine.py`, RNA polymerase II (C1) and β-galactosidase (D2), and a cellulose
+synthase of 145 kDa (C1). Each seed is a job of its own, with its restarts and their consensus. Maps are
+turned and moved onto the truth, in both hands, and compared with it within one soft sphere. CPU seconds are
+user and system of all processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -27,10 +29,19 @@ from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.masks import soft_sphere
 from halfmap.search.volume_alignment import align_volume
 from halfmap.steps.abinitio.step import AbInitioStep
-from refine import CASES, Case, make, show
+from refine import CASES as REFINED
+from refine import Case, make, show
 
 FINEST, PIXEL = 15.0, 5.0
 """Å: detail that is searched, and about the voxels in which maps are aligned."""
+
+CASES = REFINED | {
+    "synthase": Case(
+        "4hg6.pdb.gz --atom-b-factor 60 --box-size 128 --pixel-size 1.7 --n-particles 2000 --seed 14",
+        "C1",
+        180.0,
+    )
+}
 
 RELION = (
     "relion_refine --i input.star --o initialmodel/run --sgd --denovo_3dref --ctf --K 1 --sym {group}"
@@ -73,8 +84,11 @@ def ours(folder: Path, case: Case, seed: int, workers: int) -> dict[str, Any]:
     seconds = timed(command, folder, folder / f"abinitio{seed}.log")
     job = last_job(folder, AbInitioStep.folder)
     blocks = read_star(job / "model.star")
-    row = {"program": "Halfmap", "seed": seed, "runs kept": int(blocks["model_runs"]["hmRunKept"].sum())}
-    row["runs agree Å"] = float(blocks["model_classes"]["rlnEstimatedResolution"][0])
+    runs, classes = blocks["model_runs"], blocks["model_classes"]
+    assert isinstance(runs, pl.DataFrame)
+    assert isinstance(classes, pl.DataFrame)
+    row = {"program": "Halfmap", "seed": seed, "runs kept": int(runs["hmRunKept"].sum())}
+    row["runs agree Å"] = float(classes["rlnEstimatedResolution"][0])
     return row | seconds | against_truth(folder, case, job / "class001.mrc")
 
 
@@ -94,7 +108,9 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, required=True, help="folder of projects; kept for the next run"
     )
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=["polymerase", "galactosidase"])
+    parser.add_argument(
+        "--cases", nargs="*", choices=CASES, default=["polymerase", "galactosidase", "synthase"]
+    )
     parser.add_argument("--programs", nargs="*", choices=("Halfmap", "RELION"), default=["Halfmap", "RELION"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--workers", type=int, default=1)

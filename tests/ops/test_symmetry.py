@@ -165,6 +165,26 @@ def test_lattice_operators_average_exactly():
         np.testing.assert_allclose(average.numpy(), expected.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize(("group", "count"), [("D2", 6), ("D7", 2), ("T", 2), ("O", 1), ("I3", 1)])
+def test_settings_keep_the_axes_where_they_are(group, count):
+    """They turn operators into operators, no two of them alike, and no other rotation does."""
+    operators, turns = symmetry.operators(group), symmetry.equal_settings(group)
+    assert turns is not None
+    assert len(turns) == count
+    others = torch.cat([symmetry.operators(each) for each in ("D2", "D28", "T", "O", "I1", "I3")])
+    kept = []
+    for turn in others:
+        turned = turn @ operators @ turn.T
+        gaps = (turned[:, None] - operators).abs().amax((2, 3))
+        if float(gaps.amin(1).max()) < 1e-6:
+            kept.append(turn)
+    # Of each such rotation there is one equivalent among those listed.
+    gaps = ((turns[:, None] @ operators)[:, :, None] - torch.stack(kept)).abs().amax((3, 4))
+    assert bool(((gaps < 1e-6).sum((0, 1)) == 1).all())
+    assert bool(((gaps < 1e-6).sum((1, 2)) > 0).all())
+    assert symmetry.equal_settings("C4") is None
+
+
 def test_names():
     assert torch.equal(symmetry.operators("i"), symmetry.operators("I2"))
     assert symmetry.order(" d12 ") == 24

@@ -10,8 +10,8 @@ from halfmap.errors import ShapeError
 from halfmap.ops.fsc import fsc
 from halfmap.ops.masks import soft_sphere
 from halfmap.ops.rotations import angular_distance, random_rotations
-from halfmap.ops.symmetry import operators, symmetric_distance
-from halfmap.search.volume_alignment import align_volume, inverted
+from halfmap.ops.symmetry import equal_settings, operators, symmetric_distance
+from halfmap.search.volume_alignment import Alignment, align_volume, inverted
 
 BOX, RADIUS = 32, 11.0
 MASK = soft_sphere((BOX,) * 3, radius=RADIUS, edge=3.0)
@@ -58,6 +58,30 @@ def test_any_equivalent_rotation_of_a_symmetric_map():
     found = align_volume(moving, fixed, **HOW)
     assert float(symmetric_distance(found.rotation, rotation, "D2")) < 2.0
     assert found.correlation > 0.95
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_maps_of_one_setting_need_few_rotations(mirrored):
+    """Those of D2 with axes exchanged: one of six rotations, no shift, and the other hand if need be."""
+    atoms = Particle.random(BOX, count=10, radius_px=8.0, seed=6).atoms
+    atoms = torch.cat([atoms @ operator.T for operator in operators("D2")])
+    turns = equal_settings("D2")
+    assert turns is not None
+    for turn in turns:
+        fixed = Particle((-atoms if mirrored else atoms) @ turn.T, BOX).volume()
+        found = align_volume(Particle(atoms, BOX).volume(), fixed, turns=turns, **HOW)
+        assert float(symmetric_distance(found.rotation, turn, "D2")) < 1e-3
+        assert found.mirrored == mirrored
+        assert found.over_chance > 0.95
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_inverse_brings_the_other_map_back(mirrored):
+    volume = Particle.random(BOX, count=40, radius_px=8.0, seed=7).volume()
+    rotation = random_rotations(1, generator=torch.Generator().manual_seed(7), dtype=torch.float64)[0]
+    there = Alignment(rotation, torch.tensor([1.5, -2.0, 0.7]).double(), mirrored, 1.0)
+    back = there.inverse.apply(there.apply(volume))
+    assert float(fsc(back * MASK, volume * MASK)[1:10].min()) > 0.98
 
 
 def test_other_maps_do_not_correlate():

@@ -14,7 +14,7 @@ import torch
 from pose_simulation import Particle
 
 from halfmap.data import ParticleSet, Poses
-from halfmap.engine import RunOptions
+from halfmap.engine import Context, RunOptions
 from halfmap.errors import HalfmapError, ParameterError, TableError
 from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star
@@ -26,7 +26,7 @@ from halfmap.ops.masks import soft_sphere
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.symmetry import operators, symmetric_distance
 from halfmap.project import Project
-from halfmap.search.volume_alignment import Alignment, align_volume
+from halfmap.search.volume_alignment import Alignment, align_volume, centre_of_mass
 from halfmap.steps.abinitio import consensus, rounds, run
 from halfmap.steps.abinitio.step import AbInitioStep
 
@@ -92,8 +92,8 @@ def start(folder: Path, *, workers: int = 1, **parameters) -> Path:
         "particles": Path("particles.star"),
         "diameter": DIAMETER,
         "symmetry": "D2",
-        "iterations": 16,
-        "restarts": 2,
+        "iterations": 12,
+        "restarts": 4,
         "batch": 100,
     }
     options = RunOptions(workers=workers, device="cpu")
@@ -146,7 +146,7 @@ def test_map_and_poses_are_those_of_the_truth(truth, job):
     assert names == {path.name for path in job.glob("*.png")}
 
 
-def test_runs_that_agree_are_reported(job):
+def test_runs_that_agree_are_reported_and_no_more_are_made(job):
     blocks = read_star(job / "model.star")
     assert blocks["model_classes"]["rlnEstimatedResolution"][0] < 20.0
     assert blocks["model_runs"]["hmRunKept"].to_list() == [1, 1]
@@ -155,31 +155,123 @@ def test_runs_that_agree_are_reported(job):
 
 def test_noise_has_no_map(tmp_path, caplog):
     """Runs on noise lead to maps of their own each: none is claimed to have a resolution."""
-    write_project(tmp_path, [made_up(1)], variance=1e-6, n=150)
-    job = start(tmp_path, symmetry="C1", iterations=4)
+    write_project(tmp_path, [made_up(1)], variance=1e-6, n=80)
+    job = start(tmp_path, symmetry="C1", iterations=3, batch=40, restarts=3)
     blocks = read_star(job / "model.star")
     assert blocks["model_classes"]["rlnEstimatedResolution"].to_list() == [999.0]
-    assert sum(blocks["model_runs"]["hmRunKept"]) == 1
-    assert "no two of 2 runs agree" in caplog.text
+    assert sorted(blocks["model_runs"]["hmRunKept"]) == [0, 0, 1]
+    assert "agrees with no other" in caplog.text
 
 
-def test_a_run_that_differs_is_left_out(truth, job, monkeypatch):
-    """Of two runs that agree and one with a map of another particle, the latter is named."""
+@pytest.mark.parametrize("likeliest", [0, 1])
+def test_a_run_that_differs_is_left_out(truth, likeliest):
+    """It has a map of another particle; of the two that agree, one is moved onto the likelier."""
     planned = _plan(truth[0])
     size = (planned.box,) * 3
     maps = [resample(made_up(seed).volume(), new_shape=size) for seed in (1, 1, 2)]
-    maps[1] = Alignment(random_rotations(1, dtype=torch.float64)[0], torch.ones(3), True, 1.0).apply(maps[1])
-    found = consensus.compare(planned, torch.stack(maps)[:, None], [0.0, 0.0, 0.0])
-    assert sorted(found.kept) == [0, 1]
+    rotation = random_rotations(1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[0]
+    maps[1] = Alignment(rotation, torch.ones(3), True, 1.0).apply(maps[1])
+    runs = torch.stack(maps)[:, None]
+    matches = {
+        (one, other): [
+            consensus.Match.of(planned, told) for told in consensus.matched(planned, runs[one], runs[other])
+        ]
+        for one, other in ((0, 1), (0, 2), (1, 2))
+    }
+    evidence = np.full((3, 5), 9.0)
+    evidence[likeliest] += 1.0
+    found = consensus.compare(planned, runs, evidence, matches)
+    assert found.kept.tolist() == [likeliest, 1 - likeliest]
     assert found.rejected.tolist() == [2]
     assert found.resolutions[0, 1] < 17.0 < found.resolutions[0, 2]
+    assert found.over_chance[0, 1] > 0.9
+    moved = centre_of_mass(maps[likeliest]).double()
+    mean = Alignment(torch.eye(3).double(), moved, False, 1.0).apply(found.maps[0]) * planned.sphere()
+    assert float(fsc(mean, maps[likeliest] * planned.sphere())[1 : planned.radius].min()) > 0.9
 
 
-def _plan(folder: Path):
-    from halfmap.engine import Context
+def test_maps_of_two_runs_are_paired_from_either_side():
+    """The one of a run that is most like each of another, and how it comes onto it."""
+    one, other = (Alignment(random_rotations(1)[0].double(), torch.randn(3).double(), m, 1.0) for m in (0, 1))
+    curve = torch.ones(3)
+    matches = {(0, 1): [consensus.Match(1, one, curve, 9.0), consensus.Match(0, other, curve, 8.0)]}
+    found = consensus._onto(matches, 1, 0)
+    assert [(each.number, each.resolution) for each in found] == [(1, 8.0), (0, 9.0)]
+    assert torch.equal(found[0].alignment.rotation, other.rotation.T)
+    assert consensus._onto(matches, 0, 1) is matches[0, 1]
+
+
+def test_likelier_runs_win():
+    """Not the most that agree, who may be in one trap; nor they, if one alone is surely likelier."""
+    noise = np.random.default_rng(1).normal(0.0, 5.0, 100)
+    agree = np.zeros((5, 5), bool)
+    agree[:3, :3] = agree[3:, 3:] = True
+    evidence = noise + np.array([0.0, 0.2, 0.1, 2.0, 2.1])[:, None]
+    assert consensus._group(agree, evidence).tolist() == [4, 3]
+    assert consensus._group(agree[2:5, 2:5], evidence[2:5]).tolist() == [2, 1]
+    assert consensus._group(agree[:4, :4], evidence[:4]).tolist() == [3]
+    by_chance = np.random.default_rng(2).normal(0.0, 5.0, (4, 100))
+    assert sorted(consensus._group(agree[:4, :4], by_chance)) == [0, 1, 2]
+
+
+def test_hollow_balls_do_not_agree():
+    """Of the same outline, but with other walls: what they share is there at any rotation."""
+    generator = torch.Generator().manual_seed(3)
+    axis = torch.arange(BOX) - BOX // 2
+    distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).float().norm(dim=0)
+    wall = torch.exp(-(((distance - 8.0) / 2.0) ** 2))
+    one, other = (wall * (1 + 0.5 * torch.randn(wall.shape, generator=generator)) for _ in range(2))
+    found = align_volume(one, other, **HOW)
+    assert found.correlation > 0.3
+    assert found.over_chance < 0.2
+    assert align_volume(one, one, **HOW).over_chance > 0.9
+
+
+@pytest.mark.parametrize("group", ["T", "O", "I2"])
+def test_a_balls_runs_go_on_with_the_likelier_sign(truth, tmp_path, monkeypatch, group):
+    planned = _plan(truth[0], symmetry=group, iterations=8)
+    assert planned.fork == (1, 4)
+
+    def advanced(stretch, *, plan, folder):
+        (folder / stretch.line.file(stretch.stop)).touch()
+        if stretch.line.turned and stretch.start == 1:
+            assert (folder / run.Line(stretch.line.run, False).file(1)).exists()
+        likely = 5.0 + stretch.line.turned * (1 if stretch.line.run == 0 else -1)
+        steps = range(stretch.start + 1, stretch.stop + 1)
+        said = {"run": stretch.line.run + 1, "particles": 9, "searched_A": 9.0, "mean_evidence": likely}
+        return {"figures": [{"iteration": i, **said} for i in steps], "evidence": [likely] * 3}
+
+    monkeypatch.setattr(rounds, "advance", advanced)
+    (tmp_path / rounds.FOLDER).mkdir()
+    ended = rounds._run(Context(folder=tmp_path, project=tmp_path), planned, [0, 1])
+    names = ["run01_turned_it008.npz", "run02_it008.npz"]
+    assert [one.maps.name for one in ended] == names
+    assert sorted(path.name for path in (tmp_path / rounds.FOLDER).glob("*.npz")) == names
+    figures = rounds.read_figures(tmp_path / rounds.FOLDER)
+    likely = {number: [one["mean_evidence"] for one in figures if one["run"] == number] for number in (1, 2)}
+    assert likely == {1: [5.0] + [6.0] * 7, 2: [5.0] * 8}
+    assert _plan(truth[0], symmetry="D7").fork is None
+
+
+def test_other_sign_of_what_is_not_spherical(truth):
+    planned = _plan(truth[0], symmetry="O")
+    axis = torch.arange(planned.box) - planned.box // 2
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    ball = torch.exp(-((x**2 + y**2 + z**2).sqrt() - 6.0).square() / 8)
+    # The lowest harmonic of O, which has no mean over a sphere.
+    bumps = ball * ((x**4 + y**4 + z**4) / (x**2 + y**2 + z**2).clamp_min(1).square() - 0.6)
+    state = run.State((ball + 0.3 * bumps)[None], run.empty_sums(planned))
+    turned = run._turned(planned, state).maps[0]
+    # What the average over shells of voxels is off by is spherical, too.
+    share = float(((turned - ball) * bumps).sum() / bumps.square().sum())
+    assert share == pytest.approx(-0.3, rel=0.02)
+
+
+def _plan(folder: Path, **parameters):
     from halfmap.steps.abinitio.plan import make_plan
 
-    step = AbInitioStep(particles=Path("particles.star"), diameter=DIAMETER, restarts=3)
+    settings = {"particles": Path("particles.star"), "diameter": DIAMETER, "restarts": 3}
+    step = AbInitioStep(**(settings | parameters))
     table = read_particles(folder / "particles.star")
     return make_plan(step, Context(folder=folder, project=folder), table)[1]
 
@@ -202,28 +294,27 @@ def test_two_particles_are_told_apart(tmp_path):
     assert sum(classes["hmNrParticles"]) == 400
 
 
-def test_stopped_and_resumed(truth, job, tmp_path, monkeypatch):
-    folder = copy(truth[0], tmp_path / "project")
+def test_stopped_and_resumed_by_two_workers(truth, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "_ROUND", 2)
+    how = {"iterations": 3, "batch": 40, "restarts": 2}
+    whole = start(copy(truth[0], tmp_path / "whole"), **how)
+    folder = copy(truth[0], tmp_path / "stopped")
     real = run.advance
 
-    def stopped(stretch, **how):
-        if stretch.run == 1 and stretch.start:
+    def stopped(stretch, **given):
+        if stretch.line.run == 1 and stretch.start:
             raise KeyboardInterrupt
-        return real(stretch, **how)
+        return real(stretch, **given)
 
     monkeypatch.setattr(rounds, "advance", functools.wraps(real)(stopped))
     with pytest.raises(KeyboardInterrupt):
-        start(folder)
+        start(folder, **how)
     monkeypatch.setattr(rounds, "advance", real)
-    other = Project.at(folder).resume(f"{AbInitioStep.folder}/job001").folder
-    assert np.array_equal(read_mrc(job / "class001.mrc"), read_mrc(other / "class001.mrc"))
-    assert (job / "particles.star").read_text() == (other / "particles.star").read_text()
-
-
-def test_workers_change_nothing(truth, job, tmp_path):
-    other = start(copy(truth[0], tmp_path / "project"), workers=2)
-    one, two = (volume_of(each / "class001.mrc") for each in (job, other))
+    options = RunOptions(workers=2, device="cpu")
+    other = Project.at(folder).resume(f"{AbInitioStep.folder}/job001", options).folder
+    one, two = (volume_of(each / "class001.mrc") for each in (whole, other))
     assert float((one - two).abs().max()) < 1e-4 * float(one.abs().max())
+    assert (whole / "particles.star").read_text() == (other / "particles.star").read_text()
 
 
 @pytest.mark.parametrize(

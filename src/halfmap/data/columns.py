@@ -201,6 +201,8 @@ rlnLogLikeliContribution float none the particle's part of the log-likelihood
 rlnMaxValueProbDistribution float none largest posterior probability of a pose
 hmClassProbability float none posterior probability of the particle's class
 hmPosteriorEntropy float none entropy of the posterior over classes and poses, in nats
+hmDifferenceCorrelation float none correlation of halves, in a shell, of what a class has more than all
+hmVariationAgreement float none correlation of what two halves of the particles differ in most
 hmAnglePsiError float ° standard deviation of the angle in the plane, about the best pose
 hmAngleViewError float ° standard deviation of the viewing direction along an axis, about the best pose
 hmOriginError float Å standard deviation of the shift along an axis, about the best pose
@@ -299,6 +301,8 @@ rlnMaskName str none mask, 0 to 1
 hmRun int none run from random poses
 hmRunKept int none whether the maps are of this run, among others
 hmRunAgreement float Å resolution to which a run agrees best with another
+hmRunOverChance float none correlation of a run with another over that of random rotations, at most 1
+hmRunEvidence float none mean log-evidence of particles that are the same for all runs
 hmRunCorrelation float none mean correlation of the runs that were kept, in a Fourier shell
 """
 

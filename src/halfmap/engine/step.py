@@ -35,7 +35,7 @@ class Out:
     optional: bool = False
 
 
-_FOLDERS = {"class2d": "Class2D", "class3d": "Class3D"}
+_FOLDERS = {"abinitio": "InitialModel", "class2d": "Class2D", "class3d": "Class3D"}
 """Where RELION's spelling is another."""
 
 

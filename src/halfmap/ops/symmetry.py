@@ -19,6 +19,7 @@ from halfmap.ops.interpolation import Method, rotate_volume
 from halfmap.ops.rotations import angular_distance, from_rotation_vector, view_direction
 
 __all__ = [
+    "equal_settings",
     "in_asymmetric_unit",
     "operators",
     "order",
@@ -83,6 +84,41 @@ def operators(group: str) -> Tensor:
     axis along z, another in the plane xz below x (I3) or above x (I4).
     """
     return _operators(*_parse(group)).clone()
+
+
+def equal_settings(group: str) -> Tensor | None:
+    """List rotations between the orientations in which a map has a group's standard setting.
+
+    Parameters
+    ----------
+    group : str
+        As for `operators`.
+
+    Returns
+    -------
+    Tensor (n, 3, 3) float64 or None
+        One of each class ``R S`` with the operators S, the identity first; none if the axis is the only one
+        that is fixed, as in C<n>, so that any angle about it will do.
+
+    Notes
+    -----
+    They are the group's normaliser among the rotations: that of D<n> is D<2n>, that of D2 and T is O.
+    """
+    name, fold = _parse(group)
+    if name == "C" or fold == 1:
+        return None
+    inside = operators(group)
+    if name == "D":
+        turns = operators("O") if fold == 2 else operators(f"D{2 * fold}")
+    elif name == "T":
+        turns = torch.stack([inside[0], _turn((0.0, math.sqrt(2.0), 1.0), inside.new_tensor([90.0]))[0]])
+    else:
+        turns = inside[:1]
+    kept: list[Tensor] = []
+    for turn in turns:
+        if all(float((inside - other.T @ turn).abs().amax((1, 2)).min()) > 1e-6 for other in kept):
+            kept.append(turn)
+    return torch.stack(kept)
 
 
 def in_asymmetric_unit(directions: Tensor, group: str) -> Tensor:

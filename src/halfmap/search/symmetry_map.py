@@ -132,7 +132,7 @@ class Sphere:
     def cut(self, volume: Tensor) -> Tensor:
         """The map about its centre, less its spherical average, nothing left outside the sphere."""
         moved = self._shift(volume, -self.centre)
-        return (moved - _spherical_average(moved)) * self.mask
+        return (moved - spherical_average(moved)) * self.mask
 
     def band(self, volume: Tensor, resolution: float) -> Band:
         """Weigh the shells and cut the box to the sphere."""
@@ -181,7 +181,7 @@ class Sphere:
         return array / array.square().mean().sqrt(), 2 * half * self.pixel_size / new
 
 
-def _spherical_average(volume: Tensor) -> Tensor:
+def spherical_average(volume: Tensor) -> Tensor:
     """Mean over each sphere about the origin, linear between radii a voxel apart."""
     radius = grids.radius(volume.shape)
     lower = radius.long()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from halfmap.ops import harmonics
 from halfmap.ops.filters import radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, phase_shift, rfft3
 from halfmap.ops.interpolation import rotate_volume, sample_volume
-from halfmap.ops.rotations import angular_distance, from_euler, from_rotation_vector
+from halfmap.ops.rotations import angular_distance, from_euler, from_rotation_vector, random_rotations
 from halfmap.ops.threads import one_blas_thread, one_torch_thread
 
 _HIGHEST_DEGREE = 24
@@ -37,6 +37,9 @@ _STEPS, _FINALISTS = 40, 2
 
 _LEAST_POWER = 1e-6
 
+_TURNS, _RARE = 100, 0.9
+"""Random rotations that chance is judged by, and the part of them that correlate less."""
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -52,12 +55,27 @@ class Alignment:
         Whether the map is inverted through its origin first, which makes it of the other hand.
     correlation : float
         Of both maps then, all frequencies compared having the same weight.
+    chance : float
+        Correlation that one of ten random rotations reaches: of two hollow balls it is as high as that.
     """
 
     rotation: Tensor
     shift_px: Tensor
     mirrored: bool
     correlation: float
+    chance: float = 0.0
+
+    @property
+    def inverse(self) -> Alignment:
+        """How the other map comes onto this one."""
+        back = self.rotation.T
+        shift = back @ self.shift_px
+        return replace(self, rotation=back, shift_px=shift if self.mirrored else -shift)
+
+    @property
+    def over_chance(self) -> float:
+        """Correlation over that of chance: 1 for the same maps, about 0 for others of the same outline."""
+        return (self.correlation - self.chance) / max(1 - self.chance, _LEAST_POWER)
 
     def apply(self, volume: Tensor) -> Tensor:
         """The map (d, d, d) on the other one."""
@@ -69,7 +87,14 @@ class Alignment:
 @one_torch_thread()
 @one_blas_thread()
 def align_volume(
-    moving: Tensor, fixed: Tensor, *, mask: Tensor, radius_px: float, frequency: int, hands: bool = True
+    moving: Tensor,
+    fixed: Tensor,
+    *,
+    mask: Tensor,
+    radius_px: float,
+    frequency: int,
+    hands: bool = True,
+    turns: Tensor | None = None,
 ) -> Alignment:
     """Find the rotation, the shift and, if wanted, the hand of one map that bring it onto another.
 
@@ -85,6 +110,9 @@ def align_volume(
         Finest shell that is compared.
     hands : bool
         Whether the other hand of the moving map is tried as well.
+    turns : Tensor (n, 3, 3), optional
+        Rotations about the origin that are compared as they are, without shifts: those of
+        `symmetry.equal_settings` for maps of one group. By default all are searched, with shifts.
 
     Returns
     -------
@@ -109,21 +137,29 @@ def align_volume(
     """
     if moving.shape != fixed.shape or len(set(fixed.shape)) != 1 or fixed.ndim != 3:
         raise ShapeError(f"maps of {tuple(moving.shape)} and {tuple(fixed.shape)} voxels cannot be aligned")
-    origin = centre_of_mass(fixed * mask)
     target = _equalised(fixed * mask, frequency)
     inside = (mask > 0.5).nonzero().flip(1)
-    starts: list[Alignment] = []
-    volumes: dict[bool, Tensor] = {}
-    for mirrored in (False, True) if hands else (False,):
-        volume = inverted(moving) if mirrored else moving
-        start = centre_of_mass(volume * mask)
-        volumes[mirrored] = own = _equalised(volume * mask, frequency)
-        for rotation in _best_rotations(own, start, target, origin, radius_px, frequency):
-            begin = Alignment(rotation, origin - rotation @ start, mirrored, 0.0)
-            starts.append(_climb(own, target, inside[::_EVERY], begin, _FIRST_STEPS))
-    best = sorted(starts, key=lambda one: -one.correlation)[:_FINALISTS]
-    found = [_climb(volumes[one.mirrored], target, inside, one, _STEPS) for one in best]
-    return max(found, key=lambda one: one.correlation)
+    volumes = {False: moving, True: inverted(moving)} if hands else {False: moving}
+    equalised = {mirrored: _equalised(each * mask, frequency) for mirrored, each in volumes.items()}
+    if turns is not None:
+        origin, wanted = torch.zeros(3, dtype=torch.float64), _at(target, inside)
+        found = [
+            Alignment(turn, origin, mirrored, float(_correlation(own, wanted, inside, turn, origin)))
+            for mirrored, own in equalised.items()
+            for turn in turns
+        ]
+    else:
+        origin, starts = centre_of_mass(fixed * mask), list[Alignment]()
+        for mirrored, own in equalised.items():
+            start = centre_of_mass(volumes[mirrored] * mask)
+            for rotation in _best_rotations(own, start, target, origin, radius_px, frequency):
+                begin = Alignment(rotation, origin - rotation @ start, mirrored, 0.0)
+                starts.append(_climb(own, target, inside[::_EVERY], begin, _FIRST_STEPS))
+        best = sorted(starts, key=lambda one: -one.correlation)[:_FINALISTS]
+        found = [_climb(equalised[one.mirrored], target, inside, one, _STEPS) for one in best]
+    chosen = max(found, key=lambda one: one.correlation)
+    chance = _by_chance(equalised[chosen.mirrored], target, inside[::_EVERY], chosen, origin)
+    return replace(chosen, chance=chance)
 
 
 def inverted(volume: Tensor) -> Tensor:
@@ -192,23 +228,25 @@ def _peaks(scores: NDArray[np.float64], tilts: NDArray[np.float64]) -> list[Tens
     return kept
 
 
+def _by_chance(moving: Tensor, fixed: Tensor, inside: Tensor, found: Alignment, origin: Tensor) -> float:
+    """Correlation that few rotations about the centre (x, y, z) of the fixed map reach."""
+    turns = random_rotations(_TURNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = found.rotation.T @ (origin - found.shift_px)
+    wanted = _at(fixed, inside)
+    reached = [_correlation(moving, wanted, inside, turn, origin - turn @ start) for turn in turns]
+    return float(torch.stack(reached).quantile(_RARE))
+
+
 def _climb(moving: Tensor, fixed: Tensor, inside: Tensor, start: Alignment, steps: int) -> Alignment:
     """Climb to the highest correlation near an alignment, compared at some voxels (n, 3), (x, y, z)."""
-    places, rotation, shift = inside.float(), start.rotation, start.shift_px
-    wanted = fixed[inside[:, 2], inside[:, 1], inside[:, 0]]
-    wanted = wanted - wanted.mean()
-    wanted = wanted / wanted.norm()
-    origin = float(len(fixed) // 2)
+    rotation, shift, wanted = start.rotation, start.shift_px, _at(fixed, inside)
 
     def turned(vector: Tensor) -> Tensor:
         return from_rotation_vector(torch.rad2deg(vector[:3] * _TURN)) @ rotation
 
     def loss(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         vector = torch.from_numpy(values).requires_grad_()
-        where = (places - origin - (shift + vector[3:]).float()) @ turned(vector).float() + origin
-        found = sample_volume(moving, where, method="linear")
-        found = found - found.mean()
-        correlation = (found * wanted).sum() / found.norm().clamp_min(1e-12)
+        correlation = _correlation(moving, wanted, inside, turned(vector), shift + vector[3:])
         correlation.backward()
         assert vector.grad is not None
         return -float(correlation.detach()), -vector.grad.numpy()
@@ -216,3 +254,19 @@ def _climb(moving: Tensor, fixed: Tensor, inside: Tensor, start: Alignment, step
     best = minimize(loss, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": steps})
     vector = torch.from_numpy(best.x)
     return Alignment(turned(vector), shift + vector[3:], start.mirrored, -float(best.fun))
+
+
+def _at(fixed: Tensor, inside: Tensor) -> Tensor:
+    """Values of a map at some voxels, of mean 0 and norm 1."""
+    wanted = fixed[inside[:, 2], inside[:, 1], inside[:, 0]]
+    wanted = wanted - wanted.mean()
+    return wanted / wanted.norm().clamp_min(1e-12)
+
+
+def _correlation(moving: Tensor, wanted: Tensor, inside: Tensor, rotation: Tensor, shift: Tensor) -> Tensor:
+    """Correlation of a map, turned and moved, with the values wanted at some voxels (n, 3), (x, y, z)."""
+    origin = float(len(moving) // 2)
+    where = (inside.float() - origin - shift.float()) @ rotation.float() + origin
+    found = sample_volume(moving, where, method="linear")
+    found = found - found.mean()
+    return (found * wanted).sum() / found.norm().clamp_min(1e-12)

@@ -17,15 +17,15 @@ from halfmap.search.maxima import Maxima, search_everywhere
 from halfmap.search.polar import PolarGrid
 from halfmap.search.prepared import PreparedImages, on_rings, prepare
 from halfmap.search.projector import SplineVolume
-from halfmap.search.sampling import DirectionSearch, subdivided
+from halfmap.search.sampling import DirectionSearch
 from halfmap.steps.abinitio.plan import Plan
 from halfmap.steps.abinitio.spectra import Spectra
 
 BATCH = 64
 """Images that are worked on at a time."""
 
-_MOST, _COARSE_STARTS, _STARTS = 64, 24, 8
-"""Poses that are kept of the grid where it is all, where it is the beginning, and of its finer part."""
+_COARSE_STARTS, _STARTS = 24, 8
+"""Poses that are kept of the grid where ascents follow, and of the finer one before these."""
 
 _FURTHER = 1.6
 """Radius of each ascent over that of the one before."""
@@ -93,35 +93,33 @@ class Comparison:
         Sizes, noise.
     maps : Tensor (k, box, box, box)
     radius : int
-        Rings that are compared; those that the grid does not resolve, near its best poses only.
+        Rings that are compared.
     refined : bool
-        Whether poses are refined to maxima, each with the probability about it. While maps are still wrong
-        that is too sure of itself: poses of the grid, and of a finer one near its best, keep them from
-        sticking to what they happen to be.
+        Whether poses are refined to maxima, each with the probability about it; the grid then compares no
+        more rings than it resolves. While maps are still wrong that is too sure of itself: runs compare all
+        rings at all poses of the grid.
     """
 
     def __init__(self, plan: Plan, spectra: Spectra, maps: Tensor, *, radius: int, refined: bool) -> None:
         self.plan, self.spectra, self.disc = plan, spectra, plan.disc
-        coarse = min(radius, plan.coarse)
-        self.radius = radius
+        coarse = min(radius, plan.coarse) if refined else radius
         self.radii = _ascents(coarse, radius) if refined else ()
-        self.finer = radius > coarse
         with one_torch_thread():
             reach = min(radius + 1, plan.box // 2)
             self.volumes = [SplineVolume.of(each, radius_px=reach) for each in maps]
         self.grid = PolarGrid(plan.box, coarse, plan.support_px, device=plan.device)
-        step = plan.side / (2 * math.pi * coarse) * math.sqrt(2)
+        step = max(plan.side / (2 * math.pi * coarse) * math.sqrt(2), plan.pixel_size)
         self.deviation_px = plan.shift_range / 2 / plan.pixel_size
         self.searches = [
             DirectionSearch(
                 self.grid,
                 volume,
-                order=plan.order,
+                order=plan.order(coarse),
                 group=plan.step.symmetry,
                 range_px=max(plan.shift_range, step) / plan.pixel_size,
                 step_px=step / plan.pixel_size,
                 deviation_px=self.deviation_px,
-                most=_COARSE_STARTS if self.radii or self.finer else _MOST,
+                most=_COARSE_STARTS if refined else plan.likely,
             )
             for volume in self.volumes
         ]
@@ -149,12 +147,12 @@ class Comparison:
         search, volume = self.searches[number], self.volumes[number]
         if not self.radii:
             likely = search(*on_grid)
-            if self.finer:
-                images = ready.weighted(ready.masked, torch.ones(len(ready.masked)), noise)
-                how = {"radius": self.radius, "deviation_px": self.deviation_px, "most": _MOST}
-                likely = subdivided(likely, volume, images, **how)
-            poses = likely.rotations, likely.shifts_px, likely.owner, likely.probability
-            return Found(*(each.to(self.plan.device) for each in (*poses, likely.log_evidence)), maxima=None)
+            # The search sums over poses what has to be averaged.
+            prior = search.shifts_px.square().sum(1).div(-2 * self.deviation_px**2).logsumexp(0)
+            poses = search.grid.angles * len(search.rows)
+            evidence = likely.log_evidence - math.log(poses) - float(prior)
+            found = likely.rotations, likely.shifts_px, likely.owner, likely.probability, evidence
+            return Found(*(each.to(self.plan.device) for each in found), maxima=None)
         images = ready.weighted(ready.masked, torch.ones(len(ready.masked)), noise)
         maxima, _ = search_everywhere(
             search,

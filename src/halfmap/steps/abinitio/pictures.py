@@ -72,7 +72,7 @@ def draw_maps(path: Path, plan: Plan, agreed: Agreement, result: Result) -> None
             axes.set_axis_off()
         share = 100 * members[line] / members.sum()
         agreement = agreed.classes[line]
-        said = f"runs agree to {agreement:.1f} Å" if np.isfinite(agreement) else "no two runs agree"
+        said = f"runs agree to {agreement:.1f} Å" if np.isfinite(agreement) else "agrees with no other run"
         caption = f"class {line + 1}: {members[line]:,} particles ({share:.0f} %); {said}"
         add_text(figure, MARGIN, bottom - 20, caption, size=10)
     save(figure, path)
@@ -91,7 +91,7 @@ def draw_runs(path: Path, plan: Plan, agreed: Agreement) -> None:
     elif n == 1:
         title = "one run, which nothing was compared with"
     else:
-        title = f"no two runs agree; what is shown elsewhere is run {kept}"
+        title = f"run {kept}, the likeliest, agrees with no other"
     add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
     detail = f"resolution in Å to which the maps of two runs correlate by {THRESHOLD:g}"
     add_text(figure, MARGIN, height - 52, detail, size=10, color=QUIET)

@@ -30,23 +30,32 @@ if TYPE_CHECKING:
 _SHIFTS = 1 / 10
 """Farthest shift over the diameter."""
 
-_FIRST = 4.75
-"""Diameter over the detail of the first iteration."""
+_FIRST = 4.25
+"""Diameter over the detail of the first iteration; in T, O and I times the cube root of the operators, so
+that an asymmetric unit holds as many details. What such a group makes of coarser ones is a hollow ball."""
+
+_FINEST = 15.0
+"""Å: detail that is used by default, or that of the first iteration where it is finer."""
+
+_FORK, _CHOICE = 1 / 8, 1 / 2
+"""Parts of the iterations after which a ball's run goes on with both signs, and with the likelier one."""
 
 _GROWN = 0.7
 """Part of the iterations in which detail grows; in the others it is what was asked for."""
 
-_BATCH, _MORE = 250, 2.0
+_BATCH, _MORE = 200, 2.5
 """Particles of the first iteration for each map, and how many times as many of the last."""
 
 _WARM, _RATE = 5, 0.3
 """Iterations that forget those before them, and the weight of the newest one in later ones."""
 
-_REACH = 1.6
-"""Radius of the grid's search times angular step and radius of the particle, in Fourier pixels, about."""
+_RESOLVED, _REACH = 1.6, 3.6
+"""Radius of the grid's search times angular step and radius of the particle, in Fourier pixels, at most:
+where poses in between are found by ascents, and where they are not."""
 
-_SMALL_GROUP = 12
-"""Operators from which on an asymmetric unit is small enough for the finer grid of directions."""
+_ORDER, _FINEST_ORDER, _SMALL_GROUP = 2, 4, 12
+"""HEALPix orders of grids of directions, at least and at most, and the operators from which on an asymmetric
+unit is small enough for the next one."""
 
 _MARGIN = 1.2
 """Nyquist's frequency of the images as they are searched, over the finest one used."""
@@ -54,6 +63,12 @@ _MARGIN = 1.2
 _EDGE_PX = 3.0
 _FEWEST = 50
 """Particles without which nothing can be made."""
+
+_LIKELY, _FEWER_LIKELY = 64, 32
+"""Poses at which an image is put back at most, and those in large groups, where there are fewer in all."""
+
+_JUDGES = 1000
+"""Particles by whose evidence runs are compared, at most."""
 
 _PART, _MOST_PARTS = 1000, 16
 """Particles that are placed together at the end, and the most such parts."""
@@ -73,8 +88,6 @@ class Iteration:
         Place of its first particle in the run's random order, and how many there are.
     rate : float
         Weight of its sums beside those of the iterations before.
-    refined : bool
-        Poses are those of maxima, where they are those of a grid before.
     """
 
     number: int
@@ -82,7 +95,6 @@ class Iteration:
     first: int
     size: int
     rate: float
-    refined: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,19 +142,37 @@ class Plan:
         """Side of the box in Å."""
         return self.full_box * self.full_pixel_size
 
-    @property
-    def order(self) -> int:
-        """HEALPix order of the grid of directions."""
-        return 2 if symmetry.order(self.step.symmetry) < _SMALL_GROUP else 3
+    def order(self, radius: int) -> int:
+        """HEALPix order of the grid of directions on which rings to a radius are compared."""
+        order = self._least_order
+        while order < _FINEST_ORDER and radius > self._rings(order, _REACH):
+            order += 1
+        return order
 
     @property
     def coarse(self) -> int:
-        """Rings that are compared on the grid.
+        """Rings that are compared on the grid where ascents follow."""
+        return max(3, round(self._rings(self._least_order, _RESOLVED)))
 
-        Between its neighbours the outermost detail of the particle moves by a step; rings whose waves are not
-        much longer than that say nothing there.
-        """
-        return max(3, round(_REACH * self.side / self.diameter / math.radians(58.6 / 2**self.order)))
+    @property
+    def _least_order(self) -> int:
+        return _ORDER + (symmetry.order(self.step.symmetry) >= _SMALL_GROUP)
+
+    def _rings(self, order: int, reach: float) -> float:
+        return reach * self.side / self.diameter / math.radians(58.6 / 2**order)
+
+    @property
+    def likely(self) -> int:
+        """Poses at which an image is put back at most."""
+        return _FEWER_LIKELY if symmetry.order(self.step.symmetry) >= _SMALL_GROUP else _LIKELY
+
+    @property
+    def fork(self) -> tuple[int, int] | None:
+        """Iterations after which a run goes on with both signs of what is not spherical, then with one."""
+        if not _makes_balls(self.step.symmetry):
+            return None
+        n = len(self.iterations)
+        return max(1, round(_FORK * n)), max(2, round(_CHOICE * n))
 
     @property
     def disc(self) -> FourierDisc:
@@ -173,12 +203,21 @@ class Plan:
         """Random numbers of a run, from 0, for some purpose."""
         return np.random.default_rng(np.random.SeedSequence(self.step.seed, spawn_key=(run, *purpose)))
 
+    def beginning(self, run: int) -> NDArray[np.intp]:
+        """Particles of a run's first map: not those of its first iteration, which would find themselves."""
+        return np.sort(self.random(run, 0, 0).permutation(len(self.groups))[-self.iterations[0].size :])
+
     def batch(self, run: int, iteration: Iteration) -> NDArray[np.intp]:
         """Particles of an iteration of a run: all of them in turn, in a random order of each time."""
         n = len(self.groups)
         places = np.arange(iteration.first, iteration.first + iteration.size)
         epochs = [self.random(run, 0, int(epoch)).permutation(n) for epoch in np.unique(places // n)]
         return np.unique(np.concatenate(epochs)[places - places[0] // n * n])
+
+    def judges(self) -> NDArray[np.intp]:
+        """Particles by whose evidence runs are compared."""
+        n = len(self.groups)
+        return np.sort(self.random(0, 3).permutation(n)[:_JUDGES])
 
     def parts(self) -> list[NDArray[np.intp]]:
         """Particles that are placed together at the end."""
@@ -219,18 +258,7 @@ def make_plan(step: AbInitioStep, ctx: Context, particles: ParticleSet) -> tuple
             f"shifts to {shift_range:.0f} Å go beyond boxes of {side:.0f} Å",
             hint="give a smaller --shift-range",
         )
-    if step.resolution < 2 * whole.pixel_size:
-        raise ParameterError(
-            f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.resolution:g} Å",
-            hint=f"give a --resolution of more than {2 * whole.pixel_size:.3g} Å",
-        )
-    first = round(_FIRST * side / diameter)
-    radius = min(whole.box // 2 - 1, round(side / step.resolution))
-    if radius < first:
-        raise ParameterError(
-            f"a particle of {diameter:.0f} Å has no shape at {step.resolution:g} Å",
-            hint=f"give a --resolution of {side / first:.0f} Å or less",
-        )
+    first, radius = _rings(step, side, diameter, whole)
     half = next_fast_len(math.ceil(_MARGIN * radius), real=True) or radius
     box = min(whole.box, 2 * half)
     memory = image_memory(
@@ -260,6 +288,31 @@ def make_plan(step: AbInitioStep, ctx: Context, particles: ParticleSet) -> tuple
     return plan.images, plan
 
 
+def _rings(step: AbInitioStep, side: float, diameter: float, images: ParticleImages) -> tuple[int, int]:
+    """Radius of the first iteration and of the last ones."""
+    coarsest, operators = round(_FIRST * side / diameter), symmetry.order(step.symmetry)
+    first = coarsest * (operators ** (1 / 3) if _makes_balls(step.symmetry) else 1)
+    finest = min(_FINEST, max(side / first, _MARGIN * 2 * images.pixel_size))
+    resolution = finest if step.resolution is None else step.resolution
+    if resolution < 2 * images.pixel_size:
+        raise ParameterError(
+            f"pixels of {images.pixel_size:.3g} Å hold no detail of {resolution:g} Å",
+            hint=f"give a --resolution of more than {2 * images.pixel_size:.3g} Å",
+        )
+    radius = min(images.box // 2 - 1, round(side / resolution))
+    if radius < coarsest:
+        raise ParameterError(
+            f"a particle of {diameter:.0f} Å has no shape at {resolution:g} Å",
+            hint=f"give a --resolution of {side / coarsest:.0f} Å or less",
+        )
+    return min(round(first), radius), radius
+
+
+def _makes_balls(group: str) -> bool:
+    """Whether the coarse detail of a group's maps is spherical, whatever the particle."""
+    return group.strip().upper()[0] in "TOI"
+
+
 def _schedule(step: AbInitioStep, n: int, first: int, radius: int) -> tuple[Iteration, ...]:
     """Radius, particles and weight of each iteration."""
     begin = step.batch or _BATCH * step.classes
@@ -269,7 +322,7 @@ def _schedule(step: AbInitioStep, n: int, first: int, radius: int) -> tuple[Iter
         size = min(n, round(begin * (1 + (_MORE - 1) * done)))
         ring = round(first + (radius - first) * min(1, done / _GROWN))
         rate = 1.0 if i < _WARM else _RATE
-        iterations.append(Iteration(i + 1, ring, place, size, rate, done > _GROWN))
+        iterations.append(Iteration(i + 1, ring, place, size, rate))
         place += size
     return tuple(iterations)
 

@@ -1,4 +1,4 @@
-"""One run from random poses: some iterations of it, from the file of the last one to the next."""
+"""One run from random poses: some iterations, from the file of the last one to the next."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from halfmap.search.backprojector import Backprojection
 from halfmap.search.lens_noise import ring_means
 from halfmap.search.prepared import prepare
 from halfmap.search.regularise.fsc import _shells
+from halfmap.search.symmetry_map import spherical_average
 from halfmap.steps.abinitio.expectation import BATCH, Comparison
 from halfmap.steps.abinitio.plan import Iteration, Plan
 from halfmap.steps.abinitio.spectra import Spectra
@@ -30,22 +31,29 @@ _BEYOND = 1e6
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Some iterations of a run, from 0; those from `start` to before `stop`."""
+class Line:
+    """A run, from 0, and whether what is not spherical has had its sign turned; see `Plan.fork`."""
 
     run: int
+    turned: bool
+
+    def file(self, iterations: int) -> str:
+        """Name of what it has after some iterations."""
+        return f"run{self.run + 1:02d}{'_turned' if self.turned else ''}_it{iterations:03d}.npz"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some iterations of a run, from 0: those from `start` to before `stop`."""
+
+    line: Line
     start: int
     stop: int
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return state_name(self.run, self.stop)
-
-
-def state_name(run: int, iterations: int) -> str:
-    """Name of what a run has after some iterations."""
-    return f"run{run + 1}_it{iterations:03d}"
+        """In the job's ledger."""
+        return self.line.file(self.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +88,12 @@ class State:
             return cls(torch.from_numpy(file["maps"]).to(plan.device), sums)
 
 
+def read_maps(path: Path) -> Tensor:
+    """Maps (k, box, box, box) of a file of `State.save`."""
+    with np.load(path) as file:
+        return torch.from_numpy(file["maps"])
+
+
 def empty_sums(plan: Plan) -> list[Backprojection]:
     """Sums of nothing, for each map."""
     empty = functools.partial(Backprojection.empty, plan.box, plan.radius, group=plan.step.symmetry)
@@ -101,19 +115,52 @@ def advance(stretch: Stretch, *, plan: Plan, folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Figures of each iteration.
+        Figures of each iteration; where runs are compared, the log-evidence of particles that are the same
+        in all.
     """
     spectra = Spectra.load(folder, plan.device)
+    line, total = stretch.line, len(plan.iterations)
+    fork, choice = plan.fork or (total, total)
+    turns = line.turned and stretch.start == fork
     if stretch.start:
-        state = State.load(folder / f"{state_name(stretch.run, stretch.start)}.npz", plan)
+        before = Line(line.run, turned=False) if turns else line
+        state = State.load(folder / before.file(stretch.start), plan)
     else:
-        state = _begin(plan, spectra, stretch.run)
+        state = _begin(plan, spectra, line.run)
+    if turns:
+        state = _turned(plan, state)
     figures = []
     for iteration in plan.iterations[stretch.start : stretch.stop]:
-        state, said = _iterate(plan, spectra, state, iteration, plan.batch(stretch.run, iteration))
-        figures.append({"run": stretch.run + 1, **said})
-    state.save(folder / f"{stretch.name}.npz")
-    return {"run": stretch.run, "figures": figures}
+        state, said = _iterate(plan, spectra, state, iteration, plan.batch(line.run, iteration))
+        figures.append({"run": line.run + 1, **said})
+    state.save(folder / line.file(stretch.stop))
+    if stretch.stop not in (choice, total):
+        return {"figures": figures}
+    return {
+        "figures": figures,
+        "evidence": _evidence(plan, spectra, state, plan.iterations[stretch.stop - 1].radius),
+    }
+
+
+def _turned(plan: Plan, state: State) -> State:
+    """Maps whose part that is not spherical has the other sign.
+
+    Projections of a ball are the same in all directions. While little is added to it, the likelihood, which
+    is averaged over directions, depends on the square of that and not on its sign: half of the runs have
+    the wrong one, and keep it.
+    """
+    maps = torch.stack([2 * spherical_average(each) - each for each in state.maps])
+    return State(maps, empty_sums(plan))
+
+
+def _evidence(plan: Plan, spectra: Spectra, state: State, radius: int) -> list[float]:
+    """Log-evidence of some particles, always the same."""
+    compare = Comparison(plan, spectra, state.maps, radius=radius, refined=False)
+    return [
+        evidence
+        for rows, pictures in plan.images.stream(plan.judges(), BATCH)
+        for evidence in compare(rows, pictures).log_evidence.tolist()
+    ]
 
 
 def solve(plan: Plan, spectra: Spectra, sums: list[Backprojection], radius: int) -> Tensor:
@@ -128,7 +175,7 @@ def solve(plan: Plan, spectra: Spectra, sums: list[Backprojection], radius: int)
 def _begin(plan: Plan, spectra: Spectra, run: int) -> State:
     """Maps of particles at random poses, others for each map."""
     first, sums = plan.iterations[0], empty_sums(plan)
-    rows = plan.batch(run, first)
+    rows = plan.beginning(run)
     generator = torch.Generator().manual_seed(int(plan.random(run, 2).integers(2**63)))
     for some, pictures in plan.images.stream(rows, BATCH):
         parameters, flipped = plan.source.ctf[torch.from_numpy(some)], torch.from_numpy(plan.flipped[some])
@@ -154,8 +201,8 @@ def _iterate(
     plan: Plan, spectra: Spectra, state: State, iteration: Iteration, rows: NDArray[np.intp]
 ) -> tuple[State, dict[str, Any]]:
     """One iteration on some particles, and its figures."""
-    how = {"radius": iteration.radius, "refined": iteration.refined}
-    compare, sums = Comparison(plan, spectra, state.maps, **how), empty_sums(plan)
+    compare = Comparison(plan, spectra, state.maps, radius=iteration.radius, refined=False)
+    sums = empty_sums(plan)
     evidence, spread, members = 0.0, 0.0, torch.zeros(plan.step.classes, dtype=torch.float64)
     for some, pictures in plan.images.stream(rows, BATCH):
         posterior = compare(some, pictures)

@@ -12,11 +12,12 @@ MAP, SEARCH, SCHEDULE = "Map", "Search", "Schedule"
 class AbInitioStep(Step, name="abinitio", label="relion.initialmodel"):
     """Make maps from particles without a reference.
 
-    Several runs begin from particles at random poses, each on its own. In each iteration of a run, some of
-    the particles are compared with the maps in all directions, and put back with the probabilities of their
-    poses; detail grows from iteration to iteration. Then the maps of all runs are turned and moved onto
-    each other, either hand of them, and compared. Runs that agree are averaged, those that do not are left
-    out. At the end all particles are compared with the average, and make the final maps. The hand is open.
+    Runs begin from particles at random poses, two at a time and each on its own. In each iteration of a run,
+    some of the particles are compared with the maps in all directions, and put back with the probabilities of
+    their poses; detail grows from iteration to iteration. Then the maps of all runs are turned and moved onto
+    each other, either hand of them, and compared, until two agree. Runs that agree are averaged, those that
+    do not are left out. At the end all particles are compared with the average, and make the final maps. The
+    hand is open.
 
     References
     ----------
@@ -44,7 +45,13 @@ class AbInitioStep(Step, name="abinitio", label="relion.initialmodel"):
         section=MAP,
         gt=0,
     )
-    resolution: float = Param(15.0, "finest detail that is used", unit="Å", section=SEARCH, gt=0)
+    resolution: float | None = Param(
+        None,
+        "finest detail that is used; default: 15, or finer in T, O and I, whose maps have no shape at that",
+        unit="Å",
+        section=SEARCH,
+        gt=0,
+    )
     shift_range: float | None = Param(
         None,
         "farthest that particles may be from the centre of their box; default: a tenth of the diameter",
@@ -59,12 +66,16 @@ class AbInitioStep(Step, name="abinitio", label="relion.initialmodel"):
         section=SEARCH,
     )
     restarts: int = Param(
-        3, "runs from random poses, which are compared with each other", unit="none", section=SCHEDULE, ge=1
+        8,
+        "runs from random poses at most; no more are made once two agree",
+        unit="none",
+        section=SCHEDULE,
+        ge=1,
     )
-    iterations: int = Param(50, "iterations of each run", unit="none", section=SCHEDULE, ge=2, le=1000)
+    iterations: int = Param(40, "iterations of each run", unit="none", section=SCHEDULE, ge=2, le=1000)
     batch: int | None = Param(
         None,
-        "particles of the first iteration, of the last twice as many; default: 250 a map",
+        "particles of the first iteration, of the last 2.5 times as many; default: 200 a map",
         unit="none",
         section=SCHEDULE,
         advanced=True,
@@ -76,14 +87,13 @@ class AbInitioStep(Step, name="abinitio", label="relion.initialmodel"):
     seed: int = Param(1, "seed of all random numbers", unit="none", section=SCHEDULE, ge=0)
 
     def run(self, ctx: Context) -> None:
-        """Run several times from random poses, compare, combine what agrees, place all particles, draw."""
-        from halfmap.steps.abinitio import assign, consensus, pictures, plan, rounds, spectra, tables
+        """Run from random poses until two runs agree, combine them, place all particles, draw."""
+        from halfmap.steps.abinitio import assign, pictures, plan, rounds, spectra, tables
 
         particles = tables.read(self, ctx)
         images, planned = plan.make_plan(self, ctx, particles)
         spectra.estimate(planned, images, ctx.folder / rounds.FOLDER)
-        maps, evidence = rounds.run_all(ctx, planned)
-        agreed = consensus.compare(planned, maps, evidence)
+        agreed = rounds.run_until_two_agree(ctx, planned)
         result = assign.assign(ctx, planned, agreed)
         tables.write(ctx, planned, particles, agreed, result)
         pictures.draw(ctx, planned, agreed, result)

@@ -121,6 +121,8 @@ def _write_model(ctx: Context, plan: Plan, agreed: Agreement, result: Result) ->
             "hmRun": np.arange(len(pairs)) + 1,
             "hmRunKept": np.isin(np.arange(len(pairs)), agreed.kept).astype(np.int64),
             "hmRunAgreement": [_agreement(pairs, run) for run in range(len(pairs))],
+            "hmRunOverChance": [float(line.max(initial=0.0)) for line in agreed.over_chance],
+            "hmRunEvidence": agreed.evidence,
         }
     )
     shells = np.arange(agreed.curves.shape[1])
