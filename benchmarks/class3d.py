@@ -49,7 +49,7 @@ def moved_model(source: Path, path: Path) -> None:
     atoms = [atom for chain in stalk for residue in chain for atom in residue]
     middle = structure[0].calculate_center_of_mass()
     away = np.mean([atom.pos.tolist() for atom in atoms], axis=0) - np.array(middle.tolist())
-    step = gemmi.Vec3(*(MOVED_A * away / np.linalg.norm(away)))
+    step = gemmi.Position(*(MOVED_A * away / np.linalg.norm(away)))
     for atom in atoms:
         atom.pos += step
     structure.make_mmcif_document().write_file(str(path))

@@ -22,7 +22,7 @@ from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.grids import ring_index
 from halfmap.ops.masks import soft_sphere
 from halfmap.project import Project
-from halfmap.steps.refine import iterate, model, start
+from halfmap.steps.refine import iterate, model, plan, start
 from halfmap.steps.refine.plan import half_sets
 from halfmap.steps.refine.step import RefineStep
 
@@ -127,7 +127,8 @@ def test_every_particle_has_poses_that_matter(job):
 def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
     """With images of the second half set exchanged, the sums of the first are the same, theirs are not.
 
-    What both share is held fixed: where they begin, the mask, and the correlation; nothing is joined.
+    What both share is held fixed: where they begin, the mask, the correlation, and the frame between them;
+    nothing is joined.
     """
     folder = copy(truth[0], tmp_path / "project")
     subset = read_particles(job / "particles.star").rows["rlnRandomSubset"]
@@ -162,6 +163,7 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
     curves, correlate, maximise = [], model.corrected_fsc, iterate.maximise
     monkeypatch.setattr(model, "corrected_fsc", same_correlation)
     monkeypatch.setattr(model, "_JOIN_A", math.inf)
+    monkeypatch.setattr(model, "_apart", lambda *maps: torch.zeros(2, 3, dtype=torch.float64))
     # Noise and grey scale of the reference are estimated on all images.
     start_model = start.first_model
     monkeypatch.setattr(start, "first_model", same_start)
@@ -176,9 +178,14 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
         assert np.abs(other - exchanged).max() > 1e-2 * largest
 
 
-def test_symmetry(tmp_path):
+@pytest.mark.parametrize("padding", [2.0, 1.25])
+def test_symmetry(tmp_path, monkeypatch, padding):
+    """As well where memory suffices for transforms of little padding alone."""
+    monkeypatch.setattr(plan, "_PADDINGS", (padding,))
     poses = write_project(tmp_path, group="D2", n=160)
     job = run(tmp_path, symmetry="D2", most_iterations=5)
+    with np.load(next((job / iterate.FOLDER).glob("it*_model.npz"))) as file:
+        assert float(file["padding"]) == padding
     assert compared(tmp_path, job / "map.mrc") < 14.0
     volume = torch.from_numpy(np.array(read_mrc(job / "map.mrc"), np.float32))[1:, 1:, 1:]
     assert float((volume - volume.flip(0, 1)).abs().max()) < 1e-3 * float(volume.max())

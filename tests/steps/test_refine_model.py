@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from pose_simulation import Particle, simulate
 
@@ -14,8 +17,12 @@ from halfmap.io.mrc import write_mrc
 from halfmap.ops.masks import soft_sphere
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import FourierDisc
-from halfmap.steps.refine.model import Model, _references
-from halfmap.steps.refine.plan import PARTS, dealt
+from halfmap.search.local import LocalPoses
+from halfmap.search.maxima import Maxima
+from halfmap.steps.refine import plan as plans
+from halfmap.steps.refine.expectation import _Work
+from halfmap.steps.refine.model import Model, _references, _scheduled
+from halfmap.steps.refine.plan import PARTS, dealt, map_bytes
 from halfmap.steps.refine.solvent import solvent_mask
 
 BOX, RADIUS, SIDE = 24, 9, 96.0
@@ -89,7 +96,7 @@ def test_a_given_mask_is_used(tmp_path: Path):
     assert torch.equal(without, sphere)
 
 
-def test_what_is_compared_with_images_is_where_they_are_and_the_rest_is_not(tmp_path: Path):
+def _model(**changes: Any) -> Model:
     model = Model(
         iteration=1,
         stage="everywhere",
@@ -104,9 +111,105 @@ def test_what_is_compared_with_images_is_where_they_are_and_the_rest_is_not(tmp_
         stale=0,
         turned=1.0,
         jumped=0.1,
+        apart=torch.zeros(2, 3),
     )
+    return replace(model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "found", "stage"),
+    [
+        # Resolution grows, or few poses leave their basins, or most do and it has just stopped to grow.
+        ({"stage": "everywhere"}, {"ring": 12, "jumped": 0.5}, "everywhere"),
+        ({"stage": "everywhere"}, {"ring": 12, "jumped": 0.01}, "near"),
+        ({"stage": "everywhere"}, {"ring": 10, "jumped": 0.5}, "everywhere"),
+        ({"stage": "near"}, {"ring": 10, "turned": 0.4}, "near"),
+        ({"stage": "near", "stale": 1}, {"ring": 10, "turned": 0.4}, "last"),
+        ({"stage": "near", "stale": 1}, {"ring": 10, "turned": 0.6}, "near"),
+        ({"stage": "near", "stale": 1}, {"ring": 11, "turned": 0.4}, "near"),
+        # With all frequencies compared there is no detail left to gain, and nothing left to put back.
+        ({"stage": "near", "radius": 19, "finest": 17}, {"ring": 17, "turned": 0.4}, "done"),
+        ({"stage": "near", "radius": 19, "finest": 17}, {"ring": 17, "turned": 0.6}, "near"),
+        ({"stage": "near", "radius": 18, "finest": 17}, {"ring": 17, "turned": 0.4}, "near"),
+        ({"stage": "near", "radius": 18, "finest": 17, "stale": 1}, {"ring": 17, "turned": 0.4}, "done"),
+        ({"stage": "last"}, {"ring": 10}, "done"),
+        ({"stage": "near", "iteration": 28}, {"ring": 12}, "last"),
+    ],
+)
+def test_what_comes_next(before: dict[str, Any], found: dict[str, Any], stage: str):
+    """Of poses that turn, in the median, by parts of their errors of 1°."""
+    model = _model(**{"finest": 10, "turned": 0.9} | before)
+    curve = (torch.arange(21) <= found.get("ring", 10)).float()
+    new = replace(
+        model,
+        iteration=model.iteration + 1,
+        turned=found.get("turned", 0.8),
+        jumped=found.get("jumped", 0.0),
+        curves=curve.expand(4, -1),
+    )
+    step = SimpleNamespace(most_iterations=30, initial_lowpass=40.0)
+    plan: Any = SimpleNamespace(step=step, nyquist=19, ring=lambda resolution: 5)
+    plan.disc = lambda radius: SimpleNamespace(radius=min(19, radius + 6))
+    assert _scheduled(plan, model, new, box=40, error=1.0).stage == stage
+
+
+def test_paddings_that_fit(monkeypatch: pytest.MonkeyPatch):
+    """By what a process takes for 512 px, beside 5 GB of images; with two workers there are three."""
+    needs = [map_bytes(512, padding) for padding in (2.0, 1.5, 1.25)]
+    for free, workers, padding in (
+        (needs[0] + 6e9, 1, 2.0),
+        (3 * needs[1] + 6e9, 2, 1.5),
+        (needs[0] + 4e9, 1, 1.5),
+        (needs[1] + 4e9, 1, 1.25),
+        (1e9, 1, 1.25),
+    ):
+        monkeypatch.setattr(plans, "available_memory", lambda free=free: int(free))
+        assert plans.affordable_padding(512, 5e9, workers) == padding
+
+
+def test_what_is_compared_with_images_is_where_they_are_and_the_rest_is_not(tmp_path: Path):
+    model = _model()
     model.save(tmp_path / "a.npz")
     loaded = Model.load(tmp_path / "a.npz", "meta")
     there = {name for name, value in vars(loaded).items() if getattr(value, "is_meta", False)}
     assert there == {"noise", "scale"}
     assert torch.equal(loaded.curves, model.curves)
+
+
+def test_images_count_by_what_the_errors_of_their_poses_leave():
+    """An error s of shifts leaves exp(-2 (pi s k)^2); where nothing is known, images count alike."""
+    drawn = simulate(PARTICLE, FourierDisc(BOX, RADIUS), 3, snr=0.2)
+    precision = torch.diag(torch.tensor([1e8, 1e8, 1e8, 1.0, 1.0], dtype=torch.float64)).repeat(3, 1, 1)
+    precision[1, 3:, 3:] *= 16.0
+    precision[2] = 0.0
+    poses = LocalPoses(drawn.rotations, drawn.shifts_px, torch.zeros(3), precision)
+    plan = SimpleNamespace(diameter=60.0, side=SIDE)
+    work = cast("Any", SimpleNamespace(plan=plan, pixel_size=SIDE / BOX, disc=drawn.images.disc))
+    found = _Work.trusted(work, drawn.images, poses, torch.arange(3))
+    left = found.squared / drawn.images.squared
+    waves = drawn.images.disc.points.double().norm(dim=1) / BOX
+    for image, deviation in ((0, 1.0), (1, 0.25)):
+        expected = torch.exp(-2 * (math.pi * deviation * waves) ** 2).clamp_min(0.01)
+        torch.testing.assert_close(left[image].double(), expected, rtol=1e-3, atol=1e-4)
+    assert left[2].unique().tolist() == pytest.approx([0.01, 1.0])
+    torch.testing.assert_close(found.linear, drawn.images.linear * left)
+
+
+def test_both_half_sets_are_put_back_in_one_frame():
+    """The pose of an image against the one half map, and that against the other, become the same."""
+    apart = torch.tensor([[0.4, -0.3, 0.2], [0.5, 1.0, -0.8]], dtype=torch.float64)
+    model = _model(apart=apart)
+    pixel_size = SIDE / BOX
+    drawn = simulate(PARTICLE, FourierDisc(BOX, RADIUS), 5, snr=0.2)
+    first = drawn.rotations, drawn.shifts_px
+    second = model.motion(pixel_size).of_poses(*first, 1.0)
+    found = []
+    for half, (rotations, shifts) in enumerate((first, second)):
+        local = LocalPoses(rotations, shifts, torch.zeros(5), torch.eye(5).expand(5, 5, 5))
+        maxima = Maxima(local, torch.arange(5), torch.ones(5), torch.zeros(5))
+        work = cast("Any", SimpleNamespace(half=half, model=model, pixel_size=pixel_size))
+        found.append(_Work.in_one_frame(work, maxima).poses)
+    # But for what half a move is turned by half a turn.
+    assert float((found[0].rotations - found[1].rotations).abs().max()) < 1e-9
+    assert float((found[0].shifts_px - found[1].shifts_px).abs().max()) < 0.02 * float(apart[1].norm())
+    assert float((found[0].shifts_px - first[1]).abs().max()) > 0.1 * float(apart[1].norm()) / pixel_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,16 @@ from halfmap.steps.class3d.model import Model, maximise
 from halfmap.steps.class3d.plan import FOLDS, Plan
 from halfmap.steps.class3d.reseed import reseed
 from halfmap.steps.class3d.start import FOLDER, GIVEN
-from halfmap.steps.class3d.variation import part
+from halfmap.steps.class3d.variation import agreement, part
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
 _WAYS = {"everywhere": "all poses", "near": "near the poses before", "given": "poses of the table"}
+
+
+_COMMON = 0.3
+"""Correlation of what two halves differ in below which they have nothing in common."""
 
 
 def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
@@ -70,9 +75,11 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     load = functools.partial(_sums, plan, folder, done)
     new, maps = maximise(plan, model, load, noise, best, overlaps, earlier)
     seeded = 0
-    if model.parted:
+    if new.done:
+        new = replace(new, agreement=agreement(plan, new, best))
+    elif model.parted:
         new, seeded = reseed(plan, new, best)
-    elif new.stage in ("given", "near"):
+    elif new.stage != "everywhere":
         new = part(plan, new, best)
     _say(folder, plan, model, new, best, seeded)
     _save(_poses_file(folder, new.iteration), best=best, **poses)
@@ -162,37 +169,37 @@ def _say(
     folder: Path, plan: Plan, before: Model, model: Model, best: NDArray[np.float64], seeded: int
 ) -> None:
     """Log the iteration, and keep its figures for the picture of the progress."""
-    k = len(model.shares)
+    k = len(before.shares)
     members = np.bincount(best[:, BEST.index("class")].astype(np.intp), minlength=k)
     resolutions = model.resolutions(plan)
-    own = [each for each, count in zip(resolutions[1:], members, strict=False) if count and k > 1]
     figures = {
         "iteration": model.iteration,
-        "stage": before.stage,
         "searched_A": plan.side / before.radius,
         "resolution_A": resolutions[0],
         "differing_A": plan.side / before.differing,
-        "classes_A": resolutions[1 : 1 + k] if k > 1 else [resolutions[0]],
         "members": members.tolist(),
-        "shares": model.shares.tolist(),
+        "shares": (model if before.parted else before).shares.tolist(),
         "changed": model.changed,
         "probability": float(best[:, BEST.index("class_probability")].mean()),
-        "mean_evidence": float(best[:, BEST.index("evidence")].mean()),
-        "seeded": seeded,
     }
-    classes = ", ".join(f"{100 * count / len(best):.0f}" for count in members) if k > 1 else "100"
     log.info(
-        "iteration %d, %s: compared to %.1f Å; all to %.1f Å, classes to %s Å; shares %s %%; %.1f %% changed "
-        "their class, mean probability %.2f%s",
+        "iteration %d, %s: compared to %.1f Å; map of all to %.1f Å",
         *(model.iteration, _WAYS[before.stage], figures["searched_A"], resolutions[0]),
-        *(" ".join(f"{each:.1f}" for each in own) or "-", classes, 100 * model.changed),
-        *(figures["probability"], f"; {seeded} begun anew" if seeded else ""),
     )
-    if model.done and k > 1 and not model.reach:
-        log.warning(
-            "halves of the particles agree in no difference between the classes: these may be of noise; "
-            "fewer --classes, more particles, or a --focus-mask may show more"
+    if before.parted:
+        log.info(
+            "classes of %s particles to %s Å; %.1f %% changed theirs, mean probability %.2f%s",
+            " + ".join(f"{count:,}" for count in members),
+            " ".join(f"{each:.1f}" for each, count in zip(resolutions[1:], members, strict=True) if count),
+            *(100 * model.changed, figures["probability"], f"; {seeded} begun anew" if seeded else ""),
         )
+    if model.done:
+        log.info("two halves of the particles correlate by %.2f in what they differ in", model.agreement)
+        if model.agreement < _COMMON:
+            log.warning(
+                "halves of the particles, each by itself, do not differ in the same: the classes may be of "
+                "noise; fewer --classes, more particles, or a --focus-mask may show more"
+            )
     write_text(folder / f"it{model.iteration:03d}.json", json.dumps(figures) + "\n")
 
 

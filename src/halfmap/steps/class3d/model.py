@@ -93,6 +93,8 @@ class Model(Checkpoint):
         Iterations since then.
     changed : float
         Share of the particles that have changed their class.
+    agreement : float
+        Correlation of what two halves differ in most, each by itself; see `variation.agreement`. In the end.
     """
 
     on_device: ClassVar = ("references", "noise", "scale")
@@ -112,6 +114,7 @@ class Model(Checkpoint):
     finest: int
     stale: int
     changed: float
+    agreement: float
 
     @property
     def done(self) -> bool:
@@ -239,24 +242,24 @@ def _difference(
     ]
     agreed = fsc(*halves).cpu().float().nan_to_num(nan=0.0) * waves
     how = {"sigma_px": _NEARBY * plan.box / model.differing, "least": _WEAK}
-    trusted = agreed.clamp_min(_LEAST) * within
-    noise = _noise_within(halves, trusted, part)
-    if _reach(agreed * within):
+    trusted, allowed = agreed * within, agreed.clamp_min(_LEAST) * within
+    noise = _noise_within(halves, allowed, part)
+    if _reach(trusted):
         # They agree better where they differ strongly: it is a part of the particle that moves.
-        strong = where_strong(kept(halves[0] + halves[1], trusted) / 2, noise, **how)
-        there = fsc(halves[0] * strong, halves[1] * strong).cpu().float().nan_to_num(nan=0.0)
-        trusted = trusted.maximum(there * within)
-        noise = _noise_within(halves, trusted, part)
+        strong = where_strong(kept(halves[0] + halves[1], allowed) / 2, noise, **how)
+        there = fsc(halves[0] * strong, halves[1] * strong).cpu().float().nan_to_num(nan=0.0) * within
+        trusted, allowed = trusted.maximum(there), allowed.maximum(there)
+        noise = _noise_within(halves, allowed, part)
     references = []
     for fold, means in zip(range(FOLDS), shared.means, strict=True):
         by_chance = chance.mean(number, [other for other in range(FOLDS) if other != fold])
         apart = own.unfiltered(own.folds[fold]) - means - by_chance
-        found = kept(apart * part, trusted)
+        found = kept(apart * part, allowed)
         found *= where_strong(found, noise * FOLDS / (FOLDS - 1), **how)
         # What noise that was sorted leaves is taken from the data, and put back without noise.
         references.append((found + kept(by_chance, within)) * part)
-    difference = (own.unfiltered() - shared.mean) * solvent
-    return agreed, kept(difference, agreed * within), torch.stack(references)
+    difference = kept((own.unfiltered() - shared.mean) * solvent, trusted)
+    return agreed, difference * where_strong(difference, noise, **how), torch.stack(references)
 
 
 def _noise_within(halves: Sequence[Tensor], correlation: Tensor, part: Tensor) -> float:
@@ -280,7 +283,8 @@ def _scheduled(plan: Plan, model: Model, new: Model) -> Model:
     )
     if new.iteration >= plan.step.iterations:
         return replace(new, stage="done")
-    if model.stage == "everywhere" and (stale or new.iteration >= _SEARCHES or model.radius == plan.finest):
+    searches = min(_SEARCHES, plan.step.iterations // 2)
+    if model.stage == "everywhere" and (stale or new.iteration >= searches or model.radius == plan.finest):
         return replace(new, stage="near", stale=0)
     if model.stage != "everywhere" and stale >= _STALE and new.changed < _SETTLED:
         return replace(new, stage="done")

@@ -21,6 +21,7 @@ from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
 from halfmap.search.particles import ParticleImages
+from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
 from halfmap.search.source import (
     MICROGRAPH,
@@ -181,6 +182,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
         If memory does not suffice.
     """
     _ = symmetry.order(step.symmetry)
+    refuse_stretched(particles.ctf, particles.path)
     classes = _classes(step, particles)
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size

@@ -107,6 +107,7 @@ def first_model(plan: Plan, references: Tensor) -> Model:
         finest=0,
         stale=0,
         changed=1.0,
+        agreement=0.0,
     )
 
 

@@ -14,10 +14,10 @@ class Class3DStep(Step, name="class3d", label="relion.class3d"):
 
     Every particle is compared with the map of every class, and adds to each in proportion to the probability
     that it shows it; maps, shares and noise are estimated in turn (expectation-maximisation). Classes begin
-    from random particles, at the poses that one reference gives them, or from a reference each. A class
-    differs from the map of all particles only in what its halves agree in. Each fourth of the particles is
-    compared with maps of the others, so that none finds its own noise. It ends by itself when hardly any
-    particle changes its class.
+    along what the particles differ in most, at the poses that one reference gives them, or from a reference
+    each. A class differs from the map of all particles only in what its halves agree in. Each fourth of the
+    particles is compared with maps of the others, so that none finds its own noise. It ends by itself when
+    hardly any particle changes its class.
 
     References
     ----------
@@ -25,6 +25,8 @@ class Class3DStep(Step, name="class3d", label="relion.class3d"):
        DOI 10.1038/nmeth992
     .. [2] Scheres 2012, J. Struct. Biol. 180, 519-530, DOI 10.1016/j.jsb.2012.09.006
     .. [3] Bai, Rajendra, Yang, Shi & Scheres 2015, eLife 4, e11182, DOI 10.7554/eLife.11182
+    .. [4] Tagare, Kucukelbir, Sigworth, Wang & Rao 2015, J. Struct. Biol. 191, 245-262,
+       DOI 10.1016/j.jsb.2015.05.007
     """
 
     outputs = {

@@ -146,6 +146,7 @@ def _general(plan: Plan, model: Model, best: NDArray[np.float64]) -> dict[str, s
         "rlnSigmaOffsetsAngst": model.deviation_A,
         "rlnAveragePmax": float(best[:, BEST.index("share")].mean()),
         "rlnLogLikelihood": float(best[:, BEST.index("evidence")].sum()),
+        "hmVariationAgreement": model.agreement,
     }
 
 

@@ -22,7 +22,7 @@ from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.reference import in_box
 from halfmap.steps.class3d.expectation import BEST, ROTATION, prepared
 from halfmap.steps.class3d.model import Model
-from halfmap.steps.class3d.plan import Plan
+from halfmap.steps.class3d.plan import FOLDS, Plan
 
 _MOST, _BATCH = 20_000, 256
 """Particles that are looked at, and how many at a time."""
@@ -78,20 +78,11 @@ def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
     .. [1] Tagare, Kucukelbir, Sigworth, Wang & Rao 2015, J. Struct. Biol. 191, 245-262,
        DOI 10.1016/j.jsb.2015.05.007
     """
-    seed, count = plan.step.seed, min(plan.classes - 1, _AXES)
-    rows = np.random.default_rng((seed, 2)).permutation(len(best))[:_MOST]
+    seed, rows = plan.step.seed, _some(plan)
     ring = _detail(plan, len(rows))
-    seen = _Seen.of(plan, model, best, np.sort(rows), ring)
-    generator = torch.Generator().manual_seed(seed)
-    volumes = torch.randn(count + _MORE, *seen.mask.shape, generator=generator)
-    volumes = seen.smooth(volumes.to(plan.device))
-    for _ in range(_STEPS):
-        volumes = seen.applied(_orthonormal(volumes))
-    axes, variance = seen.principal(_orthonormal(volumes))
-    axes, spread = (
-        axes[:count],
-        variance[:count].clamp_min(_FAINT * float(variance[0].clamp_min(1e-30))).sqrt(),
-    )
+    seen = _Seen.of(plan, model, best, rows, ring)
+    axes, variance = seen.strongest(min(plan.classes - 1, _AXES), seed)
+    spread = variance.clamp_min(_FAINT * float(variance[0].clamp_min(1e-30))).sqrt()
     places = seen.places(axes, spread)
     centres, number = _grouped(places.cpu().numpy(), plan.classes, np.random.default_rng((seed, 3)))
     moved = torch.einsum("km,mzyx->kzyx", torch.from_numpy(centres).to(axes) * spread.to(axes), axes)
@@ -102,6 +93,40 @@ def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
         shares=torch.from_numpy(np.bincount(number, minlength=plan.classes) / len(number)),
         differing=ring,
     )
+
+
+@one_torch_thread()
+def agreement(plan: Plan, model: Model, best: NDArray[np.float64]) -> float:
+    """How far two halves of the particles, each by itself, agree in what they differ in most.
+
+    Parameters
+    ----------
+    plan, model, best
+        As for `part`, with any number of maps.
+
+    Returns
+    -------
+    float
+        The greatest correlation, 0 to 1, of a mixture of the axes of one half with one of the other's.
+
+    Notes
+    -----
+    Unlike the maps of classes, of which both halves had the same ones to be compared with, these have nothing
+    in common but the poses and the map of all.
+    """
+    rows = _some(plan)
+    ring = _detail(plan, len(rows) // 2)
+    axes = []
+    for half in (0, 1):
+        own = rows[plan.folds[rows] // (FOLDS // 2) == half]
+        seen = _Seen.of(plan, model, best, own, ring)
+        axes.append(seen.strongest(min(plan.classes - 1, _AXES), plan.step.seed + half)[0].flatten(1))
+    return float(torch.linalg.svdvals(axes[0] @ axes[1].T)[0].clamp_max(1))
+
+
+def _some(plan: Plan) -> NDArray[np.intp]:
+    """Rows of the particles that are looked at."""
+    return np.sort(np.random.default_rng((plan.step.seed, 2)).permutation(len(plan.folds))[:_MOST])
 
 
 def _grouped(
@@ -149,7 +174,8 @@ class _Seen:
         """Read the images, in a box that holds what is wanted of them."""
         box = min(plan.box, 2 * (ring + 3))
         disc, pixel_size = FourierDisc(box, ring, plan.device), plan.side / box
-        volumes = [SplineVolume.of(in_box(each[0], box), radius_px=ring) for each in model.references]
+        common = torch.einsum("k,fkzyx->fzyx", model.shares.to(model.references), model.references)
+        volumes = [SplineVolume.of(in_box(each, box), radius_px=ring) for each in common]
         shifts_px = torch.from_numpy(best[:, [BEST.index("x"), BEST.index("y")]] / pixel_size)
         rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3)).to(plan.device)
         linear, squared, order = [], [], []
@@ -165,6 +191,16 @@ class _Seen:
         together = DiscImages(disc, torch.cat(linear), torch.cat(squared))
         mask = resample(plan.compared_part(), new_shape=(box,) * 3).clamp(0, 1)
         return cls(together, rotations[np.concatenate(order)], mask, plan.step.symmetry)
+
+    def strongest(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Orthonormal axes (count, d, d, d) that the particles vary along most, and variances (count,)."""
+        generator = torch.Generator().manual_seed(seed)
+        volumes = torch.randn(count + _MORE, *self.mask.shape, generator=generator).to(self.mask)
+        volumes = self.smooth(volumes)
+        for _ in range(_STEPS):
+            volumes = self.applied(_orthonormal(volumes))
+        axes, variance = self.principal(_orthonormal(volumes))
+        return axes[:count], variance[:count]
 
     def smooth(self, volumes: Tensor) -> Tensor:
         """Volumes (m, d, d, d) to the detail that is compared, within the mask."""

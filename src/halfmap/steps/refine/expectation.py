@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,9 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops import symmetry
 from halfmap.ops.symmetry import symmetric_distance
 from halfmap.search.backprojector import Backprojection
-from halfmap.search.disc import FourierDisc
+from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.lens_noise import LensNoise, NoiseSums, ring_means
+from halfmap.search.local import LocalPoses
 from halfmap.search.maxima import Maxima, climb, search_everywhere
 from halfmap.search.noise import ResidualSums
 from halfmap.search.polar import PolarGrid
@@ -50,10 +51,10 @@ BEST = (
     "error_before",
 )
 """What is kept of each particle: its row; its best rotation and shift in Å; the part of the posterior that
-this maximum holds; poses of the first grid that mattered, or maxima where there was none; the logarithm of
-its likelihood over that of noise alone; standard deviations of the rotation, of the view along an axis and of
-the angle in the plane in degrees, and of the shift along an axis in Å; its product with the projection and
-the projection's norm over the noise, without scale; the angle from its last pose, and the error of that."""
+this maximum holds; maxima that it is put back at; the logarithm of its likelihood over that of noise alone;
+standard deviations of the rotation, of the view along an axis and of the angle in the plane in degrees, and
+of the shift along an axis in Å; its product with the projection and the projection's norm over the noise,
+without scale; the angle from its last pose, and the error of that."""
 
 ROTATION = slice(1, 10)
 
@@ -62,6 +63,9 @@ _AROUND = 2.0
 
 _COARSE_STARTS, _STARTS, _MAXIMA = 24, 8, 4
 """Poses kept of the grid, of its finer part, and in the end."""
+
+_TRUST = 0.01
+"""Least weight of an image for the error of its pose: where all are bad, they count alike."""
 
 _SAMPLES = 1 << 20
 _BATCH = 64
@@ -138,10 +142,12 @@ def expect(
         transfer = ring_means(work.disc, ready.ctf.square())
         power = work.noise(rows, transfer)
         masked = power.maximum(power @ work.leakage.T)
-        found, significant = work.find(rows, pictures, ready, masked, poses)
-        left = work.put_back(rows, ready, power, found, sums)
+        found = work.find(rows, pictures, ready, masked, poses)
+        left = work.left(rows, ready, found)
+        found = work.in_one_frame(found)
+        work.put_back(rows, ready, power, found, sums)
         noise.add(left.power / left.count, transfer, torch.from_numpy(plan.groups[rows]))
-        best.append(work.table(rows, found, significant, left, masked, poses))
+        best.append(work.table(rows, found, left, masked, poses))
         maxima.append(work.kept(rows, found))
     del work  # Its volume is as large as the sums are.
     whole = sums if symmetry.order(plan.step.symmetry) == 1 else sums.symmetrised()
@@ -223,8 +229,8 @@ class _Work:
         ready: PreparedImages,
         noise: Tensor,
         poses: dict[str, NDArray] | None,
-    ) -> tuple[Maxima, Tensor]:
-        """Maxima of the posterior of each image, and how many poses of the first grid mattered."""
+    ) -> Maxima:
+        """Maxima of the posterior of each image."""
         scale = self.scale(rows)
         images = ready.weighted(ready.masked, scale, noise)
         how = {"radii": self.radii, "deviation_px": self.deviation_px, "group": self.plan.step.symmetry}
@@ -232,7 +238,7 @@ class _Work:
             assert poses is not None
             own, owner = _of_rows(poses["owner"], rows)
             rotations, given = torch.from_numpy(poses["rotations"][own]), self.plan.given
-            maxima = climb(
+            return climb(
                 self.volume,
                 images,
                 rotations,
@@ -242,7 +248,6 @@ class _Work:
                 most=_MAXIMA if given is None else max(_MAXIMA, len(given.equivalents)),
                 **how,
             )
-            return maxima, maxima.owner.bincount(minlength=len(rows))
         samples, transfer = on_rings(
             pictures.to(self.plan.device),
             self.plan.image_mask(),
@@ -253,9 +258,10 @@ class _Work:
         )
         on_grid = samples, transfer * scale[:, None, None], noise[:, : self.search.grid.rings]
         centres = None if poses is None else self.before(poses, rows)[1] / self.pixel_size
-        return search_everywhere(
+        maxima, _ = search_everywhere(
             self.search, self.volume, images, *on_grid, centres_px=centres, starts=_STARTS, **how
         )
+        return maxima
 
     def before(self, poses: dict[str, NDArray], rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Best rotation and shift in Å of each particle in the iteration before."""
@@ -269,13 +275,25 @@ class _Work:
         noise: Tensor,
         found: Maxima,
         sums: Backprojection,
-    ) -> ResidualSums:
-        """Add images at their poses to the sums; what the map leaves of each (b, rings)."""
+    ) -> None:
+        """Add images at their poses to the sums."""
+        weighted = ready.weighted(ready.whole, self.scale(rows), noise)
+        weighted = self.trusted(weighted, found.poses, found.best)
+        poses = found.poses.rotations, found.poses.shifts_px
+        sums.add(weighted, *poses, found.shares, owner=found.owner)
+
+    def in_one_frame(self, found: Maxima) -> Maxima:
+        """The same poses against a map half way between those of both half sets."""
+        poses = found.poses
+        part = 0.5 if self.half == 0 else -0.5
+        motion = self.model.motion(self.pixel_size)
+        rotations, shifts = motion.of_poses(poses.rotations, poses.shifts_px, part)
+        return replace(found, poses=replace(poses, rotations=rotations, shifts_px=shifts))
+
+    def left(self, rows: NDArray[np.intp], ready: PreparedImages, found: Maxima) -> ResidualSums:
+        """What the map leaves of each image (b, rings)."""
         rotations, shifts, owner = found.poses.rotations, found.poses.shifts_px, found.owner
-        scale = self.scale(rows)
-        weighted = ready.weighted(ready.whole, scale, noise)
-        sums.add(weighted, rotations, shifts, found.shares, owner=owner)
-        disc = self.disc
+        disc, scale = self.disc, self.scale(rows)
         known = disc.count(self.model.radius)
         slices = ready.whole.new_zeros(len(rotations), len(disc.points))
         slices[:, :known] = sample_slices(self.volume, rotations, disc.points[:known])
@@ -283,6 +301,20 @@ class _Work:
         return ResidualSums.of(
             disc, moved, ready.ctf[owner], slices, owner, scale=scale, weights=found.shares
         )
+
+    def trusted(self, images: DiscImages, poses: LocalPoses, best: Tensor) -> DiscImages:
+        """Images that count at each frequency by the part that is where it belongs, given the pose's error.
+
+        What is far from an axis moves with the turns about it; in a ball of radius r the mean square of that
+        distance along one direction is r²/5. Image and weight lose the same, so that nothing is sharpened.
+        """
+        variance = poses.covariance[best].diagonal(dim1=1, dim2=2)
+        distance = (self.plan.diameter / 2 / self.pixel_size) ** 2 / 5
+        moved = variance[:, 3:].mean(1) + distance * (variance[:, :2].mean(1) + variance[:, 2])
+        squared = (self.disc.points.double() / self.disc.box).square().sum(1)
+        left = torch.exp(-2 * math.pi**2 * moved[:, None] * squared).clamp_min(_TRUST).to(images.squared)
+        left[:, squared == 0] = 1  # also where nothing determines the pose
+        return DiscImages(images.disc, images.linear * left, images.squared * left)
 
     def kept(self, rows: NDArray[np.intp], found: Maxima) -> dict[str, NDArray]:
         """Maxima of a batch, as the next iteration begins at."""
@@ -296,7 +328,6 @@ class _Work:
         self,
         rows: NDArray[np.intp],
         found: Maxima,
-        significant: Tensor,
         left: ResidualSums,
         noise: Tensor,
         poses: dict[str, NDArray] | None,
@@ -316,7 +347,7 @@ class _Work:
             *rotations.flatten(1).unbind(1),
             *(found.poses.shifts_px[best].cpu() * self.pixel_size).unbind(1),
             found.shares[best].cpu(),
-            significant.cpu(),
+            found.owner.bincount(minlength=len(rows)).cpu(),
             found.log_evidence.cpu(),
             (x.square() + y.square() + z.square()).sqrt(),
             ((x.square() + y.square()) / 2).sqrt(),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
 from halfmap.search.checkpoint import Checkpoint
+from halfmap.search.frames import Motion, motion_between
 from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.shared_map import added
@@ -81,6 +82,8 @@ class Model(Checkpoint):
         Median change of the poses in degrees.
     jumped : float
         Share of the poses that changed beyond three of their standard deviations, then or now.
+    apart : Tensor (2, 3), float64
+        Turn in degrees and move in Å of the half maps against each other.
     """
 
     on_device = "noise", "scale"
@@ -97,11 +100,16 @@ class Model(Checkpoint):
     stale: int
     turned: float
     jumped: float
+    apart: Tensor
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to do."""
         return self.stage == "done"
+
+    def motion(self, pixel_size: float) -> Motion:
+        """Of the half maps against each other, in pixels of some size."""
+        return Motion(self.apart[0], self.apart[1] / pixel_size)
 
     def resolution(self, plan: Plan) -> float:
         """Resolution in Å of the half maps within their mask, corrected for it; none is the box's side."""
@@ -177,6 +185,7 @@ def maximise(
         deviation_A=_deviation(plan, best),
         curves=curves,
         from_shell=compared.from_shell,
+        apart=_apart(plan, first * mask, second * mask, curves[3]),
         **_changes(plan, best),
     )
     error = float(np.median(best[:, BEST.index("pose_error")]))
@@ -185,6 +194,18 @@ def maximise(
         return new, Maps(torch.stack([first, second]), mask, *_of_all(sums, prior, mask))
     _references(plan, prior, mask, parts, keep)
     return new, None
+
+
+def _apart(plan: Plan, first: Tensor, second: Tensor, correlation: Tensor) -> Tensor:
+    """Turn and move (2, 3) of masked half maps against each other; none where given poses say how they are.
+
+    Nothing but what is coarse keeps half sets in one frame, and what half maps agree in, and the map of both,
+    lose detail by half a degree between them.
+    """
+    if plan.given is not None:
+        return torch.zeros(2, 3, dtype=torch.float64)
+    found = motion_between(first, second, believed(correlation), plan.step.symmetry)
+    return torch.stack([found.turn_deg, found.move_px * (plan.side / len(first))])
 
 
 def _of_all(sums: HalfSums[StoredSums], prior: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,7 +243,7 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     better = ring > model.finest
     stale = 0 if better else model.stale + 1
     still, settled = (new.turned > model.turned or new.turned < part * error for part in (_STILL, _SETTLED))
-    exhausted = stale >= _STALE or (stale > 0 and ring >= plan.nyquist)
+    exhausted = stale >= _STALE or (stale > 0 and model.radius >= plan.nyquist)
     stage: Stage = model.stage
     if model.stage == "last":
         stage = "done"

@@ -28,6 +28,9 @@ _TILE, _GAP = 300, 10
 _SHOWN = 1.25
 """Side of the pictures over the diameter of the particle's sphere."""
 
+_DECADE = 15.0
+"""Range of a logarithmic axis whose minor ticks have room for numbers."""
+
 _MOST_BINS, _PER_BIN = 36, 6
 """Of the directions along the half circle of tilts, and particles that each should hold."""
 
@@ -60,7 +63,7 @@ def draw_fsc(path: Path, plan: Plan, model: Model) -> None:
     add_text(
         figure, MARGIN, 420 - 50, f"at a correlation of {THRESHOLD}, within {mask}", size=10, color=QUIET
     )
-    axes = add_panel(figure, 62, 62, 640 - 62 - MARGIN, 290)
+    axes = add_panel(figure, 62, 62, 640 - 62 - MARGIN, 275)
     frequency = np.arange(model.curves.shape[1]) / plan.side
     labels = ("without a mask", "masked", "masked, random phases", "corrected")
     styles = ((1.1, "-", "C0"), (1.1, "-", "C1"), (1.1, ":", "C1"), (2.0, "-", INK))
@@ -73,7 +76,7 @@ def draw_fsc(path: Path, plan: Plan, model: Model) -> None:
     ticks = [d for d in (50, 20, 10, 7, 5, 4, 3.5, 3, 2.5, 2, 1.7, 1.5, 1.2, 1) if 1 / d <= frequency[-1]]
     axes.set_xticks([1 / d for d in ticks], [f"{d:g}" for d in ticks])
     _dress(axes, "resolution, Å")
-    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     save(figure, path)
 
 
@@ -172,7 +175,8 @@ def draw_progress(path: Path, folder: Path) -> None:
         if i < 2:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
+            shown = np.concatenate([line.get_ydata() for line in axes.lines])
+            axes.yaxis.set_minor_formatter("{x:g}" if shown.max() < _DECADE * shown.min() else "")
             axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.legend(fontsize=8, frameon=False)
         _dress(axes, "iteration")

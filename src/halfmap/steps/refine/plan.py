@@ -60,6 +60,9 @@ _UNEVEN = 0.2
 _PADDINGS = 2.0, 1.5, 1.25
 """Of transforms, over the box, the best first."""
 
+_FINE_A = 20.0
+"""Detail of a reference that may be of another particle."""
+
 _FEWEST = 20
 """Particles in a half set without which nothing can be refined."""
 
@@ -201,6 +204,12 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
             f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.initial_lowpass:g} Å",
             hint=f"give an --initial-lowpass of more than {2 * whole.pixel_size:.3g} Å",
         )
+    if step.initial_lowpass < _FINE_A:
+        log.warning(
+            "detail of the reference of %g Å is in both half maps from the start: what they agree in is "
+            "theirs only where it is finer",
+            step.initial_lowpass,
+        )
     names, micrographs = numbered(particles, MICROGRAPH)
     padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options.workers)
     each = map_bytes(whole.box, padding)
@@ -267,8 +276,8 @@ def affordable_padding(box: int, images: float, workers: int) -> float:
 
 
 def map_bytes(box: int, padding: float) -> float:
-    """Memory that a process takes for maps: sums of all frequencies, and what symmetrises or solves them."""
-    return 4 * 16 * (padding * box) ** 2 * (padding * box / 2 + 2)
+    """Memory that a process takes for maps: 2.5 sums of all frequencies, of which it was seen to take 2.2."""
+    return 2.5 * 16 * (padding * box) ** 2 * (padding * box / 2 + 2)
 
 
 def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.intp]:

@@ -86,5 +86,6 @@ def first_model(plan: Plan, volume: Tensor) -> tuple[Model, Tensor]:
         stale=0,
         turned=180.0,
         jumped=1.0,
+        apart=torch.zeros(2, 3, dtype=torch.float64),
     )
     return model, in_box(volume, first.box) * factor
