@@ -227,16 +227,18 @@ def test_hollow_balls_do_not_agree():
     assert align_volume(one, one, **HOW).over_chance > 0.9
 
 
-@pytest.mark.parametrize("group", ["T", "O", "I2"])
-def test_a_balls_runs_go_on_with_the_likelier_sign(truth, tmp_path, monkeypatch, group):
+@pytest.mark.parametrize(("group", "fork"), [("T", 1), ("O", 1), ("I2", 1), ("D7", 0)])
+def test_the_likelier_of_two_goes_on(truth, tmp_path, monkeypatch, group, fork):
+    """Of two signs, where maps are balls at first, or of two starts."""
     planned = _plan(truth[0], symmetry=group, iterations=8)
-    assert planned.fork == (1, 4)
+    choice = 4 if fork else 3
+    assert planned.fork == (fork, choice)
 
     def advanced(stretch, *, plan, folder):
         (folder / stretch.line.file(stretch.stop)).touch()
-        if stretch.line.turned and stretch.start == 1:
+        if stretch.line.other and stretch.start == 1:
             assert (folder / run.Line(stretch.line.run, False).file(1)).exists()
-        likely = 5.0 + stretch.line.turned * (1 if stretch.line.run == 0 else -1)
+        likely = 5.0 + stretch.line.other * (1 if stretch.line.run == 0 else -1)
         steps = range(stretch.start + 1, stretch.stop + 1)
         said = {"run": stretch.line.run + 1, "particles": 9, "searched_A": 9.0, "mean_evidence": likely}
         return {"figures": [{"iteration": i, **said} for i in steps], "evidence": [likely] * 3}
@@ -244,13 +246,12 @@ def test_a_balls_runs_go_on_with_the_likelier_sign(truth, tmp_path, monkeypatch,
     monkeypatch.setattr(rounds, "advance", advanced)
     (tmp_path / rounds.FOLDER).mkdir()
     ended = rounds._run(Context(folder=tmp_path, project=tmp_path), planned, [0, 1])
-    names = ["run01_turned_it008.npz", "run02_it008.npz"]
+    names = ["run01_other_it008.npz", "run02_it008.npz"]
     assert [one.maps.name for one in ended] == names
     assert sorted(path.name for path in (tmp_path / rounds.FOLDER).glob("*.npz")) == names
     figures = rounds.read_figures(tmp_path / rounds.FOLDER)
     likely = {number: [one["mean_evidence"] for one in figures if one["run"] == number] for number in (1, 2)}
-    assert likely == {1: [5.0] + [6.0] * 7, 2: [5.0] * 8}
-    assert _plan(truth[0], symmetry="D7").fork is None
+    assert likely == {1: [5.0] * fork + [6.0] * (8 - fork), 2: [5.0] * 8}
 
 
 def test_other_sign_of_what_is_not_spherical(truth):

@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -207,7 +208,7 @@ def test_focus(truth):
     assert right(seeing) > 0.85
     assert right(blind) < 0.8
     # Halves that have nothing in common correlate as random volumes of about a hundred numbers do.
-    assert agreement(blind) < 0.3 < 0.6 < agreement(seeing)
+    assert agreement(blind) < 0.25 < 0.6 < agreement(seeing)
     with np.load(sorted((seeing / "Iterations").glob("it*_model.npz"))[-1]) as file:
         first, second = file["references"][0]
     outside = volume_of(truth / "right.mrc").numpy() == 0
@@ -247,7 +248,7 @@ def test_a_particle_does_not_meet_itself(truth):
     disc = planned.disc
     ones = torch.ones(60, len(disc.points))
 
-    def noise(number: int, fold: int) -> Backprojection:
+    def noise(number: int, fold: int) -> Any:
         own = torch.Generator().manual_seed(10 * number + fold)
         parts = torch.randn(60, len(disc.points), 2, generator=own)
         sums = Backprojection.empty(planned.box, disc.radius)

@@ -37,8 +37,11 @@ that an asymmetric unit holds as many details. What such a group makes of coarse
 _FINEST = 15.0
 """Å: detail that is used by default, or that of the first iteration where it is finer."""
 
+_TRIED = 0.35
+"""Part of the iterations after which the likelier of a run's two starts goes on."""
+
 _FORK, _CHOICE = 1 / 8, 1 / 2
-"""Parts of the iterations after which a ball's run goes on with both signs, and with the likelier one."""
+"""The same in T, O and I, where the other one begins from the first after part of the iterations."""
 
 _GROWN = 0.7
 """Part of the iterations in which detail grows; in the others it is what was asked for."""
@@ -167,12 +170,15 @@ class Plan:
         return _FEWER_LIKELY if symmetry.order(self.step.symmetry) >= _SMALL_GROUP else _LIKELY
 
     @property
-    def fork(self) -> tuple[int, int] | None:
-        """Iterations after which a run goes on with both signs of what is not spherical, then with one."""
-        if not _makes_balls(self.step.symmetry):
-            return None
+    def fork(self) -> tuple[int, int]:
+        """Iterations after which a run goes on with two maps, and after which the likelier is chosen.
+
+        They are of two starts, or in T, O and I of both signs of what is not spherical.
+        """
+        fork, choice = (_FORK, _CHOICE) if _makes_balls(self.step.symmetry) else (0.0, _TRIED)
         n = len(self.iterations)
-        return max(1, round(_FORK * n)), max(2, round(_CHOICE * n))
+        first = math.ceil(fork * n)
+        return first, max(first + 1, round(choice * n))
 
     @property
     def disc(self) -> FourierDisc:

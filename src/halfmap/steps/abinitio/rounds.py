@@ -84,29 +84,30 @@ def _run(ctx: Context, plan: Plan, runs: Sequence[int]) -> list[Ended]:
     """All iterations of some runs."""
     folder, total = ctx.folder / FOLDER, len(plan.iterations)
     work = functools.partial(advance, plan=plan, folder=folder)
-    fork, choice = plan.fork or (total, total)
-    lines, done = [Line(run, turned=False) for run in runs], list[dict[str, Any]]()
+    fork, choice = plan.fork
+    lines, done = [Line(run, other=False) for run in runs], dict[Line, dict[str, Any]]()
     figures: dict[Line, list[dict[str, Any]]] = {line: [] for line in lines}
     for start, stop in itertools.pairwise(sorted({*range(0, total, _ROUND), fork, choice, total})):
         if start == fork:
-            lines = [Line(run, turned) for run in runs for turned in (False, True)]
-            figures |= {line: list(figures[Line(line.run, turned=False)]) for line in lines}
-        done = _all(ctx, work, [Stretch(line, start, stop) for line in lines], unit="run")
-        for line, one in zip(lines, done, strict=True):
+            lines = [Line(run, other) for run in runs for other in (False, True)]
+            figures |= {line: list(figures[Line(line.run, other=False)]) for line in lines}
+        told = _all(ctx, work, [Stretch(line, start, stop) for line in lines], unit="run")
+        done = dict(zip(lines, told, strict=True))
+        for line, one in done.items():
             figures[line] += one["figures"]
         _tell(ctx, total, [figures[line][-1] for line in lines])
         if stop == choice:
-            likely = {line: np.mean(one["evidence"]) for line, one in zip(lines, done, strict=True)}
+            likely = {line: np.mean(one["evidence"]) for line, one in done.items()}
             lines = [max((line for line in lines if line.run == run), key=likely.__getitem__) for run in runs]
         _leave(folder, runs, {line.file(stop) for line in lines}, (start, stop))
     said = [each for line in lines for each in figures[line]]
     write_text(folder / f"runs{runs[0] + 1:02d}.json", json.dumps(said) + "\n")
-    return [Ended(folder / line.file(total), one["evidence"]) for line, one in zip(lines, done, strict=True)]
+    return [Ended(folder / line.file(total), done[line]["evidence"]) for line in lines]
 
 
 def _leave(folder: Path, runs: Sequence[int], needed: set[str], iterations: tuple[int, int]) -> None:
     """Remove what runs had after some iterations, but for what is needed."""
-    lines = [Line(run, turned) for run in runs for turned in (False, True)]
+    lines = [Line(run, other) for run in runs for other in (False, True)]
     for name in {line.file(number) for line in lines for number in iterations} - needed:
         (folder / name).unlink(missing_ok=True)
 
@@ -130,8 +131,11 @@ def _all(ctx: Context, work: Any, items: list[Any], *, unit: str) -> list[Any]:
 
 def _tell(ctx: Context, total: int, last: list[dict[str, Any]]) -> None:
     """Log the figures of the last iteration of some runs."""
-    values = ", ".join(f"{one['mean_evidence']:.1f}" for one in last)
-    names = " and ".join(str(run) for run in sorted({one["run"] for one in last}))
+    runs = sorted({one["run"] for one in last})
+    values = ", ".join(
+        " or ".join(f"{one['mean_evidence']:.1f}" for one in last if one["run"] == run) for run in runs
+    )
+    names = " and ".join(map(str, runs))
     said = (
         f"{last[0]['particles']} particles at {last[0]['searched_A']:.0f} Å; "
         f"log-evidence of runs {names}: {values}"

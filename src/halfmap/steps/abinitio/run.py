@@ -32,14 +32,14 @@ _BEYOND = 1e6
 
 @dataclass(frozen=True)
 class Line:
-    """A run, from 0, and whether what is not spherical has had its sign turned; see `Plan.fork`."""
+    """A run, from 0, and whether it is the other of its two at a time; see `Plan.fork`."""
 
     run: int
-    turned: bool
+    other: bool
 
     def file(self, iterations: int) -> str:
         """Name of what it has after some iterations."""
-        return f"run{self.run + 1:02d}{'_turned' if self.turned else ''}_it{iterations:03d}.npz"
+        return f"run{self.run + 1:02d}{'_other' if self.other else ''}_it{iterations:03d}.npz"
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,13 @@ def advance(stretch: Stretch, *, plan: Plan, folder: Path) -> dict[str, Any]:
     """
     spectra = Spectra.load(folder, plan.device)
     line, total = stretch.line, len(plan.iterations)
-    fork, choice = plan.fork or (total, total)
-    turns = line.turned and stretch.start == fork
-    if stretch.start:
-        before = Line(line.run, turned=False) if turns else line
-        state = State.load(folder / before.file(stretch.start), plan)
+    fork, choice = plan.fork
+    if not stretch.start:
+        state = _begin(plan, spectra, line)
+    elif line.other and stretch.start == fork:
+        state = _turned(plan, State.load(folder / Line(line.run, other=False).file(fork), plan))
     else:
-        state = _begin(plan, spectra, line.run)
-    if turns:
-        state = _turned(plan, state)
+        state = State.load(folder / line.file(stretch.start), plan)
     figures = []
     for iteration in plan.iterations[stretch.start : stretch.stop]:
         state, said = _iterate(plan, spectra, state, iteration, plan.batch(line.run, iteration))
@@ -172,11 +170,11 @@ def solve(plan: Plan, spectra: Spectra, sums: list[Backprojection], radius: int)
         return torch.stack([own.solve(prior) for own in sums]) * plan.sphere().to(data.device)
 
 
-def _begin(plan: Plan, spectra: Spectra, run: int) -> State:
+def _begin(plan: Plan, spectra: Spectra, line: Line) -> State:
     """Maps of particles at random poses, others for each map."""
     first, sums = plan.iterations[0], empty_sums(plan)
-    rows = plan.beginning(run)
-    generator = torch.Generator().manual_seed(int(plan.random(run, 2).integers(2**63)))
+    rows = plan.beginning(line.run)
+    generator = torch.Generator().manual_seed(int(plan.random(line.run, 2, int(line.other)).integers(2**63)))
     for some, pictures in plan.images.stream(rows, BATCH):
         parameters, flipped = plan.source.ctf[torch.from_numpy(some)], torch.from_numpy(plan.flipped[some])
         with one_torch_thread():

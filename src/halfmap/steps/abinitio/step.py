@@ -12,12 +12,12 @@ MAP, SEARCH, SCHEDULE = "Map", "Search", "Schedule"
 class AbInitioStep(Step, name="abinitio", label="relion.initialmodel"):
     """Make maps from particles without a reference.
 
-    Runs begin from particles at random poses, two at a time and each on its own. In each iteration of a run,
-    some of the particles are compared with the maps in all directions, and put back with the probabilities of
-    their poses; detail grows from iteration to iteration. Then the maps of all runs are turned and moved onto
-    each other, either hand of them, and compared, until two agree. Runs that agree are averaged, those that
-    do not are left out. At the end all particles are compared with the average, and make the final maps. The
-    hand is open.
+    Runs begin from particles at random poses, two at a time, each on its own and with the likelier of two
+    starts. In each iteration of a run, some of the particles are compared with the maps in all directions,
+    and put back with the probabilities of their poses; detail grows from iteration to iteration. Then the
+    maps of all runs are turned and moved onto each other, either hand of them, and compared, until two agree.
+    Runs that agree are averaged, those that do not are left out. At the end all particles are compared with
+    the average, and make the final maps. The hand is open.
 
     References
     ----------

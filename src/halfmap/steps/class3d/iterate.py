@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WAYS = {"everywhere": "all poses", "near": "near the poses before", "given": "poses of the table"}
 
 
-_COMMON = 0.3
+_COMMON = 0.25
 """Correlation of what two halves differ in below which they have nothing in common."""
 
 
