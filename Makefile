@@ -24,15 +24,19 @@ demo: setup
 	$(BIN)/halfmap ctf Motion/job003/corrected_micrographs.star --project $(DEMO)
 	$(BIN)/halfmap curate Ctf/job004/micrographs_ctf.star --project $(DEMO)
 	$(BIN)/halfmap pick blob Curate/job005/micrographs.star --project $(DEMO)
-	$(BIN)/halfmap extract Curate/job005/micrographs.star --coordinates Pick/job006/autopick.star --project $(DEMO)
+	$(BIN)/halfmap extract Curate/job005/micrographs.star --coordinates Pick/job006/autopick.star --pixel-size 2.8 --project $(DEMO)
 	$(BIN)/halfmap class2d Extract/job007/particles.star --classes 8 --resolution 10 --project $(DEMO)
 	$(BIN)/halfmap select Class2D/job008/model.star --project $(DEMO)
-	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Select/job009/particles.star
+	$(BIN)/halfmap abinitio Select/job009/particles.star --symmetry O --project $(DEMO)
+	$(BIN)/halfmap refine Select/job009/particles.star --reference InitialModel/job010/class001.mrc --symmetry O \
+		--initial-lowpass 20 --project $(DEMO)
+	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Refine/job011/particles.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
 	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
 	@echo "          $(DEMO)/Ctf/job004/summary.png and the pictures beside it"
 	@echo "          $(DEMO)/Curate/job005/accepted.png $(DEMO)/Pick/job006/summary.png"
 	@echo "          $(DEMO)/Extract/job007/*.png $(DEMO)/Class2D/job008/classes.png $(DEMO)/Select/job009/classes.png"
+	@echo "          $(DEMO)/InitialModel/job010/maps.png $(DEMO)/Refine/job011/slices.png $(DEMO)/Refine/job011/fsc.png"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup
