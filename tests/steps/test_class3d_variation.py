@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from halfmap.ops.rotations import random_rotations
+from halfmap.ops.rotations import from_rotation_vector, random_rotations
 from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.local import slice_tangents
 from halfmap.search.projector import SplineVolume, sample_slices
-from halfmap.steps.class3d.variation import _grouped, _orthonormal, _Seen
+from halfmap.steps.class3d.variation import _grouped, _orthonormal, _Seen, orthonormal_ways, part_along
 
 BOX, RING, N, WEIGHT, SPREAD = 16, 5, 2000, 2.0, 3.0
 
@@ -29,7 +32,8 @@ def seen(axis: Tensor | None = None) -> tuple[_Seen, Tensor]:
         slices = sample_slices(SplineVolume.of(axis, radius_px=RING), rotations, disc.points)
         linear += places[:, None] * squared * slices
     mask = torch.ones(BOX, BOX, BOX)
-    return _Seen(DiscImages(disc, linear, squared), rotations, mask, "C1"), places
+    known = torch.zeros(N, 0, len(disc.points), dtype=torch.complex64)
+    return _Seen(DiscImages(disc, linear, squared), known, rotations, mask, "C1"), places
 
 
 def random_axis(images: _Seen, seed: int = 2) -> Tensor:
@@ -77,3 +81,42 @@ def test_groups_of_places():
     nearest = np.linalg.norm(found[:, None] - centres, axis=2).argmin(1)
     assert sorted(nearest) == [0, 1, 2]
     assert (nearest[number] == true).mean() > 0.98
+
+
+def freed_of_pose_errors(images: _Seen, volume: SplineVolume) -> _Seen:
+    disc, weights = images.images.disc, images.images.squared
+    ways = orthonormal_ways(slice_tangents(volume, images.rotations, disc.points)[1], weights)
+    linear = images.images.linear - weights * part_along(ways, images.images.linear)
+    return replace(images, images=DiscImages(disc, linear, weights), tangents=ways)
+
+
+def test_errors_of_poses_are_no_variation():
+    noise, _ = seen()
+    disc, rotations, weights = noise.images.disc, noise.rotations, noise.images.squared
+    axis = random_axis(noise)
+    volume = SplineVolume.of(20 * random_axis(noise, seed=6), radius_px=RING)
+    deviations = torch.tensor([0.005, 0.005, 0.005, 0.02, 0.02])
+    errors = torch.randn(N, 5, generator=torch.Generator().manual_seed(7)) * deviations
+    turned = from_rotation_vector(torch.rad2deg(errors[:, :3]).double()) @ rotations
+    moved = sample_slices(volume, turned, disc.points) * disc.shifts(-errors[:, 3:])
+    linear = noise.images.linear + weights * (moved - sample_slices(volume, rotations, disc.points))
+    images = replace(noise, images=DiscImages(disc, linear, weights))
+
+    def variation(images: _Seen) -> float:
+        return float(images.applied(axis[None]).norm())
+
+    assert variation(images) > 3 * variation(noise)
+    assert variation(freed_of_pose_errors(images, volume)) < 1.1 * variation(noise)
+
+
+def test_what_noise_gives_is_known_where_errors_of_poses_are_left_out():
+    images, _ = seen()
+    axis = random_axis(images)
+    volume = SplineVolume.of(60 * random_axis(images, seed=6), radius_px=RING)
+    freed = freed_of_pose_errors(images, volume)
+    gram = (freed.tangents * freed.images.squared[:, None]) @ freed.tangents.conj().transpose(1, 2)
+    assert torch.allclose(gram.real, torch.eye(5).expand_as(gram), atol=1e-4)
+    # Known in the mean only if what is taken off the images is taken off the slices.
+    products, gram = freed._products(axis[None])
+    assert float(products.square().mean()) == pytest.approx(float(gram.mean()), rel=0.1)
+    assert abs(cosine(freed.applied(axis[None])[0], axis)) < 0.15

@@ -245,6 +245,30 @@ def refine_poses(
     return LocalPoses(rotations, shifts_px, sums[:, 0], _symmetric(sums[:, 6:]))
 
 
+def slice_tangents(volume: SplineVolume, rotations: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Slices, and how they change with the pose, on any device.
+
+    Parameters
+    ----------
+    volume : SplineVolume
+    rotations : Tensor (b, 3, 3)
+    points : Tensor (p, 2)
+        Frequencies in Fourier pixels.
+
+    Returns
+    -------
+    slices : Tensor (b, p), complex
+    tangents : Tensor (b, 5, p), complex
+        Derivatives by turns in radians about x, y and z of the image, and by the shift in pixels that centres
+        the image, which moves the slice the other way.
+    """
+    slices, slopes = sample_gradients(volume, rotations, points)
+    x, y = points.to(slices.real).unbind(1)
+    hx, hy, hz = (slopes @ rotations.transpose(1, 2).to(slopes)).unbind(-1)
+    step = 2j * math.pi / volume.box * slices
+    return slices, torch.stack([-y * hz, x * hz, y * hx - x * hy, step * x, step * y], dim=1)
+
+
 def likelihood_derivatives(
     volume: SplineVolume, images: DiscImages, rotations: Tensor, shifts_px: Tensor, points: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,14 +287,11 @@ def likelihood_derivatives(
     tuple of Tensor (b,), (b, 5), (b, 5, 5), float64
         By turns in radians about the axes of the image, and shifts in pixels.
     """
-    slices, slopes = sample_gradients(volume, rotations, points)
+    slices, tangents = slice_tangents(volume, rotations, points)
     weight = images.squared[:, : len(points)].to(slices.real)
     wave = images.disc.shifts(shifts_px)[:, : len(points)]
     shifted = (images.linear[:, : len(points)] * wave).to(slices)
-    x, y = points.to(slices.real).unbind(1)
-    hx, hy, hz = (slopes @ rotations.transpose(1, 2).to(slopes)).unbind(-1)
-    step = 2j * math.pi / images.disc.box * slices
-    columns = torch.view_as_real(torch.stack([-y * hz, x * hz, y * hx - x * hy, step * x, step * y], dim=1))
+    columns = torch.view_as_real(tangents)
     lacking = shifted - weight * slices
     value = ((shifted + lacking) * slices.conj()).real.double().sum(1) / 2
     gradient = (columns * torch.view_as_real(lacking)[:, None]).sum((2, 3)).double()

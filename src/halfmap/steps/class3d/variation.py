@@ -18,6 +18,7 @@ from halfmap.ops.threads import one_torch_thread
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.halfmaps import HalfSums, solved
+from halfmap.search.local import slice_tangents
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.reference import in_box
 from halfmap.steps.class3d.expectation import BEST, ROTATION, prepared
@@ -41,6 +42,9 @@ _EACH = 4.0
 
 _FINER = 2.0
 """Finest detail that is looked at, over that of the reference at first."""
+
+_UNSEEN = 1e-6
+"""Part of the greatest change of a projection below which one cannot be seen."""
 
 _FAINT = 1e-3
 """Variance along an axis, over the greatest, that there is at least."""
@@ -69,9 +73,10 @@ def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
     The covariance of the particles' volumes is applied to a few random ones, again and again, as in an
     orthogonal iteration. Images give it: one that is the slice of a volume with noise gives itself, times its
     product with the slice of the random volume; what noise gives with itself is known in the mean, and taken
-    off. Coordinates of the particles along the strongest axes [1]_ are grouped about as many centres as
-    there are classes. So it matters little which random volumes it begins with, where the particles differ
-    in something that can be seen.
+    off. Errors of poses make particles differ as well: what an image has of the ways in which its projection
+    changes with the pose is left out of account. Coordinates of the particles along the strongest axes [1]_
+    are grouped about as many centres as there are classes. So it matters little which random volumes it
+    begins with, where the particles differ in something that can be seen.
 
     References
     ----------
@@ -155,7 +160,9 @@ class _Seen:
     Attributes
     ----------
     images : DiscImages
-        Moved to the centre, the map of all particles taken off.
+        Moved to the centre, the map of all particles taken off, and what an error of the pose may give.
+    tangents : Tensor (n, t, p), complex
+        What errors of poses give, orthonormal with the images' weights.
     rotations : Tensor (n, 3, 3)
     mask : Tensor (d, d, d)
         Where classes may differ.
@@ -163,6 +170,7 @@ class _Seen:
     """
 
     images: DiscImages
+    tangents: Tensor
     rotations: Tensor
     mask: Tensor
     group: str
@@ -178,19 +186,24 @@ class _Seen:
         volumes = [SplineVolume.of(in_box(each, box), radius_px=ring) for each in common]
         shifts_px = torch.from_numpy(best[:, [BEST.index("x"), BEST.index("y")]] / pixel_size)
         rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3)).to(plan.device)
-        linear, squared, order = [], [], []
+        linear, squared, tangents, order = [], [], [], []
         for some, pictures in plan.source.images.stream(rows, _BATCH):
             images = prepared(plan, model, some, pictures, disc, pixel_size).images
             moved = images.linear * disc.shifts(shifts_px[some].to(plan.device))
+            ways = moved.new_empty(len(some), 5, len(disc.points))
             for fold, volume in enumerate(volumes):
                 own = torch.from_numpy(plan.folds[some] == fold)
-                moved[own] -= images.squared[own] * sample_slices(volume, rotations[some][own], disc.points)
+                slices, ways[own] = slice_tangents(volume, rotations[some][own], disc.points)
+                moved[own] -= images.squared[own] * slices
+            ways = orthonormal_ways(ways, images.squared)
+            moved = moved - images.squared * part_along(ways, moved)
             linear.append(moved)
             squared.append(images.squared)
+            tangents.append(ways)
             order.append(some)
         together = DiscImages(disc, torch.cat(linear), torch.cat(squared))
         mask = resample(plan.compared_part(), new_shape=(box,) * 3).clamp(0, 1)
-        return cls(together, rotations[np.concatenate(order)], mask, plan.step.symmetry)
+        return cls(together, torch.cat(tangents), rotations[np.concatenate(order)], mask, plan.step.symmetry)
 
     def strongest(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Orthonormal axes (count, d, d, d) that the particles vary along most, and variances (count,)."""
@@ -211,12 +224,11 @@ class _Seen:
 
     def applied(self, volumes: Tensor) -> Tensor:
         """The covariance times volumes (m, d, d, d)."""
-        disc, linear, squared = self.images.disc, self.images.linear, self.images.squared
+        linear, squared, every = self.images.linear, self.images.squared, torch.arange(len(self.images))
         found = []
         for volume in volumes:
-            slices = sample_slices(
-                SplineVolume.of(volume, radius_px=disc.radius), self.rotations, disc.points
-            )
+            spline = SplineVolume.of(volume, radius_px=self.images.disc.radius)
+            slices = torch.cat([self.slices(spline, rows) for rows in every.split(_BATCH)])
             along = (linear * slices.conj()).real.sum(1, keepdim=True)
             found.append(self._put_back(linear * along - squared * slices))
         return torch.stack(found)
@@ -234,13 +246,18 @@ class _Seen:
         along, gram = self._products(axes * spread.to(axes)[:, None, None, None])
         return torch.linalg.solve(gram + torch.eye(len(axes)).to(gram), along)
 
+    def slices(self, volume: SplineVolume, rows: Tensor) -> Tensor:
+        """Slices (b, p) at the poses of some images, less what errors of these poses may give."""
+        slices = sample_slices(volume, self.rotations[rows], self.images.disc.points)
+        ways = self.tangents[rows]
+        return slices - part_along(ways, slices * self.images.squared[rows])
+
     def _products(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
         """Products (n, m) of images with slices of volumes, and (n, m, m) of the weighted slices."""
-        disc, found = self.images.disc, []
-        splines = [SplineVolume.of(volume, radius_px=disc.radius) for volume in volumes]
+        found = []
+        splines = [SplineVolume.of(volume, radius_px=self.images.disc.radius) for volume in volumes]
         for rows in torch.arange(len(self.images)).split(_BATCH):
-            turns = self.rotations[rows]
-            slices = torch.stack([sample_slices(each, turns, disc.points) for each in splines], dim=1)
+            slices = torch.stack([self.slices(each, rows) for each in splines], dim=1)
             along = (self.images.linear[rows, None] * slices.conj()).real.sum(2)
             weighted = slices * self.images.squared[rows, None]
             found.append((along.double(), (weighted @ slices.conj().transpose(1, 2)).real.double()))
@@ -253,6 +270,21 @@ class _Seen:
         sums.add(DiscImages(disc, linear, squared), self.rotations, linear.new_zeros(len(linear), 2).real)
         whole = sums if symmetry.order(self.group) == 1 else sums.symmetrised()
         return solved(whole, least=HalfSums.of((whole, whole)).least[0]) * self.mask
+
+
+def orthonormal_ways(ways: Tensor, weights: Tensor) -> Tensor:
+    """Combinations of ways (n, t, p) whose products, weighted (n, p) and over real numbers, are 0 and 1."""
+    gram = ((ways * weights[:, None]) @ ways.conj().transpose(1, 2)).real.double()
+    value, vector = torch.linalg.eigh(gram)
+    known = value > _UNSEEN * value[:, -1:].clamp_min(_UNSEEN)
+    scale = torch.where(known, value.clamp_min(_UNSEEN**2).rsqrt(), 0)
+    return (vector * scale[:, None]).transpose(1, 2).to(ways) @ ways
+
+
+def part_along(ways: Tensor, weighted: Tensor) -> Tensor:
+    """Sum (n, p) of orthonormal ways (n, t, p), each times its product with weighted images (n, p)."""
+    product = (ways.conj() @ weighted[..., None]).real.to(ways)
+    return (product.transpose(1, 2) @ ways)[:, 0]
 
 
 def _orthonormal(volumes: Tensor) -> Tensor:
