@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from figure_simulation import BOX, OPTICS, PIXEL, N, figure, planned_job, run, write_project
 
 from halfmap.data import ParticleSet
-from halfmap.engine import Context, RunOptions
-from halfmap.errors import HalfmapError, ParameterError, ResourceError, TableError
+from halfmap.engine import Context
+from halfmap.errors import TableError
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
@@ -27,100 +27,17 @@ from halfmap.search.inplane import InPlaneSearch
 from halfmap.search.polar import PolarGrid, hartley
 from halfmap.search.ring_products import harmonics_of
 from halfmap.search.sums import Sums
-from halfmap.steps.class2d import iterate, pictures, plan, reach, tables
-from halfmap.steps.class2d.expectation import BEST, _best, expect, in_halves
+from halfmap.steps.class2d import iterate, pictures, plan, tables
+from halfmap.steps.class2d.expectation import BEST, _best, expect
 from halfmap.steps.class2d.model import Model, agreed_signal, last_ring
 from halfmap.steps.class2d.progress import detail
-from halfmap.steps.class2d.step import Class2DStep
-
-BOX, PIXEL, DIAMETER, N = 48, 3.0, 100.0, 240
-OPTICS = {
-    "rlnOpticsGroup": [1, 2],
-    "rlnOpticsGroupName": ["one", "two"],
-    "rlnVoltage": [300.0, 200.0],
-    "rlnSphericalAberration": [2.7, 2.7],
-    "rlnAmplitudeContrast": [0.1, 0.1],
-    "rlnImagePixelSize": [PIXEL, PIXEL],
-    "rlnImageSize": [BOX, BOX],
-    "rlnImageDimensionality": [2, 2],
-}
-FIGURES = (
-    ((0.0, 12.0), (9.0, -6.0), (-9.0, -6.0), (0.0, 3.0)),
-    ((-13.0, 0.0), (-4.0, 2.0), (5.0, 0.0), (13.0, 6.0)),
-    ((8.0, 8.0), (-8.0, 8.0), (-8.0, -8.0), (3.0, -9.0)),
-)
-"""Spots (x, y) of each figure in pixels; none looks the same turned or mirrored."""
-
-
-def figure(number: int, turn: float, shift: tuple[float, float]) -> np.ndarray:
-    """Spots turned by an angle from x towards y, then moved."""
-    y, x = np.mgrid[:BOX, :BOX] - BOX // 2
-    image = np.zeros((BOX, BOX))
-    for a, b in FIGURES[number]:
-        px = a * math.cos(turn) - b * math.sin(turn) + shift[0]
-        py = a * math.sin(turn) + b * math.cos(turn) + shift[1]
-        image += np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * 1.6**2))
-    return image
 
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory):
     """A project with particles of three figures, and what was put in."""
     folder = tmp_path_factory.mktemp("class2d")
-    random = np.random.default_rng(5)
-    kinds = random.choice(3, N, p=(0.5, 0.3, 0.2))
-    turns = random.uniform(-math.pi, math.pi, N)
-    shifts = random.normal(0, 1.5, (N, 2))
-    defocus = random.uniform(8000, 20000, N)
-    groups = np.arange(N) % 2
-    # Two micrographs, one with thinner ice.
-    strength = np.where(np.arange(N) % 3 == 0, 4.0, 2.5)
-    images = []
-    for kind, turn, shift, z, group, s in zip(kinds, turns, shifts, defocus, groups, strength, strict=True):
-        transfer = ctf(
-            (BOX, BOX),
-            pixel_size=PIXEL,
-            defocus_u=z + 150,
-            defocus_v=z - 150,
-            defocus_angle=30.0,
-            voltage_kV=OPTICS["rlnVoltage"][group],
-            cs_mm=2.7,
-            amplitude_contrast=0.1,
-        )
-        clean = torch.fft.rfft2(torch.from_numpy(figure(kind, turn, tuple(shift)))) * transfer
-        images.append(torch.fft.irfft2(clean, s=(BOX, BOX)).numpy() * s + random.normal(0, 1, (BOX, BOX)))
-    (folder / "Stacks").mkdir()
-    half = N // 2
-    for name, part in (("a", images[:half]), ("b", images[half:])):
-        write_mrc(
-            folder / f"Stacks/{name}.mrcs", np.stack(part), pixel_size=PIXEL, dtype=np.float32, stack=True
-        )
-    rows = pl.DataFrame(
-        {
-            "rlnImageName": [f"{i % half + 1:06d}@Stacks/{'ab'[i // half]}.mrcs" for i in range(N)],
-            "rlnMicrographName": [f"Motion/{'thin' if s > 3 else 'thick'}.mrc" for s in strength],
-            "rlnOpticsGroup": groups + 1,
-            "rlnDefocusU": defocus + 150,
-            "rlnDefocusV": defocus - 150,
-            "rlnDefocusAngle": np.full(N, 30.0),
-            "someOtherColumn": np.arange(N),
-        }
-    )
-    write_particles(folder / "particles.star", ParticleSet(pl.DataFrame(OPTICS), rows))
-    return folder, kinds, turns, shifts
-
-
-def run(folder: Path, *, workers: int = 1, **parameters):
-    settings = {
-        "particles": Path("particles.star"),
-        "classes": 6,
-        "diameter": DIAMETER,
-        "resolution": 9.0,
-        "iterations": 8,
-        "full_iterations": 2,
-    }
-    options = RunOptions(workers=workers, device="cpu")
-    return Project.at(folder).run(Class2DStep(**(settings | parameters)), options).folder
+    return folder, *write_project(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -330,35 +247,6 @@ def test_noise_gives_no_resolution(tmp_path):
     assert read_star(folder / "model.star")["model_classes"]["rlnEstimatedResolution"].min() > 40
 
 
-@pytest.mark.parametrize(
-    ("change", "words", "error"),
-    [
-        ({"diameter": 500.0}, "does not fit", ParameterError),
-        ({"diameter": None}, "how large", ParameterError),
-        ({"classes": 300}, "240 particles cannot be sorted into 300 classes", ParameterError),
-        ({"resolution": 100.0}, "too few .*; give a --resolution of 48 Å or finer", ParameterError),
-    ],
-)
-def test_parameters_that_cannot_be(truth, change, words, error):
-    with pytest.raises(error, match=words):
-        run(truth[0], **change)
-
-
-@pytest.mark.parametrize("resolution", [30.0, 48.0])
-def test_a_resolution_coarser_than_the_first_is_where_it_starts_and_stays(truth, resolution):
-    job = run(truth[0], resolution=resolution, iterations=3, full_iterations=1)
-    figures = [json.loads(path.read_text()) for path in sorted((job / iterate.FOLDER).glob("it*.json"))]
-    rings = round(BOX * PIXEL / resolution)
-    assert [one["searched_A"] for one in figures] == [BOX * PIXEL / rings] * 3
-
-
-@pytest.mark.parametrize(("iterations", "full"), [(2, 1), (3, 1), (7, 3), (8, 4), (25, 4)])
-def test_few_iterations_have_fewer_with_all_particles(iterations, full):
-    step = Class2DStep(particles=Path("particles.star"), classes=5, iterations=iterations)
-    sizes = [one.size for one in plan._schedule(step, 20_000, 10, 20)]
-    assert sizes.count(20_000) == full
-
-
 def test_its_progress_is_told_in_iterations(job):
     events = [json.loads(line) for line in (job / "events.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
@@ -396,48 +284,10 @@ def test_pictures_are_drawn_while_it_runs(truth, monkeypatch, age, numbers):
     assert sorted(set(drawn)) == numbers
 
 
-def _planned(project: Path, **parameters):
-    settings = {"classes": 6, "diameter": DIAMETER, "resolution": 9.0} | parameters
-    step = Class2DStep(particles=Path("particles.star"), **settings)
-    ctx = Context(folder=project, project=project)
-    return plan.make_plan(step, ctx, read_particles(project / "particles.star"))
-
-
-@pytest.mark.parametrize(("diameter", "warned"), [(40.0, True), (80.0, False), (DIAMETER, False)])
-def test_a_diameter_far_below_the_particles_is_warned_of(truth, caplog, diameter, warned):
-    """Figures of spots to 14 px from the middle: 85 Å across, and some Å more for the spots' own size."""
-    images, planned = _planned(truth[0], diameter=diameter)
-    reach.check_diameter(planned, images)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == warned
-    if warned:
-        across = float(said[0].partition("still ")[2].split()[0])
-        assert 60 < across < 100
-
-
-def test_noise_reaches_nowhere(truth, caplog, monkeypatch):
-    images, planned = _planned(truth[0], diameter=20.0)
-    generator = torch.Generator().manual_seed(1)
-    monkeypatch.setattr(
-        images, "get", lambda rows: torch.randn(len(rows), planned.box, planned.box, generator=generator)
-    )
-    for _ in range(20):
-        reach.check_diameter(planned, images)
-    assert not any("contrast" in text for text in caplog.messages)
-
-
-def test_classes_of_few_particles_are_warned_of(truth, caplog):
-    _planned(truth[0], classes=8)
-    assert not any("too few" in text for text in caplog.messages)
-    _planned(truth[0], classes=12)
-    said = "240 particles are 20 a class, too few to show much: fewer --classes may show more"
-    assert said in caplog.messages
-
-
 def test_no_error_of_an_angle_is_beyond_that_of_none(truth, job, tmp_path):
     """About one of two opposite peaks it is 127°."""
     particles = read_particles(truth[0] / "particles.star")
-    planned = _planned(truth[0], iterations=8, full_iterations=2)[1]
+    planned = planned_job(truth[0], iterations=8, full_iterations=2)[1]
     model = Model.load(job / "Iterations/it008_model.npz", "cpu")
     best = np.load(job / "Iterations/it008_best.npy")
     best = best[np.argsort(best[:, 0])]
@@ -446,33 +296,6 @@ def test_no_error_of_an_angle_is_beyond_that_of_none(truth, job, tmp_path):
     none = 360 / math.sqrt(12)
     written = read_particles(tmp_path / "particles.star").rows["hmAnglePsiError"]
     assert written[:3].to_list() == pytest.approx([none, none, 50.0], abs=1e-3)
-
-
-def test_tables_that_cannot_be(truth, tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(truth[0], folder, ignore=shutil.ignore_patterns("Class2D", "default_pipeline.star"))
-    particles = read_particles(folder / "particles.star")
-    cases = {
-        "rlnDefocusU": particles.with_rows(particles.rows.drop("rlnDefocusU")),
-        r"Stacks/a\.mrcs": particles.with_rows(
-            particles.rows.with_columns(
-                pl.when(pl.int_range(pl.len()) == 7)
-                .then(pl.lit("000999@Stacks/a.mrcs"))
-                .otherwise(pl.col("rlnImageName"))
-                .alias("rlnImageName")
-            )
-        ),
-    }
-    for words, table in cases.items():
-        write_particles(folder / "particles.star", table)
-        with pytest.raises(TableError, match=words):
-            run(folder)
-    write_particles(folder / "particles.star", particles)
-    stack = np.array(read_mrc(folder / "Stacks/a.mrcs"))
-    stack[3, 5, 5] = np.nan
-    write_mrc(folder / "Stacks/a.mrcs", stack, pixel_size=PIXEL, stack=True)
-    with pytest.raises(HalfmapError, match=r"000004@Stacks/a\.mrcs|row 4"):
-        run(folder)
 
 
 def test_class_is_the_most_probable_over_all_poses():
@@ -502,24 +325,6 @@ def test_resolution_is_not_fooled_by_empty_low_rings():
     found = last_ring(torch.stack([hollow, noise]))
     assert 9 <= int(found[0]) <= 11
     assert int(found[1]) == 0
-
-
-def test_batches_are_halved_where_memory_does_not_suffice():
-    seen = []
-
-    def search(rows, pictures):
-        if len(rows) > 3:
-            raise torch.OutOfMemoryError("out of memory")
-        seen.append(rows.tolist())
-        return float(pictures.sum())
-
-    found = in_halves(search, np.arange(10), torch.arange(10.0))
-    assert np.concatenate(seen).tolist() == list(range(10))
-    assert sum(found) == 45.0
-    with pytest.raises(ResourceError, match="one image"):
-        in_halves(lambda rows, pictures: torch.empty(1 << 50), np.arange(2), torch.zeros(2))
-    with pytest.raises(RuntimeError, match="shapes"):
-        in_halves(lambda rows, pictures: torch.zeros(2) @ torch.zeros(3, 3), np.arange(2), torch.zeros(2))
 
 
 def test_halves_agree_in_signal_alone():

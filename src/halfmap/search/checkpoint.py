@@ -8,10 +8,36 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.errors import FileFormatError
 from halfmap.io.atomic import atomic_path
+
+FOLDER = "Iterations"
+"""Folder of a job with the models of its iterations."""
+
+
+def model_file(folder: Path, number: int) -> Path:
+    """Where the model that an iteration gave is."""
+    return folder / f"it{number:03d}_model.npz"
+
+
+def poses_file(folder: Path, number: int) -> Path:
+    """Where the poses that an iteration found are."""
+    return folder / f"it{number:03d}_poses.npz"
+
+
+def save_arrays(path: Path, **arrays: NDArray) -> None:
+    """Write arrays as one file, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray]:
+    """Read what `save_arrays` wrote."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 class Checkpoint:
@@ -31,8 +57,13 @@ class Checkpoint:
             name: value.cpu().numpy() if isinstance(value, Tensor) else np.array(value)
             for name, value in vars(self).items()
         }
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        save_arrays(path, **arrays)
+
+    @classmethod
+    def last(cls, folder: Path, device: str) -> Self | None:
+        """That of the last iteration that was finished, if there is one."""
+        found = sorted(folder.glob("it*_model.npz"))
+        return cls.load(found[-1], device) if found else None
 
     @classmethod
     def load(cls, path: Path, device: str) -> Self:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
+from halfmap.search.checkpoint import FOLDER, model_file
 from halfmap.search.sums import Sums
 from halfmap.steps.class2d.expectation import SUMS, Shard, expect
 from halfmap.steps.class2d.model import Model, Statistics, maximise
@@ -24,7 +25,6 @@ from halfmap.steps.class2d.reseed import reseed
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
-FOLDER = "Iterations"
 _ATTRACTED, _MUCH = 0.35, 5.0
 """Part of the particles in one class, and its ratio to an equal share, that are warned of."""
 
@@ -56,7 +56,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     folder = ctx.folder / FOLDER
     folder.mkdir(exist_ok=True)
     if model.iteration == 0:
-        model.save(_model_file(ctx, 0))
+        model.save(model_file(folder, 0))
     radius = min(iteration.radius, max(plan.iterations[0].radius, round(_MARGIN * model.supported) + 4))
     name = f"it{iteration.number:03d}"
     parts = plan.shards(iteration)
@@ -64,7 +64,7 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     work = functools.partial(
         expect,
         plan=plan,
-        model_file=_model_file(ctx, model.iteration),
+        model_file=model_file(folder, model.iteration),
         radius=radius,
         folder=folder,
     )
@@ -77,15 +77,14 @@ def iterate(ctx: Context, plan: Plan, model: Model, iteration: Iteration) -> Mod
     _say(ctx, plan, new, iteration, radius, best, seeded)
     with atomic_path(folder / f"{name}_best.npy") as temporary, temporary.open("wb") as file:
         np.save(file, best)
-    new.save(_model_file(ctx, iteration.number))
+    new.save(model_file(folder, iteration.number))
     _tidy(folder, iteration)
     return new
 
 
 def resume(ctx: Context) -> Model | None:
     """Give the model of the last iteration that was finished, if there is one."""
-    found = sorted((ctx.folder / FOLDER).glob("it*_model.npz"))
-    return Model.load(found[-1], ctx.device) if found else None
+    return Model.last(ctx.folder / FOLDER, ctx.device)
 
 
 def last_assignments(ctx: Context, plan: Plan) -> NDArray[np.float64]:
@@ -96,10 +95,6 @@ def last_assignments(ctx: Context, plan: Plan) -> NDArray[np.float64]:
 
 def _name(shard: Shard) -> str:
     return shard.name
-
-
-def _model_file(ctx: Context, number: int) -> Path:
-    return ctx.folder / FOLDER / f"it{number:03d}_model.npz"
 
 
 def _add_up(

@@ -11,8 +11,8 @@ import numpy as np
 
 from halfmap.ops.fourier import resample
 from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.search.checkpoint import FOLDER
 from halfmap.steps.class2d import progress
-from halfmap.steps.class2d.iterate import FOLDER
 from halfmap.steps.class2d.model import Model
 from halfmap.steps.class2d.plan import Plan
 
