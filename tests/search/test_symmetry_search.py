@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops import fourier, grids
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.symmetry import operators, order, symmetrise_volume
+from halfmap.search.symmetry_map import spherical_average
 from halfmap.search.symmetry_search import (
     LEAST_SHARE,
     correlation_of_shells,
@@ -101,9 +103,7 @@ def test_maps_of_random_phases_and_half_maps():
     one, two = (half + 0.3 * torch.randn(half.shape, generator=generator) for half in (one, two))
     groups = ("C2", "C3", "D3")
     around = find_symmetry((one + two) / 2, pixel_size=PIXEL, groups=groups, null_maps=4)
-    halves = find_symmetry(
-        (one + two) / 2, pixel_size=PIXEL, groups=groups, noise=(one - two) / 2, null_maps=0
-    )
+    halves = find_symmetry((one + two) / 2, pixel_size=PIXEL, groups=groups, halves=(one, two), null_maps=0)
     assert around.best.group == halves.best.group == "C3"
     # Both ways of telling the noise agree, and so does what is measured.
     assert around.signal == pytest.approx(halves.signal, abs=0.06)
@@ -113,6 +113,28 @@ def test_maps_of_random_phases_and_half_maps():
     curve = correlation_of_shells(around, around.best)
     assert curve.shape == around.band.frequency.shape
     assert float(curve.mean()) == pytest.approx(float(around.band.signal_of_shell.mean()), abs=0.1)
+
+
+def test_half_maps_tell_the_noise_of_a_map_of_any_scale_and_filter():
+    """The signal is theirs; a map that was sharpened or scaled has it too."""
+    places = of_group("C3", 6, seed=9)
+    clean = blobs(places, torch.ones(len(places)), seed=1)
+    generator = torch.Generator().manual_seed(0)
+    one, two = (clean + 0.5 * torch.randn(clean.shape, generator=generator) for _ in range(2))
+    spectrum = fourier.rfft3((one + two) / 2)
+    sharper = 3 * (1 + 200 * grids.frequency_radius(clean.shape, PIXEL).square()) * spectrum
+    maps = [(one + two) / 2, fourier.irfft3(sharper, shape=clean.shape)]
+    how = {"pixel_size": PIXEL, "groups": ("C3", "C4"), "null_maps": 0, "diameter": 130.0}
+    plain, other = (find_symmetry(each, halves=(one, two), **how) for each in maps)
+    assert plain.signal < 0.9
+    assert other.signal == pytest.approx(plain.signal, abs=0.03)
+    for mine, its in zip(plain.scores, other.scores, strict=True):
+        assert other.share(its) == pytest.approx(plain.share(mine), abs=0.08)
+
+
+def test_spherical_average_is_made_where_the_map_is():
+    with FakeTensorMode():
+        assert spherical_average(torch.empty(8, 8, 8, device="cuda")).device.type == "cuda"
 
 
 def test_the_same_seed_gives_the_same_scores():

@@ -15,6 +15,9 @@ from halfmap.ops.interpolation import rotate_volume
 from halfmap.ops.rotations import from_euler, random_rotations
 from halfmap.ops.symmetry import operators, symmetrise_volume
 from halfmap.project import Project
+from halfmap.search.symmetry_map import Band
+from halfmap.search.symmetry_search import FoundSymmetry, GroupScore
+from halfmap.steps.symmetry.search import verdict
 from halfmap.steps.symmetry.step import SymmetryStep
 
 BOX, PIXEL = 36, 5.0
@@ -71,6 +74,41 @@ def test_the_map_is_written_in_the_standard_setting_with_its_scores(project):
     assert float(noise) < 0.4
     assert np.corrcoef(clean_turned[inside], symmetrise_volume(clean_turned, "C4")[inside])[0, 1] > 0.97
     assert job.outputs["picture"].stat().st_size > 10_000
+
+
+def test_groups_are_contained_by_their_operators_not_by_their_order():
+    """C8 has as many operators as D4, and is none of its parts; C2 about any of its axes is, and no other."""
+    turned = random_rotations(1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)[0]
+
+    def score(group: str, axes: torch.Tensor, share: float = 0.95) -> GroupScore:
+        return GroupScore(group, share, share, share, 0.0, 0.1, axes @ turned, torch.zeros(3), refined=True)
+
+    nothing = torch.zeros(1)
+    band = Band(torch.zeros(4, 4, 4), 1.0, 4.0, 10.0, 1.0, nothing, nothing)
+    best = score("D4", torch.eye(3).double())
+    found = FoundSymmetry(best, [best], 1.0, band, torch.zeros(3), PIXEL)
+    straight, slightly = (from_euler(torch.tensor([20.0, tilt, 0.0])).double() for tilt in (0.0, 2.0))
+    across = from_euler(torch.tensor([45.0, 90.0, 10.0])).double()
+    askew = from_euler(torch.tensor([20.0, 30.0, 0.0])).double()
+    said = {
+        (group, name): verdict(found, score(group, axes), 0.9)
+        for group in ("C2", "C4", "C8")
+        for name, axes in (
+            ("straight", straight),
+            ("slightly", slightly),
+            ("across", across),
+            ("askew", askew),
+        )
+    }
+    assert {pair for pair, word in said.items() if word == "contained"} == {
+        ("C2", "straight"),
+        ("C2", "slightly"),
+        ("C2", "across"),
+        ("C4", "straight"),
+        ("C4", "slightly"),
+    }
+    assert set(said.values()) == {"contained", "nearly"}
+    assert verdict(found, score("C2", straight, share=0.8), 0.9) == "nearly"
 
 
 def test_symmetrise_averages_the_map(project):

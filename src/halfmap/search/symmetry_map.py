@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfmap.ops import filters, fourier, grids, masks
 from halfmap.ops.envelope import blank_voxels, find_region
+from halfmap.ops.fsc import fsc
 
 RIM = 1.15
 """Radius at which the soft edge of the sphere ends, over the particle's."""
@@ -86,8 +87,9 @@ class Sphere:
         In Å.
     centre : Tensor (3,)
         Of the particle, (x, y, z) from voxel ``n // 2``.
-    noise : Tensor (n, n, n) or None
-        Noise of the map; None takes what is outside the sphere.
+    halves : pair of Tensor (n, n, n) or None
+        Half maps of any scale and filter, whose correlation tells the signal; None takes what is outside the
+        sphere for noise.
     blank : Tensor (n, n, n) of bool
         Voxels that hold nothing.
     """
@@ -99,7 +101,7 @@ class Sphere:
         pixel_size: float,
         centre: Tensor,
         radius: float,
-        noise: Tensor | None,
+        halves: tuple[Tensor, Tensor] | None,
         blank: Tensor,
     ) -> None:
         self.pixel_size, self.centre, self.radius = pixel_size, centre, radius
@@ -107,7 +109,13 @@ class Sphere:
         self.mask = masks.soft_sphere(
             self.shape, radius=radius, edge=(RIM - 1) * radius, pixel_size=pixel_size
         )
-        self.noise = self._noise_around(volume, blank) if noise is None else self._power(self.cut(noise))
+        self.noise = self._noise_around(volume, blank) if halves is None else None
+        self.signal = None if halves is None else self._signal_of(*halves)
+
+    def _signal_of(self, half1: Tensor, half2: Tensor) -> Tensor:
+        """Signal's part of each shell's power in the mean of both half maps."""
+        common = fsc(self.cut(half1), self.cut(half2)).clamp(0, 1)
+        return 2 * common / (1 + common)
 
     def _noise_around(self, volume: Tensor, blank: Tensor) -> Tensor | None:
         """Power of each shell that noise has in the sphere; None where nothing is left outside."""
@@ -151,6 +159,8 @@ class Sphere:
         # Shells that a filter has emptied hold rounding errors and what leaks from others.
         floor = 1e-5 * power.max()
         signal = (power > floor).to(power)
+        if self.signal is not None:
+            signal = signal * self.signal
         if self.noise is not None:
             signal = signal * (1 - self.noise / power.clamp(min=floor)).clamp(0, 1)
         weight = signal / power.clamp(min=floor).sqrt()
@@ -183,13 +193,14 @@ class Sphere:
 
 def spherical_average(volume: Tensor) -> Tensor:
     """Mean over each sphere about the origin, linear between radii a voxel apart."""
-    radius = grids.radius(volume.shape)
+    device = volume.device
+    radius = grids.radius(volume.shape, device=device)
     lower = radius.long()
     upper_part = radius - lower
-    count = int(lower.max()) + 2
-    sums, weights = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    count = math.isqrt(sum((n // 2) ** 2 for n in volume.shape)) + 2
+    sums, weights = torch.zeros(2, count, dtype=torch.float64, device=device)
     for index, part in ((lower, 1 - upper_part), (lower + 1, upper_part)):
         sums.index_add_(0, index.flatten(), (volume * part).flatten().double())
         weights.index_add_(0, index.flatten(), part.flatten().double())
     mean = (sums / weights.clamp(min=1e-9)).to(volume)
-    return (1 - upper_part) * mean[lower] + upper_part * mean[lower + 1]
+    return (1 - upper_part) * mean.take(lower) + upper_part * mean.take(lower + 1)

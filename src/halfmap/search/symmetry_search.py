@@ -125,7 +125,7 @@ def find_symmetry(
     diameter: float | None = None,
     resolution: float = 15.0,
     groups: Sequence[str] = GROUPS,
-    noise: Tensor | None = None,
+    halves: tuple[Tensor, Tensor] | None = None,
     least_share: float = LEAST_SHARE,
     null_maps: int = 10,
     seed: int = 1,
@@ -145,8 +145,9 @@ def find_symmetry(
         Finest detail that is compared, Å; at least three pixels are taken.
     groups : sequence of str
         Point groups to try.
-    noise : Tensor (n, n, n), optional
-        Noise of the map, as half the difference of its half maps; default: what is around the particle.
+    halves : pair of Tensor (n, n, n), optional
+        Half maps, whose correlation tells how much noise the map has, whatever their scale and its filter;
+        default: what is around the particle.
     least_share : float
         Least correlation under the weakest operators of a group, in parts of what the noise leaves.
     null_maps : int
@@ -183,7 +184,7 @@ def find_symmetry(
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         raise ShapeError(f"the map has {tuple(volume.shape)} voxels, not a cube", hint="pad or crop it first")
     resolution = max(resolution, 3 * pixel_size)
-    sphere, small = _sphere_about(volume, noise, pixel_size, resolution, diameter)
+    sphere, small = _sphere_about(volume, halves, pixel_size, resolution, diameter)
     first = max(resolution, 2 * math.pi * sphere.radius / DEGREE)
     rough, fine = sphere.band(small, first), sphere.band(small, resolution)
     tables = axis_tables(rough, groups)
@@ -206,14 +207,20 @@ def find_symmetry(
 
 
 def _sphere_about(
-    volume: Tensor, noise: Tensor | None, pixel_size: float, resolution: float, diameter: float | None
+    volume: Tensor,
+    halves: tuple[Tensor, Tensor] | None,
+    pixel_size: float,
+    resolution: float,
+    diameter: float | None,
 ) -> tuple[Sphere, Tensor]:
     """The sphere around the particle, in as many voxels as the resolution needs, and the map in these."""
-    small, voxel, blank = coarser(volume.float().cpu(), pixel_size=pixel_size, resolution=resolution)
-    if noise is not None:
-        noise = coarser(noise.float().cpu(), pixel_size=pixel_size, resolution=resolution)[0]
+    how = {"pixel_size": pixel_size, "resolution": resolution}
+    small, voxel, blank = coarser(volume.float().cpu(), **how)
+    if halves is not None:
+        one, two = (coarser(half.float().cpu(), **how)[0] for half in halves)
+        halves = one, two
     centre, radius = extent(small, voxel, diameter, blank)
-    sphere = Sphere(small, pixel_size=voxel, centre=centre, radius=radius, noise=noise, blank=blank)
+    sphere = Sphere(small, pixel_size=voxel, centre=centre, radius=radius, halves=halves, blank=blank)
     return sphere, small
 
 

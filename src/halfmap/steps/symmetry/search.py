@@ -14,8 +14,8 @@ from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.volumes import MapFile, read_volume
 from halfmap.log import log
-from halfmap.ops.rotations import to_euler
-from halfmap.ops.symmetry import order, symmetrise_volume
+from halfmap.ops.rotations import angular_distance, to_euler
+from halfmap.ops.symmetry import operators, order, symmetrise_volume
 from halfmap.search.symmetry_search import (
     GROUPS,
     FoundSymmetry,
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
 NEARLY = 0.7
 """Share of what the noise leaves from which on a group is called nearly there."""
 
+_SAME = 5.0
+"""Degrees by which rotations of two groups may differ and be the same; those of other folds are 13 apart."""
 
-def read(step: SymmetryStep, ctx: Context) -> tuple[MapFile, Tensor | None]:
-    """Read the map, and half the difference of its half maps where there are any.
+
+def read(step: SymmetryStep, ctx: Context) -> tuple[MapFile, tuple[Tensor, Tensor] | None]:
+    """Read the map, and its half maps where there are any.
 
     Raises
     ------
@@ -52,10 +55,10 @@ def read(step: SymmetryStep, ctx: Context) -> tuple[MapFile, Tensor | None]:
             hint = "give the half maps of this map"
             raise ShapeError(f"has {mine}, but {volume.path} {its}", path=half.path, hint=hint)
         halves.append(torch.from_numpy(half.array))
-    return volume, (halves[0] - halves[1]) / 2
+    return volume, (halves[0], halves[1])
 
 
-def find(step: SymmetryStep, volume: MapFile, noise: Tensor | None) -> FoundSymmetry:
+def find(step: SymmetryStep, volume: MapFile, halves: tuple[Tensor, Tensor] | None) -> FoundSymmetry:
     """Search the groups that were asked for.
 
     Raises
@@ -76,7 +79,7 @@ def find(step: SymmetryStep, volume: MapFile, noise: Tensor | None) -> FoundSymm
             diameter=step.diameter,
             resolution=step.resolution,
             groups=groups,
-            noise=noise,
+            halves=halves,
             least_share=step.least_share,
             null_maps=step.null_maps,
             seed=step.seed,
@@ -116,13 +119,16 @@ def verdict(found: FoundSymmetry, score: GroupScore, least_share: float) -> str:
         return "yes"
     if not score.refined or share < min(NEARLY, least_share):
         return "no"
-    if (
-        found.best.group != "C1"
-        and order(found.best.group) % order(score.group) == 0
-        and share >= least_share
-    ):
-        return "contained"
-    return "nearly"
+    return "contained" if share >= least_share and _holds(found.best, score) else "nearly"
+
+
+def _holds(whole: GroupScore, part: GroupScore) -> bool:
+    """Whether the operators of one group, about its axes, are among those of another about its own."""
+    theirs, own = (
+        score.rotation.T.double() @ operators(score.group) @ score.rotation.double()
+        for score in (part, whole)
+    )
+    return bool((angular_distance(theirs[:, None], own).amin(dim=1) < _SAME).all())
 
 
 def _row(found: FoundSymmetry, score: GroupScore, pixel_size: float, least_share: float) -> dict:

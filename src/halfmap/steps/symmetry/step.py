@@ -79,8 +79,8 @@ class SymmetryStep(Step, name="symmetry"):
         """Read the map, find its group and axes, write it turned, the scores and a picture."""
         from halfmap.steps.symmetry import pictures, search
 
-        volume, noise = search.read(self, ctx)
-        found = search.find(self, volume, noise)
+        volume, halves = search.read(self, ctx)
+        found = search.find(self, volume, halves)
         turned = search.turn(found, volume, symmetrise=self.symmetrise)
         search.write(ctx, found, volume, turned, least_share=self.least_share)
         pictures.draw_symmetry(
