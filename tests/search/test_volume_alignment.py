@@ -11,7 +11,7 @@ from halfmap.ops.fsc import fsc
 from halfmap.ops.masks import soft_sphere
 from halfmap.ops.rotations import angular_distance, random_rotations
 from halfmap.ops.symmetry import equal_settings, operators, symmetric_distance
-from halfmap.search.volume_alignment import Alignment, align_volume, inverted
+from halfmap.search.volume_alignment import Alignment, align_volume, centre_of_mass, inverted
 
 BOX, RADIUS = 32, 11.0
 MASK = soft_sphere((BOX,) * 3, radius=RADIUS, edge=3.0)
@@ -88,6 +88,46 @@ def test_other_maps_do_not_correlate():
     fixed, *_ = pair(4, mirrored=False)
     _, moving, *_ = pair(5, mirrored=False)
     assert align_volume(moving, fixed, **HOW).correlation < 0.7
+
+
+def test_chance_is_what_a_search_finds_in_other_maps():
+    """A few coarse coefficients match somewhere; and maps that are the same but for noise are above that."""
+    size, radius = 22, 6.9
+    how = {"mask": soft_sphere((size,) * 3, radius=radius, edge=3.0), "radius_px": radius, "frequency": 6}
+    maps = [
+        Particle(Particle.random(size, count=40, radius_px=5.5, seed=s).atoms, size).volume()
+        for s in range(4)
+    ]
+    others = [align_volume(maps[i], maps[i + 2], **how) for i in range(2)]
+    assert min(found.correlation for found in others) > 0.35
+    assert max(abs(found.over_chance) for found in others) < 0.2
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.7 * float(maps[0][how["mask"] > 0.5].std())
+    one, two = (maps[0] + noise * torch.randn(maps[0].shape, generator=generator) for _ in range(2))
+    found = align_volume(one, two, **how)
+    assert found.correlation < 0.95
+    assert found.over_chance > 0.4
+
+
+def test_maps_of_a_large_group_are_alike_by_chance():
+    """Few coefficients are left to maps of one setting: any two may correlate, which is no agreement."""
+    turns, found = equal_settings("O"), []
+    for seed in range(8):
+        atoms = [Particle.random(BOX, count=3, radius_px=8.0, seed=s).atoms for s in (seed, seed + 500)]
+        whole = [torch.cat([own @ operator.T for operator in operators("O")]) for own in atoms]
+        one, other = (Particle(own, BOX).volume() for own in whole)
+        found.append(align_volume(one, other, turns=turns, order=24, **HOW))
+    assert max(each.correlation for each in found) > 0.15
+    assert max(each.over_chance for each in found) < 0.05
+    assert align_volume(one, one, turns=turns, order=24, **HOW).over_chance > 0.9
+
+
+def test_centre_is_that_of_what_is_above_a_quarter():
+    volume = torch.zeros(9, 9, 9)
+    volume[4, 4, 4], volume[4, 4, 8] = 1.0, 0.2
+    assert centre_of_mass(volume).tolist() == [0.0, 0.0, 0.0]
+    volume[4, 4, 8] = 0.5
+    assert centre_of_mass(volume).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_inverted_twice_is_the_same():

@@ -103,6 +103,18 @@ def test_the_map_tells_where_the_model_lies(project, origin):
     assert inside.tolist() == [0, 0, 1, 1]
 
 
+def test_a_blank_map_gives_box_and_voxels_but_no_place(project, caplog):
+    """Told where the model lies, or given a shape, nothing is asked of the density."""
+    name = write("blank.mrc", np.zeros(SHAPE, np.float32))
+    model = atoms("model.pdb", np.array([[0.0, 0, 0], [0, 8, 4]]), "AA")
+    for step in (MaskModel(map=name, model=model, origin="box"), MaskSphere(map=name, diameter=40.0)):
+        assert read_mrc(project.run(step).outputs["mask"]).max() == 1
+    assert "density" not in caplog.text
+    for step in (MaskModel(map=name, model=model), MaskMap(map=name)):
+        with pytest.raises(FileFormatError, match="is the same everywhere"):
+            project.run(step)
+
+
 def test_what_cannot_be_masked_is_refused(project, capsys):
     name = write("noise.mrc", noise())
     with pytest.raises(ParameterError, match=r"noise\.mrc: no particle stands out of the noise"):

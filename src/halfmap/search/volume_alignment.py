@@ -37,8 +37,11 @@ _STEPS, _FINALISTS = 40, 2
 
 _LEAST_POWER = 1e-6
 
-_TURNS, _RARE = 100, 0.9
-"""Random rotations that chance is judged by, and the part of them that correlate less."""
+_LEAST_LEFT = 0.05
+"""Part of the correlation that is always said to be lacking by chance: small maps have few coefficients."""
+
+_TURNS, _VOXELS = 100, 4000
+"""Random rotations that chance is judged by, and voxels at which maps are compared for that, at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,8 @@ class Alignment:
     correlation : float
         Of both maps then, all frequencies compared having the same weight.
     chance : float
-        Correlation that one of ten random rotations reaches: of two hollow balls it is as high as that.
+        Correlation that the same search finds between maps which have nothing in common but their outline
+        and spectrum, and seldom more.
     """
 
     rotation: Tensor
@@ -74,8 +78,8 @@ class Alignment:
 
     @property
     def over_chance(self) -> float:
-        """Correlation over that of chance: 1 for the same maps, about 0 for others of the same outline."""
-        return (self.correlation - self.chance) / max(1 - self.chance, _LEAST_POWER)
+        """Correlation over that of chance: 1 for the same maps, 0 or less for most others of an outline."""
+        return (self.correlation - self.chance) / max(1 - self.chance, _LEAST_LEFT)
 
     def apply(self, volume: Tensor) -> Tensor:
         """The map (d, d, d) on the other one."""
@@ -95,6 +99,7 @@ def align_volume(
     frequency: int,
     hands: bool = True,
     turns: Tensor | None = None,
+    order: int = 1,
 ) -> Alignment:
     """Find the rotation, the shift and, if wanted, the hand of one map that bring it onto another.
 
@@ -113,6 +118,8 @@ def align_volume(
     turns : Tensor (n, 3, 3), optional
         Rotations about the origin that are compared as they are, without shifts: those of
         `symmetry.equal_settings` for maps of one group. By default all are searched, with shifts.
+    order : int
+        Operators of the group of these maps; their axes being the same, they are so much more like by chance.
 
     Returns
     -------
@@ -131,6 +138,12 @@ def align_volume(
     shift. Shells of Fourier space have the same power in both maps beforehand: else the coarsest ones, which
     are alike in all particles of a size, would decide.
 
+    Chance is judged by correlations at random rotations: the best of n independent ones is hardly above their
+    mean, which is that of the outlines, and sqrt(2 ln n) standard deviations. In a search n is the number of
+    elements of Wigner's matrices up to the degree of the harmonics, times the hands. The variance is one over
+    the number of independent coefficients, of which maps of a group have fewer by its order. Where a
+    symmetric map is turned onto itself rotations at random vary more than that, which is no chance.
+
     References
     ----------
     .. [1] Kostelec & Rockmore 2008, J. Fourier Anal. Appl. 14, 145-179, DOI 10.1007/s00041-008-9013-5
@@ -141,25 +154,47 @@ def align_volume(
     inside = (mask > 0.5).nonzero().flip(1)
     volumes = {False: moving, True: inverted(moving)} if hands else {False: moving}
     equalised = {mirrored: _equalised(each * mask, frequency) for mirrored, each in volumes.items()}
-    if turns is not None:
-        origin, wanted = torch.zeros(3, dtype=torch.float64), _at(target, inside)
+    if turns is None:
+        centres = {mirrored: centre_of_mass(each * mask) for mirrored, each in volumes.items()}
+        origin = centre_of_mass(fixed * mask)
+        found = _searched(equalised, centres, target, origin, inside, radius_px, frequency)
+    else:
+        origin = torch.zeros(3, dtype=torch.float64)
+        wanted = _at(target, inside)
         found = [
             Alignment(turn, origin, mirrored, float(_correlation(own, wanted, inside, turn, origin)))
             for mirrored, own in equalised.items()
             for turn in turns
         ]
-    else:
-        origin, starts = centre_of_mass(fixed * mask), list[Alignment]()
-        for mirrored, own in equalised.items():
-            start = centre_of_mass(volumes[mirrored] * mask)
-            for rotation in _best_rotations(own, start, target, origin, radius_px, frequency):
-                begin = Alignment(rotation, origin - rotation @ start, mirrored, 0.0)
-                starts.append(_climb(own, target, inside[::_EVERY], begin, _FIRST_STEPS))
-        best = sorted(starts, key=lambda one: -one.correlation)[:_FINALISTS]
-        found = [_climb(equalised[one.mirrored], target, inside, one, _STEPS) for one in best]
     chosen = max(found, key=lambda one: one.correlation)
-    chance = _by_chance(equalised[chosen.mirrored], target, inside[::_EVERY], chosen, origin)
-    return replace(chosen, chance=chance)
+    compared = inside[:: max(1, len(inside) // _VOXELS)]
+    reached = _at_random(equalised[chosen.mirrored], target, compared, chosen, origin)
+    spread = min(float(reached.std()), _coefficients(target, inside, frequency) ** -0.5)
+    if turns is None:
+        tries, fewer = _rotations(_degree(frequency, radius_px, len(fixed))), 1
+    else:
+        tries, fewer = len(turns), order
+    above = spread * math.sqrt(2 * math.log(len(volumes) * tries) * fewer)
+    return replace(chosen, chance=float(reached.mean()) + above)
+
+
+def _searched(
+    hands: dict[bool, Tensor],
+    centres: dict[bool, Tensor],
+    target: Tensor,
+    origin: Tensor,
+    inside: Tensor,
+    radius_px: float,
+    frequency: int,
+) -> list[Alignment]:
+    """Maxima of the correlation of each hand, with its centre, with the target about its origin."""
+    starts = []
+    for mirrored, own in hands.items():
+        for rotation in _best_rotations(own, centres[mirrored], target, origin, radius_px, frequency):
+            begin = Alignment(rotation, origin - rotation @ centres[mirrored], mirrored, 0.0)
+            starts.append(_climb(own, target, inside[::_EVERY], begin, _FIRST_STEPS))
+    best = sorted(starts, key=lambda one: -one.correlation)[:_FINALISTS]
+    return [_climb(hands[one.mirrored], target, inside, one, _STEPS) for one in best]
 
 
 def inverted(volume: Tensor) -> Tensor:
@@ -169,7 +204,7 @@ def inverted(volume: Tensor) -> Tensor:
 
 
 def centre_of_mass(volume: Tensor) -> Tensor:
-    """Centre (x, y, z) of what is above half of a map's highest density, in voxels from its origin."""
+    """Centre (x, y, z) of what is above a quarter of a map's highest density, in voxels from its origin."""
     weight = (volume - 0.25 * volume.max()).clamp_min(0).double()
     axis = torch.arange(len(volume), dtype=torch.float64) - len(volume) // 2
     total = weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -186,11 +221,28 @@ def _equalised(volume: Tensor, frequency: int) -> Tensor:
     return irfft3(spectrum * radial_profile_to_grid(weight, shape=shape), shape=shape)
 
 
+def _degree(frequency: int, radius_px: float, box: int) -> int:
+    """Highest degree of harmonics that detail up to a frequency needs at the edge of a sphere."""
+    return min(_HIGHEST_DEGREE, math.ceil(2 * math.pi * frequency * radius_px / box))
+
+
+def _rotations(degree: int) -> int:
+    """Dimensions of the functions on rotations that are made of harmonics up to a degree."""
+    return sum((2 * ell + 1) ** 2 for ell in range(degree + 1))
+
+
+def _coefficients(volume: Tensor, inside: Tensor, frequency: int) -> float:
+    """Independent coefficients of a map up to a frequency, at voxels (n, 3) of which some may hold little."""
+    # Of n Gaussian values of norm 1 the fourth powers have the sum 3 / n.
+    voxels = 3 / float(_at(volume, inside).double().pow(4).sum().clamp_min(1e-12))
+    return voxels * 4 / 3 * math.pi * (frequency / len(volume)) ** 3
+
+
 def _best_rotations(
     moving: Tensor, start: Tensor, fixed: Tensor, origin: Tensor, radius_px: float, frequency: int
 ) -> list[Tensor]:
     """Rotations (3, 3) of highest correlation about the centres of two maps, some way apart."""
-    degree = min(_HIGHEST_DEGREE, math.ceil(2 * math.pi * frequency * radius_px / len(fixed)))
+    degree = _degree(frequency, radius_px, len(fixed))
     count = max(4, round(radius_px / _SHELL))
     radii = (torch.arange(count) + 0.5) * (radius_px / count)
     expansions = []
@@ -228,13 +280,12 @@ def _peaks(scores: NDArray[np.float64], tilts: NDArray[np.float64]) -> list[Tens
     return kept
 
 
-def _by_chance(moving: Tensor, fixed: Tensor, inside: Tensor, found: Alignment, origin: Tensor) -> float:
-    """Correlation that few rotations about the centre (x, y, z) of the fixed map reach."""
+def _at_random(moving: Tensor, fixed: Tensor, inside: Tensor, found: Alignment, origin: Tensor) -> Tensor:
+    """Correlations at random rotations about the centre (x, y, z) of the fixed map."""
     turns = random_rotations(_TURNS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = found.rotation.T @ (origin - found.shift_px)
     wanted = _at(fixed, inside)
-    reached = [_correlation(moving, wanted, inside, turn, origin - turn @ start) for turn in turns]
-    return float(torch.stack(reached).quantile(_RARE))
+    return torch.stack([_correlation(moving, wanted, inside, turn, origin - turn @ start) for turn in turns])
 
 
 def _climb(moving: Tensor, fixed: Tensor, inside: Tensor, start: Alignment, steps: int) -> Alignment:

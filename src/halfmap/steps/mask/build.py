@@ -178,6 +178,8 @@ def _place(step: MaskModel, model: AtomicModel, volume: MapFile, path: Path) -> 
         "box": scaled + middle,
         "mass": scaled - model.centre / volume.pixel_size + middle,
     }
+    if step.origin != "auto":  # the map is there for its box, and may be blank
+        return places[step.origin]
     array = torch.from_numpy(volume.array)
     mean, deviation = float(array.mean()), float(array.std())
     fit = {
@@ -185,7 +187,7 @@ def _place(step: MaskModel, model: AtomicModel, volume: MapFile, path: Path) -> 
         for name in places
     }
     # Of equal ones the first: a model may begin at the header's origin and the box's centre at once.
-    origin = max(fit, key=lambda name: fit[name]) if step.origin == "auto" else step.origin
+    origin = max(fit, key=lambda name: fit[name])
     log.info(
         "the model begins at %s: %.1f standard deviations of density at its atoms",
         {"header": "the header's origin", "box": "the box's centre", "mass": "its centre of mass"}[origin],

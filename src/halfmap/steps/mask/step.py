@@ -35,6 +35,11 @@ class MakeMask(Step):
         None, "voxel size; default: the header's", unit="Å/px", section=EDGE, advanced=True, gt=0
     )
 
+    @property
+    def box_alone(self) -> bool:
+        """Whether the map's density plays no part, so that there need be none."""
+        return True
+
     @abstractmethod
     def build(self, ctx: Context, volume: MapFile) -> Mask:
         """Make the mask for a map."""
@@ -44,7 +49,8 @@ class MakeMask(Step):
         from halfmap.io.volumes import read_volume
         from halfmap.steps.mask import build, pictures
 
-        volume = read_volume(ctx.resolve(self.map), pixel_size=self.pixel_size)
+        path = ctx.resolve(self.map)
+        volume = read_volume(path, pixel_size=self.pixel_size, may_be_flat=self.box_alone)
         mask = self.build(ctx, volume)
         build.write(ctx.folder / "mask.mrc", volume, mask, invert=self.invert)
         pictures.draw_mask(ctx.folder / "mask.png", volume, mask)
@@ -108,6 +114,11 @@ class MaskMap(MakeMask, name="mask", label=MASK_CREATE):
         if self.threshold is not None and "level" in self.model_fields_set:
             raise ValueError("--threshold says where the surface is, so --level has nothing to do")
         return self
+
+    @property
+    def box_alone(self) -> bool:
+        """The particle is found in it."""
+        return False
 
     def build(self, ctx: Context, volume: MapFile) -> Mask:
         """Find the particle."""
@@ -180,6 +191,11 @@ class MaskModel(MakeMask, name="mask model", label=MASK_CREATE):
     extend: float | None = Param(
         None, "how far it reaches beyond the surface; default: 3 pixels", unit="Å", section=EDGE, ge=0
     )
+
+    @property
+    def box_alone(self) -> bool:
+        """Unless it tells where the model lies."""
+        return self.origin != "auto"
 
     def build(self, ctx: Context, volume: MapFile) -> Mask:
         """Place the model and mark what is near its atoms."""
