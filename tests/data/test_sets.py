@@ -191,6 +191,11 @@ class TestPoses:
         assert table.rows.select("rlnOriginXAngst", "rlnOriginYAngst").to_numpy().tolist() == shifts.tolist()
         assert angular_distance(table.poses.rotations.double(), rotations).max() < 1e-4
 
+    def test_what_is_said_of_poses_goes_with_them(self):
+        said = {"hmAngleViewError": 0.5, "hmOriginError": 0.2, "rlnMaxValueProbDistribution": 0.9}
+        table = particles(ROWS.with_columns(**{label: pl.lit(value) for label, value in said.items()}))
+        assert table.with_poses(table.poses).rows.columns == ROWS.columns
+
     def test_pixel_origins_of_old_tables(self):
         rows = ROWS.drop("rlnOriginXAngst", "rlnOriginYAngst").with_columns(rlnOriginX=2.0, rlnOriginY=-4.0)
         assert particles(rows).poses.shifts_A.tolist() == [[2.5, -5.0]] * 3

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from pose_simulation import Particle
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from halfmap.ops.rotations import from_rotation_vector, random_rotations
+from halfmap.search import frames
 from halfmap.search.frames import Motion, motion_between
 
 BOX = 32
@@ -47,6 +49,41 @@ def test_only_what_the_group_leaves_free(group: str, free: list[int]):
     found = motion_between(_moved(TURN, MOVE).volume(), PARTICLE.volume(), ALL, group)
     for vector in (found.turn_deg, found.move_px):
         assert [int(abs(float(value)) > 1e-9) for value in vector] == free
+
+
+def test_nothing_is_computed_where_the_group_leaves_nothing_free(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frames, "rfft3", None)
+    found = motion_between(PARTICLE.volume(), PARTICLE.volume(), ALL, "D2")
+    assert not found.turn_deg.any()
+    assert not found.move_px.any()
+
+
+def test_number_of_threads_changes_nothing():
+    moved, fixed = _moved(TURN, MOVE).volume(), PARTICLE.volume()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(frames._normal_equations(moved, fixed, ALL))
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*found, strict=True):
+        torch.testing.assert_close(many, one, rtol=0, atol=1e-12 * float(one.abs().max()))
+
+
+def test_no_more_is_held_at_a_time_than_a_few_maps():
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            self.numel = max(self.numel, found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    moved, fixed = _moved(TURN, MOVE).volume(), PARTICLE.volume()
+    with Largest() as seen:
+        motion_between(moved, fixed, ALL)
+    assert BOX**3 / 2 < seen.numel <= BOX**3
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5])

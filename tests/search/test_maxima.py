@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from pose_simulation import Particle, simulate
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halfmap.ops.rotations import angular_distance, from_rotation_vector
 from halfmap.ops.symmetry import operators
+from halfmap.search import maxima
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.local import PosePrior
 from halfmap.search.maxima import climb, search_everywhere
@@ -95,10 +97,44 @@ def test_evidence_of_nothing_is_none_whatever_the_prior():
     how = {"turn_deg": 4.0, "shift_px": 0.7, "fulcrum_px": torch.tensor([3.0, 0.0, -2.0])}
     prior = PosePrior.about(middles, shifts, **how)
     start = _turned(middles, 2.0, 4), shifts
-    found = climb(VOLUME, blank, *start, owner, radii=(6, RADIUS), deviation_px=math.inf, prior=prior)
+    how = {"radii": (6, RADIUS), "deviation_px": math.inf, "priors": 3}
+    found = climb(VOLUME, blank, *start, owner, prior=prior, **how)
     assert found.owner.bincount().tolist() == [3] * 4
     assert float((found.shares - 1 / 3).abs().max()) < 1e-2
     assert float(found.log_evidence.abs().max()) < 1e-2
+
+
+def test_evidence_does_not_depend_on_how_many_maxima_are_left():
+    """Of three priors, those far from the truth hold nothing, whether ascents begin there or not."""
+    truth = simulate(PARTICLE, DISC, 4, snr=0.8, seed=6)
+    mates = torch.stack([truth.rotations, *(_turned(truth.rotations, 120.0, seed) for seed in (1, 2))], dim=1)
+    found = []
+    for many in (3, 1):
+        start = mates[:, :many].flatten(0, 1), truth.shifts_px.repeat_interleave(many, 0)
+        prior = PosePrior.about(*start, turn_deg=4.0, shift_px=0.7, fulcrum_px=torch.zeros(3))
+        owner = torch.arange(4).repeat_interleave(many)
+        how = {"radii": (RADIUS,), "deviation_px": math.inf, "priors": 3}
+        found.append(climb(VOLUME, truth.images, *start, owner, prior=prior, **how))
+    assert found[0].owner.tolist() == list(range(4))
+    torch.testing.assert_close(found[0].log_evidence, found[1].log_evidence, rtol=0, atol=1e-2)
+
+
+def test_priors_are_where_the_images_are(monkeypatch: pytest.MonkeyPatch):
+    """With images on a GPU, whose devices can be followed without there being one."""
+    seen = []
+
+    def refine(*where: object, prior: PosePrior, **how: object) -> None:
+        seen.extend(each.device.type for each in vars(prior).values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maxima, "refine_poses", refine)
+    with FakeTensorMode():
+        poses = torch.zeros(3, 3, 3, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
+        prior = PosePrior(*poses, torch.zeros(3, 5, 5, dtype=torch.float64))
+        owner: torch.Tensor = torch.zeros(3, dtype=torch.int64, device="cuda")
+        with pytest.raises(KeyboardInterrupt):
+            climb(VOLUME, DiscImages(DISC, *poses), *poses, owner, radii=(4,), deviation_px=1.0, prior=prior)
+    assert seen == ["cuda"] * 3
 
 
 def test_evidence_is_the_mean_likelihood_over_all_poses():

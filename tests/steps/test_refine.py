@@ -22,8 +22,8 @@ from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.grids import ring_index
 from halfmap.ops.masks import soft_sphere
 from halfmap.project import Project
+from halfmap.search.pose_information import nothing_but_signal
 from halfmap.steps.refine import iterate, model, plan, start
-from halfmap.steps.refine.plan import half_sets
 from halfmap.steps.refine.step import RefineStep
 
 
@@ -127,8 +127,8 @@ def test_every_particle_has_poses_that_matter(job):
 def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
     """With images of the second half set exchanged, the sums of the first are the same, theirs are not.
 
-    What both share is held fixed: where they begin, the mask, the correlation, and the frame between them;
-    nothing is joined.
+    What both share is held fixed: where they begin, the mask, the correlation, the frame between them, and
+    what noise of the maps makes poses seem; nothing is joined.
     """
     folder = copy(truth[0], tmp_path / "project")
     subset = read_particles(job / "particles.star").rows["rlnRandomSubset"]
@@ -164,6 +164,7 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "corrected_fsc", same_correlation)
     monkeypatch.setattr(model, "_JOIN_A", math.inf)
     monkeypatch.setattr(model, "_apart", lambda *maps: torch.zeros(2, 3, dtype=torch.float64))
+    monkeypatch.setattr(model, "pose_information", lambda *maps, **how: nothing_but_signal())
     # Noise and grey scale of the reference are estimated on all images.
     start_model = start.first_model
     monkeypatch.setattr(start, "first_model", same_start)
@@ -300,13 +301,3 @@ def test_bad_tables(truth, tmp_path):
     write_particles(folder / "particles.star", good.with_rows(good.rows.drop("rlnDefocusU")))
     with pytest.raises(HalfmapError, match="rlnDefocusU"):
         run(folder)
-
-
-def test_half_sets_are_kept_or_drawn_by_the_seed(truth):
-    particles = read_particles(truth[0] / "particles.star")
-    drawn = half_sets(particles, 1)
-    assert abs(int(drawn.sum()) - N // 2) <= 1
-    assert np.array_equal(drawn, half_sets(particles, 1))
-    assert not np.array_equal(drawn, half_sets(particles, 2))
-    kept = particles.with_columns(pl.Series("rlnRandomSubset", 2 - drawn))
-    assert np.array_equal(half_sets(kept, 1), 1 - drawn)

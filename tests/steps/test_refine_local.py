@@ -10,17 +10,20 @@ import polars as pl
 import pytest
 import torch
 from pose_simulation import Particle
-from refine_simulation import BOX, PIXEL, N, errors, run, write_project
+from refine_simulation import BOX, DIAMETER, PIXEL, N, errors, run, write_project
 
 from halfmap.data import Poses
+from halfmap.engine import Context
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.mrc import write_mrc
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.masks import soft_sphere
-from halfmap.ops.rotations import from_rotation_vector
+from halfmap.ops.rotations import from_rotation_vector, random_rotations
 from halfmap.ops.symmetry import operators
 from halfmap.project import Project
-from halfmap.steps.refine import iterate, plan
+from halfmap.search import maxima
+from halfmap.steps.refine import expectation, iterate, plan
+from halfmap.steps.refine.given import GivenPoses, given_poses
 from halfmap.steps.refine.step import RefineStep
 
 
@@ -65,7 +68,7 @@ def test_prior_holds_what_the_images_do_not_decide(tmp_path):
     assert float((found.shifts_A.double() - poses.shifts_A).norm(dim=1).median()) < 2.0
 
 
-def test_relaxed_symmetry_finds_which_of_the_equivalents_it_is(tmp_path):
+def test_relaxed_symmetry_finds_which_of_the_equivalents_it_is(tmp_path, monkeypatch):
     """A particle with two-fold symmetry but for a part: poses begin at either, and end at the right one."""
     alike = Particle.random(BOX, count=60, radius_px=11.0).atoms
     own = alike[:25] @ operators("C2")[0].T + torch.tensor([0.0, 0.0, 0.5])
@@ -74,10 +77,73 @@ def test_relaxed_symmetry_finds_which_of_the_equivalents_it_is(tmp_path):
     turned = torch.arange(N) % 2 == 0
     mates = torch.where(turned[:, None, None], poses.rotations @ operators("C2")[1], poses.rotations)
     with_poses(tmp_path, disturbed(Poses(mates, poses.shifts_A), turn_deg=2.0, shift_A=1.0))
+    among = []
+
+    def climb(*where, priors, **how):
+        among.append(priors)
+        return maxima.climb(*where, priors=priors, **how)
+
+    monkeypatch.setattr(expectation, "climb", climb)
     held = run(tmp_path, local=True, turn_deviation=4.0, most_iterations=3)
+    assert set(among) == {1}
     assert float((errors(held, poses)[turned] > 90).double().mean()) > 0.9
+    among.clear()
     relaxed = run(tmp_path, local=True, relax="C2", turn_deviation=4.0, most_iterations=4)
+    # Also after all but one were left.
+    assert set(among) == {2}
     assert float((errors(relaxed, poses) < 20).double().mean()) > 0.9
+
+
+def test_half_sets_that_have_met_are_told(tmp_path, caplog):
+    """Those of the table are kept in silence; drawn ones have met in what the poses were found with."""
+    with_poses(tmp_path, write_project(tmp_path, n=60))
+    table, context = read_particles(tmp_path / "particles.star"), Context(folder=tmp_path, project=tmp_path)
+    settings = {"particles": Path("particles.star"), "reference": Path("reference.mrc"), "diameter": DIAMETER}
+    subset = pl.Series("rlnRandomSubset", np.arange(60) % 2 + 1)
+    for local, rows, told in (
+        (True, table, True),
+        (False, table, False),
+        (True, table.with_columns(subset), False),
+    ):
+        caplog.clear()
+        plan.make_plan(RefineStep(**settings, local=local, initial_lowpass=25.0), context, rows)
+        assert ("have met" in caplog.text and "25 Å" in caplog.text) == told
+
+
+def test_prior_is_about_the_nearest_equivalent():
+    poses = Poses(random_rotations(4, generator=torch.Generator().manual_seed(1)), torch.ones(4, 2))
+    given = GivenPoses(
+        rotations=poses.rotations.double(),
+        shifts_A=poses.shifts_A.double(),
+        equivalents=operators("D2").double(),
+        turn_deg=3.0,
+        shift_A=6.0,
+        fulcrum_A=torch.zeros(3, dtype=torch.float64),
+    )
+    rows, mates = np.array([1, 1, 3]), torch.tensor([2, 3, 0])
+    expected = given.rotations[rows] @ given.equivalents[mates]
+    near = from_rotation_vector(torch.full((3, 3), 4.0, dtype=torch.float64)) @ expected
+    prior = given.prior(rows, near, pixel_size=2.0)
+    torch.testing.assert_close(prior.rotations, expected)
+    assert prior.shifts_px.tolist() == [[0.5, 0.5]] * 3
+    widths = prior.precision.diagonal(dim1=1, dim2=2).rsqrt()
+    torch.testing.assert_close(
+        widths, torch.tensor([math.radians(3.0)] * 3 + [3.0] * 2).double().expand(3, 5)
+    )
+
+
+@pytest.mark.parametrize(("group", "relaxed", "count"), [("C1", "D2", 4), ("C2", "D2", 2), ("D2", "D2", 1)])
+def test_equivalents_that_are_one_by_symmetry_are_one(tmp_path, group, relaxed, count):
+    step = RefineStep(
+        particles=Path("a.star"), reference=Path("a.mrc"), symmetry=group, local=True, relax=relaxed
+    )
+    with_poses(tmp_path, write_project(tmp_path, n=4))
+    given = given_poses(step, read_particles(tmp_path / "particles.star"), torch.zeros(3))
+    assert given is not None
+    assert len(given.equivalents) == count
+    apart = given.equivalents[:, None].transpose(-1, -2) @ given.equivalents
+    same = (apart[:, :, None] - operators(group)).abs().amax((-2, -1)).amin(-1) < 1e-6
+    assert torch.equal(same, torch.eye(count) > 0)
 
 
 def test_fulcrum_is_the_centre_of_the_mask(tmp_path, monkeypatch):

@@ -11,18 +11,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from pose_simulation import Particle, simulate
+from pose_simulation import Particle, Simulation, simulate
 
 from halfmap.io.mrc import write_mrc
 from halfmap.ops.masks import soft_sphere
+from halfmap.ops.rotations import random_rotations
 from halfmap.search.backprojector import Backprojection
-from halfmap.search.disc import FourierDisc
-from halfmap.search.local import LocalPoses
+from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.local import LocalPoses, PosePrior
 from halfmap.search.maxima import Maxima
 from halfmap.steps.refine import plan as plans
 from halfmap.steps.refine.expectation import _Work
+from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.model import Model, _references, _scheduled
-from halfmap.steps.refine.plan import PARTS, dealt, map_bytes
+from halfmap.steps.refine.plan import PARTS, map_bytes
 from halfmap.steps.refine.solvent import solvent_mask
 
 BOX, RADIUS, SIDE = 24, 9, 96.0
@@ -65,23 +67,6 @@ def test_parts_do_not_meet_themselves_nor_the_other_half_set():
     assert float(changed[0, 1]) < 1e-5
     assert float(changed[1].max()) < 1e-5
     assert float(changed[0, [0, 2, 3]].min()) > 1e-3
-
-
-def test_parts_are_dealt_by_micrograph_at_random():
-    # As sorted by grid: particles of one come one after the other.
-    micrographs = np.repeat(np.arange(80), 25)
-    part = dealt(micrographs, np.random.default_rng(1))
-    assert np.array_equal(part, dealt(micrographs, np.random.default_rng(1)))
-    assert not np.array_equal(part, dealt(micrographs, np.random.default_rng(2)))
-    of_each = part.reshape(80, 25)
-    assert (of_each == of_each[:, :1]).all()
-    assert np.bincount(part).tolist() == [500] * PARTS
-    # Of the first grid, the first quarter of the table, no part has more than two thirds.
-    assert np.bincount(of_each[:20, 0], minlength=PARTS).max() < 14
-    # One micrograph cannot be dealt whole.
-    alone = dealt(np.zeros(102, np.intp), np.random.default_rng(1))
-    assert sorted(np.bincount(alone).tolist()) == [25, 25, 26, 26]
-    assert len(set(alone[:20].tolist())) == PARTS
 
 
 def test_a_given_mask_is_used(tmp_path: Path):
@@ -183,16 +168,51 @@ def test_images_count_by_what_the_errors_of_their_poses_leave():
     precision[1, 3:, 3:] *= 16.0
     precision[2] = 0.0
     poses = LocalPoses(drawn.rotations, drawn.shifts_px, torch.zeros(3), precision)
-    plan = SimpleNamespace(diameter=60.0, side=SIDE)
-    work = cast("Any", SimpleNamespace(plan=plan, pixel_size=SIDE / BOX, disc=drawn.images.disc))
-    found = _Work.trusted(work, drawn.images, poses, torch.arange(3))
-    left = found.squared / drawn.images.squared
+    left, found = _left(drawn, poses, Extent.of_sphere(60.0))
     waves = drawn.images.disc.points.double().norm(dim=1) / BOX
     for image, deviation in ((0, 1.0), (1, 0.25)):
         expected = torch.exp(-2 * (math.pi * deviation * waves) ** 2).clamp_min(0.01)
         torch.testing.assert_close(left[image].double(), expected, rtol=1e-3, atol=1e-4)
     assert left[2].unique().tolist() == pytest.approx([0.01, 1.0])
     torch.testing.assert_close(found.linear, drawn.images.linear * left)
+
+
+def test_images_count_by_how_far_turns_move_what_is_compared():
+    """Of points drawn in a ball off the centre of the box, under poses drawn of the posterior."""
+    radius, place = 12.0, torch.tensor([30.0, 0.0, 10.0], dtype=torch.float64)
+    pixel_size = SIDE / BOX
+    drawn = simulate(PARTICLE, FourierDisc(BOX, RADIUS), 3, snr=0.2)
+    how = {"turn_deg": 5.0, "shift_px": 0.2, "fulcrum_px": place / pixel_size}
+    prior = PosePrior.about(drawn.rotations, drawn.shifts_px, **how)
+    poses = LocalPoses(drawn.rotations, drawn.shifts_px, torch.zeros(3), prior.precision)
+    left, _ = _left(drawn, poses, Extent(place, radius / math.sqrt(5)))
+    generator = torch.Generator().manual_seed(1)
+    points = torch.randn(20000, 3, generator=generator, dtype=torch.float64)
+    points *= radius * torch.rand(20000, 1, generator=generator) ** (1 / 3) / points.norm(dim=1, keepdim=True)
+    squared = (drawn.images.disc.points.double() / BOX).square().sum(1)
+    for image, rotation in enumerate(drawn.rotations.double()):
+        factor = torch.linalg.cholesky(poses.covariance[image])
+        step = torch.randn(20000, 5, generator=generator, dtype=torch.float64) @ factor.T
+        placed = (place + points) / pixel_size @ rotation.T
+        moved = torch.cross(step[:, :3], placed, dim=1)[:, :2] - step[:, 3:]
+        expected = torch.exp(-2 * math.pi**2 * float(moved.square().mean()) * squared).clamp_min(0.01)
+        torch.testing.assert_close(left[image].double(), expected, rtol=0.05, atol=0.01)
+        assert 0.02 < float(expected.min()) < 0.9
+
+
+def test_extent_of_a_mask_is_its_place_and_size():
+    mask = soft_sphere((48,) * 3, radius=15.0, edge=0.5, pixel_size=2.0, centre=(12.0, -6.0, 3.0))
+    found = Extent.of_mask(mask, 96.0)
+    assert found.centre_A.tolist() == pytest.approx([12.0, -6.0, 3.0], abs=0.2)
+    assert found.spread_A == pytest.approx(Extent.of_sphere(30.0).spread_A, rel=0.05)
+
+
+def _left(drawn: Simulation, poses: LocalPoses, extent: Extent) -> tuple[torch.Tensor, DiscImages]:
+    """What is left of the weight of images that have poses, and these images."""
+    plan = SimpleNamespace(extent=extent)
+    work = cast("Any", SimpleNamespace(plan=plan, pixel_size=SIDE / BOX, disc=drawn.images.disc))
+    found = _Work.trusted(work, drawn.images, poses, torch.arange(len(poses.rotations)))
+    return found.squared / drawn.images.squared, found
 
 
 def test_both_half_sets_are_put_back_in_one_frame():
@@ -213,3 +233,21 @@ def test_both_half_sets_are_put_back_in_one_frame():
     assert float((found[0].rotations - found[1].rotations).abs().max()) < 1e-9
     assert float((found[0].shifts_px - found[1].shifts_px).abs().max()) < 0.02 * float(apart[1].norm())
     assert float((found[0].shifts_px - first[1]).abs().max()) > 0.1 * float(apart[1].norm()) / pixel_size
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_poses_are_less_sure_by_the_noise_of_the_map_and_not_of_their_prior(local: bool):
+    """Of changes that maps show, eight tenths are the particle's; priors of local refinements stay."""
+    rotations, shifts = random_rotations(4, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    factor = torch.randn(4, 5, 5, generator=generator, dtype=torch.float64)
+    of_data = factor @ factor.transpose(1, 2) + torch.eye(5, dtype=torch.float64)
+    known = PosePrior.of_shifts(rotations, 0.5).precision if local else torch.zeros_like(of_data)
+    given = SimpleNamespace(prior=lambda rows, turns, pixel: SimpleNamespace(precision=known[rows]))
+    work = cast("Any", SimpleNamespace(plan=SimpleNamespace(given=given if local else None), pixel_size=2.0))
+    whole = torch.eye(6, dtype=torch.float64)
+    work.model = SimpleNamespace(information=torch.stack([whole, 0.8 * whole]))
+    owner = torch.arange(4)
+    poses = LocalPoses(rotations, shifts, torch.zeros(4), of_data + known)
+    found = _Work.as_sure(work, np.arange(4), Maxima(poses, owner, torch.ones(4), torch.zeros(4)))
+    torch.testing.assert_close(found.poses.precision, 0.64 * of_data + known)

@@ -225,7 +225,8 @@ class ParticleSet(TableSet):
     def with_poses(self, poses: Poses) -> Self:
         """Write rotations and shifts back as Euler angles and origins in Å.
 
-        Angles from float32 rotations are rounded to six decimals, below their precision.
+        Angles from float32 rotations are rounded to six decimals, below their precision. What the table says
+        of its poses, their errors and how probable they are, is left out.
 
         Raises
         ------

@@ -25,6 +25,18 @@ _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 _PIXEL_ORIGINS = ("rlnOriginX", "rlnOriginY")
 
+OF_POSES = (
+    "hmPoseUncertainty",
+    "hmAngleViewError",
+    "hmAnglePsiError",
+    "hmOriginError",
+    "hmShiftUncertainty",
+    "rlnMaxValueProbDistribution",
+    "rlnNrOfSignificantSamples",
+    "rlnLogLikeliContribution",
+)
+"""What is said of poses, and no longer holds when others take their place."""
+
 _ROW_CTF = {
     "defocus_u": "rlnDefocusU",
     "defocus_v": "rlnDefocusV",
@@ -56,12 +68,12 @@ def poses(table: TableSet) -> Poses:
     # A table from 2D classification may hold psi alone.
     psi_only = "rlnAngleRot" not in table.rows.columns and "rlnAnglePsi" in table.rows.columns
     default = 0.0 if psi_only else None
-    angles = np.stack([_numbers(table, label, default) for label in _ANGLES], axis=1)
+    angles = np.stack([numbers(table, label, default) for label in _ANGLES], axis=1)
     if set(_PIXEL_ORIGINS) & set(table.rows.columns) and not set(_ORIGINS) & set(table.rows.columns):
-        pixel_size = _numbers(table, table.pixel_column)
-        shifts = np.stack([_numbers(table, label) * pixel_size for label in _PIXEL_ORIGINS], axis=1)
+        pixel_size = numbers(table, table.pixel_column)
+        shifts = np.stack([numbers(table, label) * pixel_size for label in _PIXEL_ORIGINS], axis=1)
     else:
-        shifts = np.stack([_numbers(table, label, 0.0) for label in _ORIGINS], axis=1)
+        shifts = np.stack([numbers(table, label, 0.0) for label in _ORIGINS], axis=1)
     return Poses(from_euler(torch.from_numpy(angles)).float(), torch.from_numpy(shifts).float())
 
 
@@ -78,7 +90,8 @@ def with_poses(table: Set, poses: Poses) -> Set:
     shifts = _array(poses.shifts_A)
     columns = [pl.Series(label, angles[:, i]) for i, label in enumerate(_ANGLES)]
     columns += [pl.Series(label, shifts[:, i]) for i, label in enumerate(_ORIGINS)]
-    return replace(table, rows=table.rows.with_columns(columns).drop(_PIXEL_ORIGINS, strict=False))
+    rows = table.rows.with_columns(columns).drop(*_PIXEL_ORIGINS, *OF_POSES, strict=False)
+    return replace(table, rows=rows)
 
 
 def ctf(table: TableSet) -> CTFParameters:
@@ -91,11 +104,11 @@ def ctf(table: TableSet) -> CTFParameters:
         return torch.from_numpy(array.astype(np.float32))
 
     names = _OPTICS_CTF | _ROW_CTF | {"pixel_size": table.pixel_column}
-    values = {name: _numbers(table, label, _DEFAULTS.get(label)) for name, label in names.items()}
+    values = {name: numbers(table, label, _DEFAULTS.get(label)) for name, label in names.items()}
     values |= _ordered_defocus(values["defocus_u"], values["defocus_v"], values["defocus_angle"])
-    values["beam_tilt_mrad"] = np.stack([_numbers(table, label, 0.0) for label in _BEAM_TILT], axis=1)
+    values["beam_tilt_mrad"] = np.stack([numbers(table, label, 0.0) for label in _BEAM_TILT], axis=1)
     values |= {name: vectors(table, label) for name, label in _ZERNIKE.items()}
-    matrix = [_numbers(table, label, default) for label, default in _MAGNIFICATION.items()]
+    matrix = [numbers(table, label, default) for label, default in _MAGNIFICATION.items()]
     values["magnification"] = np.stack(matrix, axis=1).reshape(-1, 2, 2)
     return CTFParameters(**{name: tensor(array) for name, array in values.items()})
 
@@ -155,7 +168,7 @@ def _kept(table: TableSet, label: str, tensor: Tensor) -> np.ndarray:
     array = _array(tensor)
     if label not in table.rows.columns and label not in table.optics.columns:
         return array
-    old = vectors(table, label) if array.ndim == 2 else _numbers(table, label)
+    old = vectors(table, label) if array.ndim == 2 else numbers(table, label)
     if old.shape != array.shape:
         return array
     return np.where(old.astype(np.float32) == array.astype(np.float32), old, array)
@@ -166,8 +179,8 @@ def _check_length(table: TableSet, n: int, what: str) -> None:
         raise ShapeError(f"{n} {what} for {len(table)} {table.items}")
 
 
-def _numbers(table: TableSet, label: str, default: float | None = None) -> np.ndarray:
-    """Column as float64, refused where a value is not finite."""
+def numbers(table: TableSet, label: str, default: float | None = None) -> np.ndarray:
+    """Column (n,) as float64, refused where a value is not finite."""
     series = table.column(label, default=default).cast(pl.Float64)
     finite = series.is_finite().fill_null(False)
     if not finite.all():

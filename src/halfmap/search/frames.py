@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from halfmap.ops import symmetry
-from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops.fourier import ifft1, irfft2, irfft3, rfft3
 from halfmap.ops.rotations import from_rotation_vector
+
+_Vector = tuple[Tensor, Tensor, Tensor]
 
 _DECIMALS = 6
 """Of degrees and pixels."""
@@ -62,23 +65,82 @@ def motion_between(first: Tensor, second: Tensor, correlation: Tensor, group: st
     mean times the motion, six unknowns for all voxels. Noise of the mean makes what is found smaller than it
     is, never larger; noise of the difference has no part in that of the mean, where both maps have as much.
     """
-    d = len(first)
-    k = torch.fft.fftfreq(d, dtype=torch.float64)
-    z, y, x = k[:, None, None], k[:, None], torch.fft.rfftfreq(d, dtype=torch.float64)
-    shells = ((z * z + y * y + x * x).sqrt() * d).round().long().clamp_max(len(correlation) - 1)
-    kept = correlation.clamp(0, 1).to(first)[shells.to(first.device)]
-    mean = rfft3(first + second) * (kept / 2)
-    apart = irfft3(rfft3(first - second) * kept, shape=first.shape).flatten()
-    gradient = torch.stack(
-        [irfft3(mean * (2j * math.pi * axis).to(mean), shape=first.shape).flatten() for axis in (x, y, z)]
-    )
-    place = torch.arange(d, device=first.device, dtype=first.dtype) - d // 2
-    pz, py, px = (each.flatten() for each in torch.meshgrid(place, place, place, indexing="ij"))
-    gx, gy, gz = gradient
-    columns = torch.stack([py * gz - pz * gy, pz * gx - px * gz, px * gy - py * gx, gx, gy, gz])
-    matrix = (columns @ columns.T).double().cpu()
-    found = torch.linalg.lstsq(matrix, (columns @ apart).double().cpu()[:, None]).solution[:, 0]
-    free = symmetry.operators(group).double().mean(0)
-    # Matrix products round differently from run to run, which nobody shall see.
+    free = symmetry.operators(group).double().mean(0).round(decimals=_DECIMALS)
+    if not bool(free.any()):
+        return Motion(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    matrix, vector = _normal_equations(first, second, correlation)
+    found = torch.linalg.lstsq(matrix, vector[:, None]).solution[:, 0]
+    # Sums differ in the last place from machine to machine, which nobody shall see.
     turn, move = ((free @ part).round(decimals=_DECIMALS) for part in (torch.rad2deg(found[:3]), found[3:]))
     return Motion(turn, move)
+
+
+def _normal_equations(first: Tensor, second: Tensor, correlation: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrix (6, 6) and vector (6,) of the least squares, float64.
+
+    Plane by plane: six volumes more would take more memory than all else does. In double precision, the order
+    of sums, which depends on the number of threads, changes nothing that rounding leaves.
+    """
+    d, device = len(first), first.device
+    curve = correlation.clamp(0, 1).to(first)
+    along = torch.fft.fftfreq(d, device=device)
+    across = torch.fft.rfftfreq(d, device=device), along[:, None]
+    mean = _filtered(first + second, curve / 2)
+    steep = _planes(mean * (2j * math.pi * along)[:, None, None])
+    mean = _planes(mean)
+    apart = _planes(_filtered(first - second, curve))
+    matrix, vector = first.new_zeros(6, 6, dtype=torch.float64), first.new_zeros(6, dtype=torch.float64)
+    place = torch.arange(d, device=device, dtype=torch.float64) - d // 2
+    for z in range(d):
+        spectra = *(mean[z] * (2j * math.pi * wave) for wave in across), steep[z], apart[z]
+        gx, gy, gz, lacking = (irfft2(each, shape=(d, d)).double() for each in spectra)
+        changed = _changed((gx, gy, gz), (place, place[:, None], place[z]))
+        columns = torch.stack([each.flatten() for each in changed])
+        matrix += columns @ columns.T
+        vector += columns @ lacking.flatten()
+    return matrix.cpu(), vector.cpu()
+
+
+def _filtered(volume: Tensor, curve: Tensor) -> Tensor:
+    """Spectrum of a volume, each shell times its value of a curve and those beyond times the last."""
+    spectrum, d = rfft3(volume), len(volume)
+    squared = torch.fft.fftfreq(d, device=volume.device).double().square()
+    for plane, z in zip(spectrum, squared, strict=True):
+        radius = (squared[: plane.shape[1]] + squared[:, None] + z).sqrt() * d
+        plane *= curve[radius.round().long().clamp_max(len(curve) - 1)]
+    return spectrum
+
+
+def _planes(spectrum: Tensor) -> Tensor:
+    """Spectra (d, d, d // 2 + 1) of the planes along z of a volume."""
+    return ifft1(spectrum.movedim(0, -1)).movedim(-1, 0)
+
+
+def changes(spectrum: Tensor, box: int) -> Iterator[Tensor]:
+    """First-order changes (box, box, box) of a volume V to V(x + w × x + t), by w and t along x, y and z.
+
+    Parameters
+    ----------
+    spectrum : Tensor (box, box, box // 2 + 1), complex
+        The volume's.
+    box : int
+
+    Yields
+    ------
+    Tensor (box, box, box)
+        Six of them, by radians before pixels.
+    """
+    k, shape = torch.fft.fftfreq(box, device=spectrum.device), (box, box, box)
+    waves = torch.fft.rfftfreq(box, device=spectrum.device), k[:, None], k[:, None, None]
+    gx, gy, gz = (irfft3(spectrum * (2j * math.pi * wave), shape=shape) for wave in waves)
+    place = torch.arange(box, device=spectrum.device, dtype=gx.dtype) - box // 2
+    yield from _changed((gx, gy, gz), (place, place[:, None], place[:, None, None]))
+
+
+def _changed(slope: _Vector, place: _Vector) -> Iterator[Tensor]:
+    """First-order changes by turns and moves, of slopes along x, y and z at places (x, y, z)."""
+    (gx, gy, gz), (x, y, z) = slope, place
+    yield y * gz - z * gy
+    yield z * gx - x * gz
+    yield x * gy - y * gx
+    yield from (gx, gy, gz)

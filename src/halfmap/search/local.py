@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ class LocalPoses:
         """Standard deviations (n, 5): turns about x, y and z of the image in degrees, shifts in pixels."""
         deviations = self.covariance.diagonal(dim1=1, dim2=2).sqrt()
         return deviations * deviations.new_tensor([180 / math.pi] * 3 + [1, 1])
+
+    def about(self, point_px: Tensor) -> LocalPoses:
+        """The same, precise as to turns about a point (3,) of the map and to shifts of its projection."""
+        back = levers(self.rotations, -point_px)
+        return replace(self, precision=back.transpose(1, 2) @ self.precision @ back)
 
     def shares(self, owner: Tensor, group: str = "C1") -> Tensor:
         """Part (n,) that each maximum holds of the posterior of its image, all of which sum to 1.
@@ -148,17 +153,12 @@ class PosePrior:
         turn_deg, shift_px : float
             Standard deviations about and along an axis.
         fulcrum_px : Tensor (3,)
-            The point (x, y, z) in the map, from the centre of its box. Shifts are those of its projection,
-            which a turn w moves by ``w × R f`` in an image whose own shift does not change.
+            The point (x, y, z) in the map, from the centre of its box; shifts are those of its projection.
         """
         rotations, shifts = rotations.double(), shifts_px.double()
-        x, y, z = (rotations @ fulcrum_px.to(rotations)).unbind(1)
-        none = torch.zeros_like(x)
-        moved = torch.stack([none, z, -y, -z, none, x], dim=1).reshape(-1, 2, 3)
-        both = torch.eye(5, dtype=rotations.dtype, device=rotations.device).repeat(len(rotations), 1, 1)
-        both[:, 3:, :3] = -moved
+        onto = levers(rotations, fulcrum_px)
         widths = rotations.new_tensor([math.radians(turn_deg)] * 3 + [shift_px] * 2)
-        return cls(rotations, shifts, both.transpose(1, 2) @ (both / widths.square()[:, None]))
+        return cls(rotations, shifts, onto.transpose(1, 2) @ (onto / widths.square()[:, None]))
 
     def __getitem__(self, which: Tensor) -> PosePrior:
         """Those of some poses."""
@@ -172,6 +172,29 @@ class PosePrior:
         """Turns in radians and shifts in pixels (n, 5) from the poses that the priors are about."""
         turns = torch.deg2rad(to_rotation_vector(rotations @ self.rotations.transpose(1, 2)))
         return torch.cat([turns, shifts_px - self.shifts_px], dim=1)
+
+
+def levers(rotations: Tensor, point_px: Tensor) -> Tensor:
+    """Turn small changes of poses into those with a point of the map in the place of the box's centre.
+
+    Parameters
+    ----------
+    rotations : Tensor (n, 3, 3)
+    point_px : Tensor (3,)
+        (x, y, z) from the centre of the box.
+
+    Returns
+    -------
+    Tensor (n, 5, 5)
+        Onto turns, in radians, and shifts. A turn w moves the projection of the point p by ``w × R p`` in an
+        image whose own shift does not change. The inverse is that of the opposite point.
+    """
+    x, y, z = (rotations @ point_px.to(rotations)).unbind(1)
+    none = torch.zeros_like(x)
+    moved = torch.stack([none, z, -y, -z, none, x], dim=1).reshape(-1, 2, 3)
+    onto = torch.eye(5, dtype=rotations.dtype, device=rotations.device).repeat(len(rotations), 1, 1)
+    onto[:, 3:, :3] = -moved
+    return onto
 
 
 def refine_poses(

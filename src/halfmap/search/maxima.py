@@ -65,6 +65,7 @@ def climb(
     group: str = "C1",
     most: int = 4,
     prior: PosePrior | None = None,
+    priors: int = 1,
 ) -> Maxima:
     """Climb from some poses of each image to maxima of its posterior, with more and more frequencies.
 
@@ -84,7 +85,9 @@ def climb(
     most : int
         Maxima kept for an image after each ascent.
     prior : PosePrior, optional
-        Of each of the poses, instead: that of an image is one of those about its poses, with equal chances.
+        Of each of the poses, instead: the nearest of those of its image.
+    priors : int
+        How many of these an image has, with equal chances, if they are given.
 
     Returns
     -------
@@ -97,7 +100,8 @@ def climb(
     """
     least = [_EARLY] * (len(radii) - 1) + [_LEAST_SHARE]
     local = LocalPoses(rotations, shifts_px, torch.empty(0), torch.empty(0))
-    widest = _widest(owner, prior, deviation_px, group)
+    prior = None if prior is None else prior.to(owner.device)
+    widest = _widest(owner, prior, deviation_px, group) + math.log(priors)
     shares = torch.empty(0)
     for radius, part in zip(radii, least, strict=True):
         start = local.rotations, local.shifts_px
@@ -182,7 +186,7 @@ def _widest(owner: Tensor, prior: PosePrior | None, deviation_px: float, group: 
     """Logarithm (n,) of the volume of the prior about each pose, by its density at the middle."""
     if prior is not None:
         determinant = torch.linalg.slogdet(prior.precision).logabsdet
-        return 2.5 * math.log(2 * math.pi) - 0.5 * determinant + owner.bincount()[owner].log()
+        return 2.5 * math.log(2 * math.pi) - 0.5 * determinant
     # Poses that are equivalent are counted once, and each stands for as many.
     widest = math.log(_ROTATIONS / symmetry.order(group)) + math.log(2 * math.pi * deviation_px**2)
     return torch.full((len(owner),), widest, dtype=torch.float64, device=owner.device)

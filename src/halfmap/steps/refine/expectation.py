@@ -23,6 +23,7 @@ from halfmap.search.local import LocalPoses
 from halfmap.search.maxima import Maxima, climb, search_everywhere
 from halfmap.search.noise import ResidualSums
 from halfmap.search.polar import PolarGrid
+from halfmap.search.pose_information import without_noise
 from halfmap.search.prepared import PreparedImages, on_rings, prepare
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.sampling import DirectionSearch
@@ -144,7 +145,7 @@ def expect(
         masked = power.maximum(power @ work.leakage.T)
         found = work.find(rows, pictures, ready, masked, poses)
         left = work.left(rows, ready, found)
-        found = work.in_one_frame(found)
+        found = work.in_one_frame(work.as_sure(rows, found))
         work.put_back(rows, ready, power, found, sums)
         noise.add(left.power / left.count, transfer, torch.from_numpy(plan.groups[rows]))
         best.append(work.table(rows, found, left, masked, poses))
@@ -245,6 +246,7 @@ class _Work:
                 torch.from_numpy(poses["shifts_A"][own] / self.pixel_size),
                 torch.from_numpy(owner).to(images.linear.device),
                 prior=None if given is None else given.prior(rows[owner], rotations, self.pixel_size),
+                priors=1 if given is None else len(given.equivalents),
                 most=_MAXIMA if given is None else max(_MAXIMA, len(given.equivalents)),
                 **how,
             )
@@ -282,6 +284,16 @@ class _Work:
         poses = found.poses.rotations, found.poses.shifts_px
         sums.add(weighted, *poses, found.shares, owner=found.owner)
 
+    def as_sure(self, rows: NDArray[np.intp], found: Maxima) -> Maxima:
+        """The same poses, less sure by the noise of the map that they were compared with."""
+        poses, given = found.poses, self.plan.given
+        prior: Tensor | float = 0.0
+        if given is not None:
+            of = rows[found.owner.cpu().numpy()]
+            prior = given.prior(of, poses.rotations, self.pixel_size).precision.to(poses.precision)
+        of_data = without_noise(poses.precision - prior, poses.rotations, self.model.information)
+        return replace(found, poses=replace(poses, precision=of_data + prior))
+
     def in_one_frame(self, found: Maxima) -> Maxima:
         """The same poses against a map half way between those of both half sets."""
         poses = found.poses
@@ -305,11 +317,13 @@ class _Work:
     def trusted(self, images: DiscImages, poses: LocalPoses, best: Tensor) -> DiscImages:
         """Images that count at each frequency by the part that is where it belongs, given the pose's error.
 
-        What is far from an axis moves with the turns about it; in a ball of radius r the mean square of that
-        distance along one direction is r²/5. Image and weight lose the same, so that nothing is sharpened.
+        What is far from an axis moves with the turns about it: what is compared turns about its own centre,
+        which is where it is most surely. Image and weight lose the same, so that nothing is sharpened.
         """
-        variance = poses.covariance[best].diagonal(dim1=1, dim2=2)
-        distance = (self.plan.diameter / 2 / self.pixel_size) ** 2 / 5
+        extent = self.plan.extent
+        centred = poses.about(extent.centre_A / self.pixel_size)
+        variance = centred.covariance[best].diagonal(dim1=1, dim2=2)
+        distance = (extent.spread_A / self.pixel_size) ** 2
         moved = variance[:, 3:].mean(1) + distance * (variance[:, :2].mean(1) + variance[:, 2])
         squared = (self.disc.points.double() / self.disc.box).square().sum(1)
         left = torch.exp(-2 * math.pi**2 * moved[:, None] * squared).clamp_min(_TRUST).to(images.squared)

@@ -15,11 +15,8 @@ from halfmap.data import ParticleSet
 from halfmap.errors import ParameterError, TableError
 from halfmap.ops import symmetry
 from halfmap.search.local import PosePrior
-from halfmap.search.reference import read_mask
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from halfmap.steps.refine.step import RefineStep
 
 
@@ -31,7 +28,8 @@ class GivenPoses:
     ----------
     rotations, shifts_A : Tensor (n, 3, 3), (n, 2), float64
     equivalents : Tensor (m, 3, 3)
-        Turns of the map after which it may look nearly the same; a pose is near one of as many.
+        Turns of the map after which it may look nearly the same; a pose is near one of as many, each of which
+        is as probable.
     turn_deg, shift_A : float
         Standard deviations of the normal prior about and along an axis.
     fulcrum_A : Tensor (3,)
@@ -72,10 +70,15 @@ class GivenPoses:
         return math.sqrt(3) * self.turn_deg
 
 
-def given_poses(
-    step: RefineStep, particles: ParticleSet, mask: Path | None, side: float
-) -> GivenPoses | None:
+def given_poses(step: RefineStep, particles: ParticleSet, centre_A: Tensor) -> GivenPoses | None:
     """Take the poses of the table where the refinement is to be a local one.
+
+    Parameters
+    ----------
+    step, particles
+        Parameters and table.
+    centre_A : Tensor (3,)
+        Of what is compared, which turns leave where it is unless a fulcrum is given.
 
     Raises
     ------
@@ -101,21 +104,17 @@ def given_poses(
     return GivenPoses(
         rotations=poses.rotations.double(),
         shifts_A=poses.shifts_A.double(),
-        equivalents=symmetry.operators(step.relax),
+        equivalents=_distinct(symmetry.operators(step.relax), symmetry.operators(step.symmetry)),
         turn_deg=step.turn_deviation,
         shift_A=step.shift_deviation,
-        fulcrum_A=_fulcrum(step, mask, side),
+        fulcrum_A=centre_A if step.fulcrum is None else torch.tensor(step.fulcrum, dtype=torch.float64),
     )
 
 
-def _fulcrum(step: RefineStep, mask: Path | None, side: float) -> Tensor:
-    """The point given, or the centre of the mask, or that of the box."""
-    if step.fulcrum is not None:
-        return torch.tensor(step.fulcrum, dtype=torch.float64)
-    if mask is None:
-        return torch.zeros(3, dtype=torch.float64)
-    values = read_mask(mask, side).double()
-    place = (torch.arange(len(values), dtype=torch.float64) - len(values) // 2) * side / len(values)
-    # Volumes are indexed (z, y, x).
-    sums = [values.sum(tuple({0, 1, 2} - {axis})) for axis in (2, 1, 0)]
-    return torch.stack([(each * place).sum() / each.sum() for each in sums])
+def _distinct(operators: Tensor, same: Tensor) -> Tensor:
+    """Those of some operators (m, 3, 3) that are not others followed by one of a group's (k, 3, 3)."""
+    kept: list[Tensor] = []
+    for each in operators:
+        if not any(bool(torch.isclose(each, other @ same, atol=1e-3).all((1, 2)).any()) for other in kept):
+            kept.append(each)
+    return torch.stack(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from halfmap.search.checkpoint import Checkpoint
 from halfmap.search.frames import Motion, motion_between
 from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
+from halfmap.search.pose_information import nothing_but_signal, pose_information
 from halfmap.search.shared_map import added
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST
-from halfmap.steps.refine.plan import Plan
+from halfmap.steps.refine.plan import PARTS, Plan
 from halfmap.steps.refine.solvent import solvent_mask
 
 Keep = Callable[[int, int, Tensor], None]
@@ -84,6 +85,8 @@ class Model(Checkpoint):
         Share of the poses that changed beyond three of their standard deviations, then or now.
     apart : Tensor (2, 3), float64
         Turn in degrees and move in Å of the half maps against each other.
+    information : Tensor (2, 6, 6), float64
+        What maps say of turns and moves, with their noise and without; see `pose_information`.
     """
 
     on_device = "noise", "scale"
@@ -101,6 +104,7 @@ class Model(Checkpoint):
     turned: float
     jumped: float
     apart: Tensor
+    information: Tensor = field(default_factory=nothing_but_signal)
 
     @property
     def done(self) -> bool:
@@ -177,17 +181,27 @@ def maximise(
     curves = _padded(compared, plan.box // 2 + 1)
     curves[3, _empty_from(plan, noise) :] = 0
     prior = sums.prior(believed(curves[3]))
+    masked = first * mask, second * mask
+    powers = _noise(model, noise)
     new = replace(
         model,
         iteration=model.iteration + 1,
-        noise=_noise(model, noise),
+        noise=powers,
         scale=torch.stack([_scale(plan, model, half, best) for half in (0, 1)]),
         deviation_A=_deviation(plan, best),
         curves=curves,
         from_shell=compared.from_shell,
-        apart=_apart(plan, first * mask, second * mask, curves[3]),
+        apart=_apart(plan, *masked, curves[3]),
+        information=pose_information(
+            *masked,
+            correlation=curves[1] * (believed(curves[3]) > 0),
+            # Of images of the mean squared CTF, one half.
+            noise=(powers[:, 0] + powers[:, 1] / 2).mean((0, 1)),
+            share=1 - 1 / PARTS,
+        ),
         **_changes(plan, best),
     )
+    del masked
     error = float(np.median(best[:, BEST.index("pose_error")]))
     new = _scheduled(plan, model, new, box=len(mask), error=error)
     if new.done:

@@ -16,14 +16,16 @@ from torch import Tensor
 from halfmap.data import ParticleSet
 from halfmap.data.optics import GROUP
 from halfmap.engine.memory import available_memory
-from halfmap.errors import ParameterError, TableError
+from halfmap.errors import ParameterError
 from halfmap.log import log
 from halfmap.ops import symmetry
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
+from halfmap.search.folds import SUBSET, dealt, half_sets
 from halfmap.search.lens_noise import leakage
 from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
+from halfmap.search.reference import read_mask
 from halfmap.search.source import (
     MICROGRAPH,
     Source,
@@ -33,13 +35,12 @@ from halfmap.search.source import (
     numbered,
     phase_flipped,
 )
+from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.given import GivenPoses, given_poses
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.refine.step import RefineStep
-
-SUBSET = "rlnRandomSubset"
 
 _SHIFTS = 1 / 8
 """Farthest shift over the diameter."""
@@ -54,11 +55,15 @@ _MARGIN, _MORE = 1.25, 6
 PARTS = 4
 """Parts of a half set, each of which is searched by one process and leaves its sums in a file."""
 
-_UNEVEN = 0.2
-"""Difference of their sizes, over the mean, from which on particles are dealt one by one."""
-
 _PADDINGS = 2.0, 1.5, 1.25
 """Of transforms, over the box, the best first."""
+
+_FIRST_A = 40.0
+"""Detail of the reference that is used at first."""
+
+_ACROSS = 3.0
+"""Such details across an asymmetric unit of T, O or I on the particle's sphere, at least. What a map of these
+groups has of coarser ones is a ball, in which no view differs from another."""
 
 _FINE_A = 20.0
 """Detail of a reference that may be of another particle."""
@@ -79,7 +84,7 @@ class Plan:
         Of the images.
     box, pixel_size : int, float
         Of the images, px and Å.
-    diameter, shift_range : float
+    diameter, shift_range, initial_lowpass : float
         Å.
     groups, micrographs : array (n,)
         Optics group and micrograph of each particle, from 0; where there are no micrographs, the former.
@@ -91,6 +96,8 @@ class Plan:
         Which images were multiplied by the sign of their CTF.
     mask : path or None
         Mask that was given.
+    extent : Extent
+        Of this mask, or of the sphere of the particle's diameter.
     given : GivenPoses or None
         Of a local refinement.
     padding : float
@@ -104,12 +111,14 @@ class Plan:
     pixel_size: float
     diameter: float
     shift_range: float
+    initial_lowpass: float
     groups: NDArray[np.intp]
     micrographs: NDArray[np.intp]
     names: tuple[str, ...]
     halves: NDArray[np.intp]
     flipped: NDArray[np.bool_]
     mask: Path | None
+    extent: Extent
     given: GivenPoses | None
     padding: float
     device: str
@@ -129,8 +138,9 @@ class Plan:
         """Number of optics groups."""
         return int(self.groups.max()) + 1
 
-    def ring(self, resolution_A: float) -> int:
-        """Ring of a resolution."""
+    def ring(self, resolution_A: float | None) -> int:
+        """Ring of a resolution, or without one of the reference's detail that is used at first."""
+        resolution_A = self.initial_lowpass if resolution_A is None else resolution_A
         return max(1, min(self.nyquist, round(self.side / resolution_A)))
 
     def disc(self, radius: int) -> FourierDisc:
@@ -170,7 +180,7 @@ class Plan:
         found = []
         for half in (0, 1):
             own = np.flatnonzero(self.halves == half)
-            part = dealt(self.micrographs[own], np.random.default_rng((self.step.seed, half)))
+            part = dealt(self.micrographs[own], PARTS, np.random.default_rng((self.step.seed, half)))
             found += [(half, own[part == number]) for number in range(PARTS)]
         return found
 
@@ -193,22 +203,31 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     side = whole.box * whole.pixel_size
     diameter = mask_diameter(particles, step.diameter, side)
     mask = None if step.mask is None else ctx.resolve(step.mask)
-    given = given_poses(step, particles, mask, side)
+    extent = Extent.of_sphere(diameter) if mask is None else Extent.of_mask(read_mask(mask, side), side)
+    given = given_poses(step, particles, extent.centre_A)
     farthest = _SHIFTS * diameter
     if given is not None:
         reach = float(given.shifts_A.norm(dim=1).max()) + 2 * given.shift_A
         farthest = min(max(farthest, reach), (side - diameter) / 2)
     shift_range = farthest_shift(step.shift_range, farthest, side)
-    if step.initial_lowpass < 2 * whole.pixel_size:
+    initial_lowpass = first_detail(step, diameter)
+    if initial_lowpass < 2 * whole.pixel_size:
         raise ParameterError(
-            f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.initial_lowpass:g} Å",
+            f"pixels of {whole.pixel_size:.3g} Å hold no detail of {initial_lowpass:.3g} Å",
             hint=f"give an --initial-lowpass of more than {2 * whole.pixel_size:.3g} Å",
         )
-    if step.initial_lowpass < _FINE_A:
+    if initial_lowpass < _FINE_A:
         log.warning(
-            "detail of the reference of %g Å is in both half maps from the start: what they agree in is "
+            "detail of the reference of %.3g Å is in both half maps from the start: what they agree in is "
             "theirs only where it is finer",
-            step.initial_lowpass,
+            initial_lowpass,
+        )
+    if given is not None and SUBSET not in particles.rows.columns:
+        log.warning(
+            "the table has no half sets (_%s): those drawn now have met in the map that the poses were found "
+            "with. What half maps agree in is theirs only where it is finer than %.3g Å (--initial-lowpass), "
+            "and only if these poses were found with no finer detail",
+            *(SUBSET, initial_lowpass),
         )
     names, micrographs = numbered(particles, MICROGRAPH)
     padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options.workers)
@@ -221,48 +240,35 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         pixel_size=whole.pixel_size,
         diameter=diameter,
         shift_range=shift_range,
+        initial_lowpass=initial_lowpass,
         groups=numbered(particles, GROUP)[1],
         micrographs=micrographs,
         names=names,
-        halves=half_sets(particles, step.seed),
+        halves=half_sets(particles, micrographs, seed=step.seed, fewest=_FEWEST),
         flipped=phase_flipped(particles) | step.phase_flipped,
         mask=mask,
+        extent=extent,
         given=given,
         padding=padding,
         device=ctx.device,
     )
     log.info(
         "%d particles, %d and %d in the half sets, box %d px of %.3g Å; %s, sphere of %.0f Å, "
-        "shifts to %.0f Å",
+        "shifts to %.0f Å; reference to %.3g Å",
         *(len(particles), *np.bincount(plan.halves), whole.box, whole.pixel_size, step.symmetry.upper()),
-        *(diameter, shift_range),
+        *(diameter, shift_range, initial_lowpass),
     )
     return plan.source.images, plan
 
 
-def dealt(micrographs: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-    """Deal particles at random to parts of about one size, micrograph by micrograph.
-
-    Parameters
-    ----------
-    micrographs : array (n,)
-        Of each particle. Whole ones are dealt, so that a particle that was picked twice does not meet itself,
-        unless they are so few or so different that parts would differ by more than a fifth.
-    rng : Generator
-
-    Returns
-    -------
-    array (n,) of int
-    """
-    counts = np.bincount(micrographs)
-    part, sizes = np.zeros(len(counts), np.intp), np.zeros(PARTS, np.intp)
-    order = rng.permutation(len(counts))
-    for micrograph in order[np.argsort(-counts[order], kind="stable")]:
-        part[micrograph] = sizes.argmin()
-        sizes[part[micrograph]] += counts[micrograph]
-    if np.ptp(sizes) <= _UNEVEN * len(micrographs) / PARTS:
-        return part[micrographs]
-    return rng.permutation(np.arange(len(micrographs)) % PARTS)
+def first_detail(step: RefineStep, diameter: float) -> float:
+    """Detail of the reference that is used at first, as given or by default, in Å."""
+    if step.initial_lowpass is not None:
+        return step.initial_lowpass
+    if step.symmetry.strip().upper()[0] not in "TOI":
+        return _FIRST_A
+    width = diameter * math.sqrt(math.pi / symmetry.order(step.symmetry))
+    return min(_FIRST_A, width / _ACROSS)
 
 
 def affordable_padding(box: int, images: float, workers: int) -> float:
@@ -278,37 +284,3 @@ def affordable_padding(box: int, images: float, workers: int) -> float:
 def map_bytes(box: int, padding: float) -> float:
     """Memory that a process takes for maps: 2.5 sums of all frequencies, of which it was seen to take 2.2."""
     return 2.5 * 16 * (padding * box) ** 2 * (padding * box / 2 + 2)
-
-
-def half_sets(particles: ParticleSet, seed: int) -> NDArray[np.intp]:
-    """Half set (n,) of each particle, 0 or 1: that of the table, or one drawn.
-
-    Raises
-    ------
-    TableError
-        If the table has half sets other than 1 and 2, or too few particles in one.
-    """
-    if SUBSET not in particles.rows.columns:
-        drawn = np.random.default_rng(seed).permutation(np.arange(len(particles)) % 2)
-        halves = drawn.astype(np.intp)
-    else:
-        given = particles.rows[SUBSET].to_numpy()
-        wrong = ~np.isin(given, (1, 2))
-        if wrong.any():
-            raise TableError(
-                f"_{SUBSET} is {given[wrong][0]}, not 1 or 2",
-                path=particles.path,
-                row=int(wrong.argmax()) + 1,
-                hint=f"remove the column _{SUBSET}, and half sets are drawn",
-            )
-        halves = given.astype(np.intp) - 1
-    counts = np.bincount(halves, minlength=2)
-    if counts.min() < _FEWEST:
-        raise TableError(
-            f"{counts.min()} particles in half set {int(counts.argmin()) + 1}: at least {_FEWEST} are needed",
-            path=particles.path,
-            hint=f"remove the column _{SUBSET}, and half sets are drawn"
-            if SUBSET in particles.rows.columns
-            else "give more particles",
-        )
-    return halves

@@ -58,8 +58,13 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         section=MAP,
         gt=0,
     )
-    initial_lowpass: float = Param(
-        40.0, "detail of the reference that is used at first", unit="Å", section=MAP, gt=0
+    initial_lowpass: float | None = Param(
+        None,
+        "detail of the reference that is used at first; default: 40, or finer in T, O and I, whose "
+        "maps have no shape at that",
+        unit="Å",
+        section=MAP,
+        gt=0,
     )
     shift_range: float | None = Param(
         None,

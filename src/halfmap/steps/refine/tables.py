@@ -14,11 +14,12 @@ from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
+from halfmap.search.folds import SUBSET
 from halfmap.search.halfmaps import believed
 from halfmap.search.model_tables import noise_tables, scale_table, spectrum_table
 from halfmap.steps.refine.expectation import BEST, ROTATION
 from halfmap.steps.refine.model import Maps, Model
-from halfmap.steps.refine.plan import SUBSET, Plan
+from halfmap.steps.refine.plan import Plan
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
