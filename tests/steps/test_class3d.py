@@ -31,10 +31,10 @@ from halfmap.search.halfmaps import solved
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.steps.class3d import iterate
 from halfmap.steps.class3d.expectation import BEST
-from halfmap.steps.class3d.model import FREE, Model, maximise
+from halfmap.steps.class3d.model import FREE, Model, contrast, maximise
 from halfmap.steps.class3d.plan import FOLDS, Plan, make_plan
 from halfmap.steps.class3d.reseed import reseed
-from halfmap.steps.class3d.start import first_model, read_references
+from halfmap.steps.class3d.start import first_model, keep_poses, read_references
 from halfmap.steps.class3d.step import Class3DStep
 
 BOX, PIXEL, DIAMETER, N, SHARE = 32, 5.0, 110.0, 400, 0.7
@@ -269,6 +269,62 @@ def test_a_particle_does_not_meet_itself(truth):
 
 def _correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one * other).sum() / (one.norm() * other.norm())
+
+
+def test_half_sets_of_the_table_stay_apart(truth, tmp_path):
+    folder = copy(truth, tmp_path / "project")
+    table = read_particles(folder / "particles.star")
+    subset = np.random.default_rng(1).integers(1, 3, N)
+    write_particles(
+        folder / "particles.star",
+        table.with_rows(table.rows.with_columns(pl.Series("rlnRandomSubset", subset))),
+    )
+    folds = planned_model(folder, classes=2)[0].folds
+    assert (folds // (FOLDS // 2)).tolist() == (subset - 1).tolist()
+
+
+def test_contrasts_are_told_from_noise():
+    rng = np.random.default_rng(1)
+    n, norm, scale = 4000, 30.0, 1.2
+    contrasts = rng.normal(1, 0.2, n)
+
+    def found(contrasts: np.ndarray) -> np.ndarray:
+        best = np.zeros((n, len(BEST)))
+        best[:, BEST.index("norm")] = norm
+        best[:, BEST.index("match")] = scale * contrasts * norm + rng.normal(0, norm**0.5, n)
+        return contrast(best, np.full(n, scale)).numpy()
+
+    # The best that can be done: a posterior of two normal distributions.
+    variance = 1 / (1 / 0.2**2 + scale**2 * norm)
+    assert np.square(found(contrasts) - contrasts).mean() == pytest.approx(variance, rel=0.1)
+    assert np.abs(found(np.ones(n)) - 1).max() < 0.05
+
+
+def test_errors_that_are_stated_are_used(truth, tmp_path):
+    planned, _ = planned_model(truth, classes=2)
+    table = read_particles(truth / "particles.star")
+    stated = pl.DataFrame(
+        {"hmAngleViewError": [2.0] * N, "hmAnglePsiError": [1.0] * N, "hmOriginError": [3.0] * N}
+    )
+    given = table.with_rows(table.rows.hstack(stated))
+    keep_poses(Context(folder=tmp_path, project=truth), planned, given)
+    with np.load(tmp_path / "Iterations/given_poses.npz") as file:
+        deviations = file["precision"] ** -0.5
+    assert deviations[0] == pytest.approx(
+        [*np.radians([2.0, 2.0, 1.0]), 3 / planned.pixel_size, 3 / planned.pixel_size]
+    )
+    wrong = given.with_rows(given.rows.with_columns(pl.Series("hmOriginError", [3.0] * (N - 1) + [None])))
+    with pytest.raises(TableError, match="hmOriginError is None"):
+        keep_poses(Context(folder=tmp_path, project=truth), planned, wrong)
+
+
+def test_references_differ_in_the_focus_alone(truth):
+    planned = replace(planned_model(truth, classes=2)[0], focus=truth / "right.mrc")
+    kinds = torch.stack([volume_of(truth / f"kind{i}.mrc") for i in (0, 1)])
+    first, second = first_model(planned, kinds).references[0]
+    outside = volume_of(truth / "right.mrc") == 0
+    assert float((first - second).abs().max()) > 0
+    assert float((first - second)[outside].abs().max()) < 1e-3 * float((first - second).abs().max())
 
 
 def test_empty_classes_take_the_worse_half_of_the_largest(truth):

@@ -13,9 +13,11 @@ from halfmap.ops.rotations import from_rotation_vector, random_rotations
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.local import slice_tangents
 from halfmap.search.projector import SplineVolume, sample_slices
-from halfmap.steps.class3d.variation import _grouped, _orthonormal, _Seen, orthonormal_ways, part_along
+from halfmap.steps.class3d.variation import _grouped, _orthonormal, _Seen, part_along, unknown_ways
 
 BOX, RING, N, WEIGHT, SPREAD = 16, 5, 2000, 2.0, 3.0
+DEVIATIONS = torch.tensor([0.005, 0.005, 0.005, 0.02, 0.02])
+"""Errors of poses, in radians and pixels."""
 
 
 def seen(axis: Tensor | None = None) -> tuple[_Seen, Tensor]:
@@ -85,7 +87,8 @@ def test_groups_of_places():
 
 def freed_of_pose_errors(images: _Seen, volume: SplineVolume) -> _Seen:
     disc, weights = images.images.disc, images.images.squared
-    ways = orthonormal_ways(slice_tangents(volume, images.rotations, disc.points)[1], weights)
+    tangents = slice_tangents(volume, images.rotations, disc.points)[1]
+    ways = unknown_ways(tangents, weights, DEVIATIONS.square().reciprocal().expand(N, 5))
     linear = images.images.linear - weights * part_along(ways, images.images.linear)
     return replace(images, images=DiscImages(disc, linear, weights), tangents=ways)
 
@@ -95,8 +98,7 @@ def test_errors_of_poses_are_no_variation():
     disc, rotations, weights = noise.images.disc, noise.rotations, noise.images.squared
     axis = random_axis(noise)
     volume = SplineVolume.of(20 * random_axis(noise, seed=6), radius_px=RING)
-    deviations = torch.tensor([0.005, 0.005, 0.005, 0.02, 0.02])
-    errors = torch.randn(N, 5, generator=torch.Generator().manual_seed(7)) * deviations
+    errors = torch.randn(N, 5, generator=torch.Generator().manual_seed(7)) * DEVIATIONS
     turned = from_rotation_vector(torch.rad2deg(errors[:, :3]).double()) @ rotations
     moved = sample_slices(volume, turned, disc.points) * disc.shifts(-errors[:, 3:])
     linear = noise.images.linear + weights * (moved - sample_slices(volume, rotations, disc.points))
@@ -109,14 +111,19 @@ def test_errors_of_poses_are_no_variation():
     assert variation(freed_of_pose_errors(images, volume)) < 1.1 * variation(noise)
 
 
-def test_what_noise_gives_is_known_where_errors_of_poses_are_left_out():
-    images, _ = seen()
-    axis = random_axis(images)
-    volume = SplineVolume.of(60 * random_axis(images, seed=6), radius_px=RING)
-    freed = freed_of_pose_errors(images, volume)
-    gram = (freed.tangents * freed.images.squared[:, None]) @ freed.tangents.conj().transpose(1, 2)
-    assert torch.allclose(gram.real, torch.eye(5).expand_as(gram), atol=1e-4)
-    # Known in the mean only if what is taken off the images is taken off the slices.
-    products, gram = freed._products(axis[None])
-    assert float(products.square().mean()) == pytest.approx(float(gram.mean()), rel=0.1)
-    assert abs(cosine(freed.applied(axis[None])[0], axis)) < 0.15
+def test_images_with_errors_of_poses_are_weighted_as_such():
+    """The weights are the inverse of a covariance that is small enough to be written down."""
+    generator = torch.Generator().manual_seed(3)
+    ways = torch.view_as_complex(torch.randn(1, 3, 8, 2, generator=generator))
+    weights, precision = 1 + torch.rand(1, 8, generator=generator), torch.tensor([[1.0, 4.0, 0.1]])
+    found = unknown_ways(ways, weights, precision)
+    real = torch.view_as_real(ways).flatten(2)[0].double()
+    both = weights[0].double().repeat_interleave(2)
+    wanted = torch.linalg.inv(torch.diag(1 / both) + (real.T / precision[0].double()) @ real)
+    image = torch.view_as_complex(torch.randn(1, 8, 2, generator=generator))
+    mine = weights * (image - part_along(found, weights * image))
+    assert torch.allclose(
+        torch.view_as_real(mine).flatten().double(),
+        wanted @ torch.view_as_real(image).flatten().double(),
+        atol=1e-5,
+    )

@@ -210,8 +210,9 @@ class Plan:
         return np.random.default_rng(np.random.SeedSequence(self.step.seed, spawn_key=(run, *purpose)))
 
     def beginning(self, run: int) -> NDArray[np.intp]:
-        """Particles of a run's first map: not those of its first iteration, which would find themselves."""
-        return np.sort(self.random(run, 0, 0).permutation(len(self.groups))[-self.iterations[0].size :])
+        """Particles of a run's first map: where there are enough, none that its first iteration compares."""
+        n = len(self.groups)
+        return np.sort(self.random(run, 0, 0).permutation(n)[-min(self.iterations[0].size, n // 2) :])
 
     def batch(self, run: int, iteration: Iteration) -> NDArray[np.intp]:
         """Particles of an iteration of a run: all of them in turn, in a random order of each time."""

@@ -15,6 +15,7 @@ from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.fourier import resample
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
+from halfmap.search.folds import SUBSET
 from halfmap.steps.abinitio.assign import BEST, ROTATION, Result
 from halfmap.steps.abinitio.consensus import Agreement
 from halfmap.steps.abinitio.plan import Plan
@@ -68,7 +69,8 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, agreed: Agreement, r
         pl.Series("rlnClassNumber", best[:, BEST.index("class")].astype(np.int64) + 1),
         *(pl.Series(label, best[:, BEST.index(name)]) for label, name in _COLUMNS.items()),
     )
-    write_particles(ctx.folder / "particles.star", written)
+    # Half sets have met in these maps: kept, they would seem not to have.
+    write_particles(ctx.folder / "particles.star", written.with_rows(written.rows.drop(SUBSET, strict=False)))
 
 
 def map_name(number: int) -> str:

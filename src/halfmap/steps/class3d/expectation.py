@@ -17,6 +17,7 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops import symmetry
 from halfmap.ops.threads import one_torch_thread
 from halfmap.search.backprojector import Backprojection
+from halfmap.search.checkpoint import load_arrays
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.given_poses import Expansion
 from halfmap.search.lens_noise import LensNoise, NoiseSums, ring_means
@@ -94,8 +95,7 @@ def _load(path: Path, device: str) -> Model:
 @functools.lru_cache(maxsize=1)
 def _load_poses(path: Path) -> dict[str, NDArray]:
     """Poses of all particles: those given, or maxima that the iteration before has found."""
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+    return load_arrays(path)
 
 
 def expect(
@@ -169,7 +169,7 @@ def prepared(
     transfer = ring_means(disc, ready.ctf.square())
     group = torch.from_numpy(plan.groups[rows]).to(plan.device)
     noise = LensNoise(*model.noise).of_images(group, transfer)
-    scale = model.scale[torch.from_numpy(plan.micrographs[rows])]
+    scale = model.scale[torch.from_numpy(plan.micrographs[rows])] * model.contrast[torch.from_numpy(rows)]
     images = ready.weighted(ready.masked, scale, noise)
     return _Batch(rows, ready, transfer, noise, scale, images)
 
@@ -259,23 +259,24 @@ class _Work:
     def _at_given(self, batch: _Batch) -> list[Maxima]:
         """Compare at the poses given, which are off by as much as is stated or as the image allows."""
         assert self.poses is not None
-        rotations = torch.from_numpy(self.poses["rotations"][batch.rows])
-        shifts = torch.from_numpy(self.poses["shifts_A"][batch.rows] / self.plan.pixel_size)
+        device = self.plan.device
+        rotations = torch.from_numpy(self.poses["rotations"][batch.rows]).to(device)
+        shifts = torch.from_numpy(self.poses["shifts_A"][batch.rows] / self.plan.pixel_size).to(device)
         radius = self.model.radius
         expanded = [
             Expansion.of(volume, batch.images, rotations, shifts, radius=radius) for volume in self.volumes
         ]
-        stated = torch.from_numpy(self.poses["precision"][batch.rows])
+        stated = torch.from_numpy(self.poses["precision"][batch.rows]).to(device)
         fisher = torch.stack([each.matrix for each in expanded]).mean(0)
         precision = torch.diag_embed(stated) if stated.shape[1] else _positive(fisher)
-        whole = torch.arange(len(batch.rows), device=self.plan.device)
-        ones = torch.ones(len(whole), dtype=torch.float64)
+        whole = torch.arange(len(batch.rows), device=device)
+        ones = torch.ones(len(whole), dtype=torch.float64, device=device)
         return [
             Maxima(
                 LocalPoses(rotations, shifts, each.value, precision),
                 whole,
                 ones,
-                each.evidence(precision.to(each.matrix)),
+                each.evidence(precision),
             )
             for each in expanded
         ]

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.errors import ItemsFailedError
-from halfmap.io.atomic import atomic_path, write_text
+from halfmap.io.atomic import write_text
 from halfmap.log import log
+from halfmap.search.checkpoint import FOLDER, load_arrays, model_file, poses_file, save_arrays
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.class3d.expectation import BEST, Part, expect
 from halfmap.steps.class3d.model import Model, maximise
 from halfmap.steps.class3d.plan import FOLDS, Plan
 from halfmap.steps.class3d.reseed import reseed
-from halfmap.steps.class3d.start import FOLDER, GIVEN
-from halfmap.steps.class3d.variation import agreement, part
+from halfmap.steps.class3d.start import GIVEN
+from halfmap.steps.class3d.variation import agreement, by_chance, part
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _WAYS = {"everywhere": "all poses", "near": "near the poses before", "given": "poses of the table"}
 
 
-_COMMON = 0.25
-"""Correlation of what two halves differ in below which they have nothing in common."""
+_COMMON = 3.0
+"""Correlation of what halves differ in, over that by chance, below which they may have nothing in common."""
 
 
 def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
@@ -56,14 +57,14 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     folder = ctx.folder / FOLDER
     folder.mkdir(exist_ok=True)
     if model.iteration == 0:
-        model.save(_model_file(folder, 0))
+        model.save(model_file(folder, 0))
     name = f"it{model.iteration + 1:03d}"
     items = [Part(f"{name}_part{i + 1:03d}", fold, rows) for i, (fold, rows) in enumerate(plan.parts())]
-    before = _poses_file(folder, model.iteration) if model.iteration else None
+    before = poses_file(folder, model.iteration) if model.iteration else None
     work = functools.partial(
         expect,
         plan=plan,
-        model_file=_model_file(folder, model.iteration),
+        model_file=model_file(folder, model.iteration),
         poses_file=folder / GIVEN if model.stage == "given" else before,
         folder=folder,
     )
@@ -71,7 +72,7 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     if len(done) < len(items):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
     noise, overlaps, best, poses = _add_up(folder, done)
-    earlier = _best(before) if before is not None and model.parted else None
+    earlier = load_arrays(before)["best"] if before is not None and model.parted else None
     load = functools.partial(_sums, plan, folder, done)
     new, maps = maximise(plan, model, load, noise, best, overlaps, earlier)
     seeded = 0
@@ -82,26 +83,24 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     elif new.stage != "everywhere":
         new = part(plan, new, best)
     _say(folder, plan, model, new, best, seeded)
-    _save(_poses_file(folder, new.iteration), best=best, **poses)
+    save_arrays(poses_file(folder, new.iteration), best=best, **poses)
     if new.done:
-        _save(folder / "maps.npz", maps=maps.cpu().numpy().astype(np.float32))
-    new.save(_model_file(folder, new.iteration))
+        save_arrays(folder / "maps.npz", maps=maps.cpu().numpy().astype(np.float32))
+    new.save(model_file(folder, new.iteration))
     _tidy(folder, new.iteration)
     return new
 
 
 def resume(ctx: Context) -> Model | None:
     """Give the model of the last iteration that was finished, if there is one."""
-    found = sorted((ctx.folder / FOLDER).glob("it*_model.npz"))
-    return Model.load(found[-1], ctx.device) if found else None
+    return Model.last(ctx.folder / FOLDER, ctx.device)
 
 
 def last_result(ctx: Context, model: Model) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Filtered maps (k, d, d, d), and what the last iteration found for each particle; see `BEST`."""
     folder = ctx.folder / FOLDER
-    with np.load(folder / "maps.npz") as file:
-        maps = torch.from_numpy(file["maps"])
-    return maps, _best(_poses_file(folder, model.iteration))
+    maps = torch.from_numpy(load_arrays(folder / "maps.npz")["maps"])
+    return maps, load_arrays(poses_file(folder, model.iteration))["best"]
 
 
 def said(ctx: Context, model: Model) -> str:
@@ -118,29 +117,11 @@ def _name(part: Part) -> str:
     return part.name
 
 
-def _model_file(folder: Path, number: int) -> Path:
-    return folder / f"it{number:03d}_model.npz"
-
-
-def _poses_file(folder: Path, number: int) -> Path:
-    return folder / f"it{number:03d}_poses.npz"
-
-
-def _best(path: Path) -> NDArray[np.float64]:
-    with np.load(path) as file:
-        return file["best"]
-
-
 def _sums(plan: Plan, folder: Path, done: list[dict[str, Any]], number: int, fold: int) -> StoredSums:
     """What all parts of a fold add up to for a class, in their order, whoever made them."""
     own = [one["part"] for one in done if one["fold"] == fold]
     files = [folder / f"{name}_class{number + 1:03d}_sums.npy" for name in own]
     return StoredSums.open(files, done[0]["sizes"], device=plan.device)
-
-
-def _save(path: Path, **arrays: NDArray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _add_up(
@@ -151,8 +132,7 @@ def _add_up(
     k = done[0]["classes"]
     overlaps = np.zeros((FOLDS, k, k))
     for one in done:
-        with np.load(folder / f"{one['part']}.npz") as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = load_arrays(folder / f"{one['part']}.npz")
         noise = noise + arrays.pop("noise")
         overlaps[one["fold"]] += arrays.pop("overlap")
         best.append(arrays.pop("best"))
@@ -194,8 +174,12 @@ def _say(
             *(100 * model.changed, figures["probability"], f"; {seeded} begun anew" if seeded else ""),
         )
     if model.done:
-        log.info("two halves of the particles correlate by %.2f in what they differ in", model.agreement)
-        if model.agreement < _COMMON:
+        chance = by_chance(plan)
+        log.info(
+            "two halves of the particles correlate by %.2f in what they differ in; by chance by about %.2f",
+            *(model.agreement, chance),
+        )
+        if model.agreement < _COMMON * chance:
             log.warning(
                 "halves of the particles, each by itself, do not differ in the same: the classes may be of "
                 "noise; fewer --classes, more particles, or a --focus-mask may show more"

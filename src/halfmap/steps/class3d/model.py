@@ -34,6 +34,9 @@ _MORE = 2
 _SCALES = 0.2
 """Standard deviation of scales that is expected; none is believed to be off by more than three."""
 
+_CONTRASTS, _FAINTEST = 0.3, 0.1
+"""Greatest standard deviation of the particles' contrasts that is believed, and the least contrast."""
+
 _LEAST = 0.2
 """Correlation of differences that is believed in any case, so that these can grow."""
 
@@ -75,6 +78,8 @@ class Model(Checkpoint):
         Power of the noise of each optics group: that of the detector and that of the specimen.
     scale : Tensor (micrographs,)
         Strength of the particles' signal in each micrograph; 1 in the mean over particles.
+    contrast : Tensor (n,)
+        Strength of each particle's signal over that of its micrograph.
     shares : Tensor (k,)
         Of the particles in each class.
     deviation_A : float
@@ -97,7 +102,7 @@ class Model(Checkpoint):
         Correlation of what two halves differ in most, each by itself; see `variation.agreement`. In the end.
     """
 
-    on_device: ClassVar = ("references", "noise", "scale")
+    on_device: ClassVar = ("references", "noise", "scale", "contrast")
 
     iteration: int
     stage: Stage
@@ -105,6 +110,7 @@ class Model(Checkpoint):
     references: Tensor
     noise: Tensor
     scale: Tensor
+    contrast: Tensor
     shares: Tensor
     deviation_A: float
     forced: Tensor
@@ -183,13 +189,14 @@ def maximise(
         differences[number], of_all, of_others = _difference(plan, model, shared, own, chance, number)
         maps[number] += of_all
         references[:, number] += of_others
-    fitted = noise.fit()
+    fitted, scale = noise.fit(), _scale(plan, model, best)
     new = replace(
         model,
         iteration=model.iteration + 1,
         references=references * plan.solvent(),
         noise=torch.stack([fitted.detector, fitted.specimen]).to(model.noise),
-        scale=_scale(plan, model, best),
+        scale=scale,
+        contrast=contrast(best, scale.cpu().numpy()[plan.micrographs]).to(scale),
         shares=torch.from_numpy(overlaps.sum((0, 1)) / overlaps.sum()),
         deviation_A=_deviation(plan, best),
         curves=curves,
@@ -304,6 +311,29 @@ def _scale(plan: Plan, model: Model, best: NDArray[np.float64]) -> Tensor:
     prior = 1 / _SCALES**2
     scale = np.clip((match + prior) / (norm + prior), 1 - 3 * _SCALES, 1 + 3 * _SCALES)
     return torch.from_numpy(scale / scale[plan.micrographs].mean()).to(model.scale)
+
+
+def contrast(best: NDArray[np.float64], scale: NDArray[np.floating]) -> Tensor:
+    """Strength (n,) of each particle's signal over that of its micrograph.
+
+    Parameters
+    ----------
+    best : array (n, columns)
+        What was found for each particle; see `expectation.BEST`.
+    scale : array (n,)
+        Of its micrograph.
+
+    Notes
+    -----
+    Else a class would gather the faint ones. What an image matches beyond its micrograph's scale has the
+    variance of the noise, which is known, and that of the contrast, which is what is left of it in the mean
+    over particles. Each particle's is its mean under a normal prior of that variance.
+    """
+    match, norm = (best[:, BEST.index(name)] for name in ("match", "norm"))
+    power, more = scale**2 * norm, scale * match - scale**2 * norm
+    variance = np.clip((more**2 - power).sum() / max((power**2).sum(), 1e-30), 0, _CONTRASTS**2)
+    found = 1 + variance * more / (1 + variance * power)
+    return torch.from_numpy(np.clip(found, _FAINTEST, None))
 
 
 def _deviation(plan: Plan, best: NDArray[np.float64]) -> float:

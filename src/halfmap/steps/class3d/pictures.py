@@ -18,10 +18,10 @@ from halfmap.ops.fourier import resample
 from halfmap.ops.rotations import view_direction
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
 from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.search.checkpoint import FOLDER
 from halfmap.steps.class3d.expectation import BEST, ROTATION
 from halfmap.steps.class3d.model import THRESHOLD, Model
 from halfmap.steps.class3d.plan import Plan
-from halfmap.steps.class3d.start import FOLDER
 from halfmap.steps.class3d.tables import Result, members_of
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
+from halfmap.search.folds import dealt, half_sets
 from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
@@ -226,7 +227,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
         micrographs=micrographs,
         names=names,
         flipped=phase_flipped(particles) | step.phase_flipped,
-        folds=_folds(particles, step.seed),
+        folds=_folds(particles, micrographs, step.seed),
         mask=None if step.mask is None else ctx.resolve(step.mask),
         focus=None if step.focus_mask is None else ctx.resolve(step.focus_mask),
         device=ctx.device,
@@ -263,18 +264,12 @@ def _classes(step: Class3DStep, particles: ParticleSet) -> int:
     return classes
 
 
-def _folds(particles: ParticleSet, seed: int) -> NDArray[np.intp]:
-    """Fold (n,) of each particle, at random; half sets of the table stay apart."""
-    rng, n = np.random.default_rng(seed), len(particles)
-    folds = np.empty(n, np.intp)
-    for half, own in enumerate(_halves(particles, rng.permutation(n))):
-        folds[own] = half * (FOLDS // 2) + np.arange(len(own)) % (FOLDS // 2)
+def _folds(particles: ParticleSet, micrographs: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """Fold (n,) of each particle, micrograph by micrograph; half sets of the table stay apart."""
+    halves = half_sets(particles, micrographs, seed=seed, fewest=_FEWEST)
+    folds = np.empty(len(halves), np.intp)
+    for half in (0, 1):
+        own = halves == half
+        parts = dealt(micrographs[own], FOLDS // 2, np.random.default_rng((seed, half)))
+        folds[own] = half * (FOLDS // 2) + parts
     return folds
-
-
-def _halves(particles: ParticleSet, order: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    if "rlnRandomSubset" in particles.rows.columns:
-        given = particles.rows["rlnRandomSubset"].to_numpy()[order]
-        if np.isin(given, (1, 2)).all() and min((given == 1).sum(), (given == 2).sum()) > len(order) // 4:
-            return order[given == 1], order[given == 2]
-    return order[::2], order[1::2]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from halfmap.data import ParticleSet
+from halfmap.data.views import numbers
 from halfmap.errors import ParameterError, TableError
-from halfmap.io.atomic import atomic_path
 from halfmap.search import reference
+from halfmap.search.checkpoint import FOLDER, save_arrays
 from halfmap.search.reference import grey_scale, noise_around
 from halfmap.steps.class3d.model import _MORE, FREE, Model
 from halfmap.steps.class3d.plan import FOLDS, Plan
@@ -19,7 +20,8 @@ from halfmap.steps.class3d.plan import FOLDS, Plan
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
-FOLDER, GIVEN = "Iterations", "given_poses.npz"
+GIVEN = "given_poses.npz"
+"""File of the poses of the table."""
 
 _VIEW, _PSI, _ALL, _ORIGIN = "hmAngleViewError", "hmAnglePsiError", "hmPoseUncertainty", "hmOriginError"
 _SEEN = 0.5
@@ -80,6 +82,8 @@ def first_model(plan: Plan, references: Tensor) -> Model:
     scaled = torch.stack(
         [each * grey_scale(each, noise, whole, limit=limit, seed=seed) for each in references]
     )
+    mean = scaled.mean(0)
+    scaled = mean + (scaled - mean) * plan.compared_part().to(scaled)
     # Signal that the references do not have yet is noise to the comparison.
     everything = whole.fit()
     beyond = torch.arange(disc.radius + 1) >= limit
@@ -98,6 +102,7 @@ def first_model(plan: Plan, references: Tensor) -> Model:
         references=scaled.to(plan.device).expand(FOLDS, -1, -1, -1, -1).clone(),
         noise=torch.stack(powers).to(plan.device),
         scale=torch.ones(int(plan.micrographs.max()) + 1, device=plan.device),
+        contrast=torch.ones(len(plan.groups), device=plan.device),
         shares=torch.full((k,), 1 / k, dtype=torch.float64),
         deviation_A=plan.shift_range / 2,
         forced=torch.full((len(plan.groups),), FREE),
@@ -129,30 +134,29 @@ def keep_poses(ctx: Context, plan: Plan, particles: ParticleSet) -> None:
             hint="give particles from halfmap refine or abinitio, or leave out --no-alignment",
         )
     (ctx.folder / FOLDER).mkdir(exist_ok=True)
-    with atomic_path(ctx.folder / FOLDER / GIVEN) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            rotations=poses.rotations.double().numpy(),
-            shifts_A=poses.shifts_A.double().numpy(),
-            precision=_precision(particles, plan.pixel_size),
-        )
+    save_arrays(
+        ctx.folder / FOLDER / GIVEN,
+        rotations=poses.rotations.double().numpy(),
+        shifts_A=poses.shifts_A.double().numpy(),
+        precision=_precision(particles, plan.pixel_size),
+    )
 
 
 def _precision(particles: ParticleSet, pixel_size: float) -> np.ndarray:
     """Diagonals (n, 5) of the inverse covariances of the table's poses, or (n, 0) where it has none."""
-    rows = particles.rows
+    columns = set(particles.rows.columns)
 
     def errors(label: str, least: float) -> np.ndarray:
-        return np.maximum(rows[label].to_numpy().astype(float), least)
+        return np.maximum(numbers(particles, label), least)
 
-    if {_VIEW, _PSI} <= set(rows.columns):
+    if _ORIGIN not in columns:
+        return np.empty((len(particles), 0))
+    if {_VIEW, _PSI} <= columns:
         view, psi = errors(_VIEW, _LEAST_DEG), errors(_PSI, _LEAST_DEG)
-    elif _ALL in rows.columns:
+    elif _ALL in columns:
         view = psi = errors(_ALL, _LEAST_DEG) / 3**0.5
     else:
-        return np.empty((len(rows), 0))
-    if _ORIGIN not in rows.columns:
-        return np.empty((len(rows), 0))
+        return np.empty((len(particles), 0))
     shift = errors(_ORIGIN, _LEAST_A) / pixel_size
     deviations = np.stack([*np.radians([view, view, psi]), shift, shift], axis=1)
     return deviations**-2.0

@@ -16,6 +16,7 @@ from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.fourier import resample
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
+from halfmap.search.folds import SUBSET
 from halfmap.search.halfmaps import believed
 from halfmap.search.model_tables import noise_tables, scale_table, spectrum_table
 from halfmap.steps.class3d.expectation import BEST, ROTATION
@@ -75,7 +76,8 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, model: Model, result
         rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3))
         shifts = torch.from_numpy(best[:, [BEST.index("x"), BEST.index("y")]])
         poses = Poses(reduce_to_asymmetric_unit(rotations, plan.step.symmetry), shifts)
-        particles = particles.with_poses(poses)
+        # Half sets have met in these maps: kept, they would seem not to have.
+        particles = particles.with_rows(particles.rows.drop(SUBSET, strict=False)).with_poses(poses)
     written = particles.with_columns(
         pl.Series("rlnClassNumber", best[:, BEST.index("class")].astype(np.int64) + 1),
         *(pl.Series(label, best[:, BEST.index(name)]) for label, name in columns.items()),

@@ -43,8 +43,8 @@ _EACH = 4.0
 _FINER = 2.0
 """Finest detail that is looked at, over that of the reference at first."""
 
-_UNSEEN = 1e-6
-"""Part of the greatest change of a projection below which one cannot be seen."""
+_CONTRAST = 0.2
+"""Standard deviation of particles' contrasts about those that are known."""
 
 _FAINT = 1e-3
 """Variance along an axis, over the greatest, that there is at least."""
@@ -73,10 +73,10 @@ def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
     The covariance of the particles' volumes is applied to a few random ones, again and again, as in an
     orthogonal iteration. Images give it: one that is the slice of a volume with noise gives itself, times its
     product with the slice of the random volume; what noise gives with itself is known in the mean, and taken
-    off. Errors of poses make particles differ as well: what an image has of the ways in which its projection
-    changes with the pose is left out of account. Coordinates of the particles along the strongest axes [1]_
-    are grouped about as many centres as there are classes. So it matters little which random volumes it
-    begins with, where the particles differ in something that can be seen.
+    off. Errors of poses and of contrast make particles differ as well: they are noise along the ways in which
+    a projection changes with these. Coordinates of the particles along the
+    strongest axes [1]_ are grouped about as many centres as there are classes. So it matters little which
+    random volumes it begins with, where the particles differ in something that can be seen.
 
     References
     ----------
@@ -86,7 +86,7 @@ def part(plan: Plan, model: Model, best: NDArray[np.float64]) -> Model:
     seed, rows = plan.step.seed, _some(plan)
     ring = _detail(plan, len(rows))
     seen = _Seen.of(plan, model, best, rows, ring)
-    axes, variance = seen.strongest(min(plan.classes - 1, _AXES), seed)
+    axes, variance = seen.strongest(_axes(plan), seed)
     spread = variance.clamp_min(_FAINT * float(variance[0].clamp_min(1e-30))).sqrt()
     places = seen.places(axes, spread)
     centres, number = _grouped(places.cpu().numpy(), plan.classes, np.random.default_rng((seed, 3)))
@@ -125,8 +125,28 @@ def agreement(plan: Plan, model: Model, best: NDArray[np.float64]) -> float:
     for half in (0, 1):
         own = rows[plan.folds[rows] // (FOLDS // 2) == half]
         seen = _Seen.of(plan, model, best, own, ring)
-        axes.append(seen.strongest(min(plan.classes - 1, _AXES), plan.step.seed + half)[0].flatten(1))
+        axes.append(seen.strongest(_axes(plan), plan.step.seed + half)[0].flatten(1))
     return float(torch.linalg.svdvals(axes[0] @ axes[1].T)[0].clamp_max(1))
+
+
+def by_chance(plan: Plan) -> float:
+    """Correlation as of `agreement` that axes of random directions have, about.
+
+    Notes
+    -----
+    The greatest of m axes with m others, in D dimensions, is near ``√(m / D)``.
+    """
+    return min(1.0, math.sqrt(_axes(plan) / _numbers(plan, _detail(plan, len(_some(plan)) // 2))))
+
+
+def _axes(plan: Plan) -> int:
+    """Axes along which particles are grouped."""
+    return min(plan.classes - 1, _AXES)
+
+
+def _numbers(plan: Plan, ring: int) -> float:
+    """Numbers that make up what classes differ in, to a ring."""
+    return 4 / 3 * math.pi * ring**3 * float((plan.compared_part() > 0.5).float().mean())
 
 
 def _some(plan: Plan) -> NDArray[np.intp]:
@@ -148,8 +168,7 @@ def _grouped(
 
 def _detail(plan: Plan, n: int) -> int:
     """Largest ring at which n particles are enough to find out what they differ in."""
-    part = float((plan.compared_part() > 0.5).float().mean())
-    enough = (n / _EACH / (4 / 3 * math.pi * part)) ** (1 / 3)
+    enough = (n / _EACH / _numbers(plan, 1)) ** (1 / 3)
     return int(min(max(enough, plan.first_ring), _FINER * plan.first_ring, plan.finest))
 
 
@@ -160,9 +179,9 @@ class _Seen:
     Attributes
     ----------
     images : DiscImages
-        Moved to the centre, the map of all particles taken off, and what an error of the pose may give.
+        Moved to the centre, less the map of all particles and what errors of pose and contrast may give.
     tangents : Tensor (n, t, p), complex
-        What errors of poses give, orthonormal with the images' weights.
+        What errors of pose and contrast may give; see `unknown_ways`.
     rotations : Tensor (n, 3, 3)
     mask : Tensor (d, d, d)
         Where classes may differ.
@@ -186,16 +205,18 @@ class _Seen:
         volumes = [SplineVolume.of(in_box(each, box), radius_px=ring) for each in common]
         shifts_px = torch.from_numpy(best[:, [BEST.index("x"), BEST.index("y")]] / pixel_size)
         rotations = torch.from_numpy(best[:, ROTATION].reshape(-1, 3, 3)).to(plan.device)
+        precision = _precision(best, pixel_size)
         linear, squared, tangents, order = [], [], [], []
         for some, pictures in plan.source.images.stream(rows, _BATCH):
             images = prepared(plan, model, some, pictures, disc, pixel_size).images
             moved = images.linear * disc.shifts(shifts_px[some].to(plan.device))
-            ways = moved.new_empty(len(some), 5, len(disc.points))
+            ways = moved.new_empty(len(some), 6, len(disc.points))
             for fold, volume in enumerate(volumes):
                 own = torch.from_numpy(plan.folds[some] == fold)
-                slices, ways[own] = slice_tangents(volume, rotations[some][own], disc.points)
+                slices, tangent = slice_tangents(volume, rotations[some][own], disc.points)
                 moved[own] -= images.squared[own] * slices
-            ways = orthonormal_ways(ways, images.squared)
+                ways[own] = torch.cat([tangent, slices[:, None]], dim=1)
+            ways = unknown_ways(ways, images.squared, precision[some])
             moved = moved - images.squared * part_along(ways, moved)
             linear.append(moved)
             squared.append(images.squared)
@@ -247,7 +268,7 @@ class _Seen:
         return torch.linalg.solve(gram + torch.eye(len(axes)).to(gram), along)
 
     def slices(self, volume: SplineVolume, rows: Tensor) -> Tensor:
-        """Slices (b, p) at the poses of some images, less what errors of these poses may give."""
+        """Slices (b, p) at the poses of some images, less what errors of pose and contrast may give."""
         slices = sample_slices(volume, self.rotations[rows], self.images.disc.points)
         ways = self.tangents[rows]
         return slices - part_along(ways, slices * self.images.squared[rows])
@@ -272,17 +293,41 @@ class _Seen:
         return solved(whole, least=HalfSums.of((whole, whole)).least[0]) * self.mask
 
 
-def orthonormal_ways(ways: Tensor, weights: Tensor) -> Tensor:
-    """Combinations of ways (n, t, p) whose products, weighted (n, p) and over real numbers, are 0 and 1."""
+def _precision(best: NDArray[np.float64], pixel_size: float) -> Tensor:
+    """Inverse variances (n, 6) of turns in radians, shifts in pixels, and contrast."""
+    view, psi, shift = (best[:, BEST.index(name)] for name in ("view_error", "psi_error", "shift_error"))
+    turns, moves = np.radians([view, view, psi]), np.stack([shift, shift]) / pixel_size
+    contrast = np.full((1, len(best)), _CONTRAST)
+    return torch.from_numpy(np.concatenate([turns, moves, contrast]).T ** -2.0)
+
+
+def unknown_ways(ways: Tensor, weights: Tensor, precision: Tensor) -> Tensor:
+    """What images may have of ways in which they change, by amounts of which something is known.
+
+    Parameters
+    ----------
+    ways : Tensor (n, t, p), complex
+    weights : Tensor (n, p)
+        Of the images.
+    precision : Tensor (n, t)
+        Inverse variances of the amounts.
+
+    Returns
+    -------
+    Tensor (n, t, p), complex
+        Combinations U of the ways T for which the weights W less ``W U* U W`` are those of images with errors
+        along the ways: the inverse of ``1 / W + T* T / precision``.
+    """
     gram = ((ways * weights[:, None]) @ ways.conj().transpose(1, 2)).real.double()
-    value, vector = torch.linalg.eigh(gram)
-    known = value > _UNSEEN * value[:, -1:].clamp_min(_UNSEEN)
-    scale = torch.where(known, value.clamp_min(_UNSEEN**2).rsqrt(), 0)
-    return (vector * scale[:, None]).transpose(1, 2).to(ways) @ ways
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(precision.to(gram)))
+    return (
+        torch.linalg.solve_triangular(factor, torch.eye(factor.shape[1]).to(factor), upper=False).to(ways)
+        @ ways
+    )
 
 
 def part_along(ways: Tensor, weighted: Tensor) -> Tensor:
-    """Sum (n, p) of orthonormal ways (n, t, p), each times its product with weighted images (n, p)."""
+    """Sum (n, p) of ways (n, t, p), each times its product with weighted images (n, p)."""
     product = (ways.conj() @ weighted[..., None]).real.to(ways)
     return (product.transpose(1, 2) @ ways)[:, 0]
 
