@@ -9,7 +9,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fsc import fsc
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.slices import extract_slices, finish_reconstruction, prepare_volume
-from halfmap.search.backprojector import Backprojection, _factorised, _turned, _turned_plane
+from halfmap.search.backprojector import Backprojection, _factorised, _turned, _turned_plane, few_turns
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.regularise.fsc import FSCRegulariser, halves_correlation, shell_sums
 
@@ -60,7 +60,19 @@ def test_group_is_factorised(group: str):
     assert torch.equal((gaps < 1e-6).sum(0), torch.ones(len(products), dtype=torch.long))
 
 
-@pytest.mark.parametrize("group", ["C3", "C4", "D3", "O"])
+@pytest.mark.parametrize(("group", "turns"), [("C4", 4), ("D2", 4), ("D4", 6), ("O", 9), ("C7", 1)])
+def test_turns_in_turn_make_the_group(group: str, turns: int):
+    on_grid = _factorised(group)[1]
+    sets = few_turns(on_grid)
+    assert sum(map(len, sets)) == turns
+    products = torch.eye(3, dtype=on_grid.dtype)[None]
+    for each in sets:
+        products = (products[:, None] @ each).flatten(0, 1)
+    gaps = (products[:, None] - on_grid).abs().amax((2, 3))
+    assert torch.equal((gaps < 1e-6).sum(0), torch.ones(len(on_grid), dtype=torch.long))
+
+
+@pytest.mark.parametrize("group", ["C3", "C4", "D3", "T", "O"])
 def test_symmetry_is_adding_all_equivalents(group: str):
     images, rotations, shifts = _few(3)
     found = _sums(images, rotations, shifts, group=group, dtype=torch.float64)

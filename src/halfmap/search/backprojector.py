@@ -19,6 +19,11 @@ from halfmap.search import _symmetry_kernels as kernels
 from halfmap.search.disc import DiscImages
 from halfmap.search.projector import parts
 
+Turn = tuple[int, ...]
+"""Nine numbers of an operator, row by row."""
+
+_NONE: Turn = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+
 _SAMPLES = 1 << 22
 """Samples of slices that are made at a time."""
 
@@ -127,10 +132,10 @@ class Backprojection:
 
     def symmetrised(self) -> Backprojection:
         """The sums with every image at all its equivalent poses; their plane x = 0 is that of one half."""
-        _, operators = _factorised(self.group)
-        return Backprojection(
-            SliceAccumulator(_turned(self.sums, operators), self.sums.box, self.sums.padded_box), "C1"
-        )
+        sums = self.sums
+        for turns in few_turns(_factorised(self.group)[1]):
+            sums = SliceAccumulator(_turned(sums, turns), sums.box, sums.padded_box)
+        return Backprojection(sums, "C1")
 
     def solve(self, prior: Tensor) -> Tensor:
         """The map whose posterior is greatest.
@@ -159,6 +164,45 @@ def _factorised(group: str) -> tuple[Tensor, Tensor]:
         if not any(bool(((on_grid - q).abs().amax((1, 2)) < 1e-6).any()) for q in quotients):
             turns.append(operator)
     return torch.stack(turns), on_grid
+
+
+def few_turns(operators: Tensor) -> list[Tensor]:
+    """Sets of operators whose products, one of each set after the other, are a group's, each once.
+
+    Parameters
+    ----------
+    operators : Tensor (g, 3, 3)
+        Of a group, of whole numbers.
+
+    Returns
+    -------
+    list of Tensor (k, 3, 3)
+        A sum over the group is one over the last set of one over that before: 9 turns for the 24 of an
+        octahedron. Powers of an operator are added to a subgroup where this gives the next larger one.
+    """
+    every: list[Turn] = [tuple(each) for each in operators.round().long().flatten(1).tolist()]
+    group, found = {_NONE}, list[list[Turn]]()
+    while len(group) < len(every):
+        larger = [_with_powers(group, turn) for turn in every if turn not in group]
+        group, powers = min((one for one in larger if _is_group(one[0])), key=lambda one: len(one[1]))
+        found.append(powers)
+    return [torch.tensor(each).reshape(-1, 3, 3).to(operators) for each in found or [every]]
+
+
+def _product(a: Turn, b: Turn) -> Turn:
+    return tuple(sum(a[3 * i + k] * b[3 * k + j] for k in range(3)) for i in range(3) for j in range(3))
+
+
+def _with_powers(group: set[Turn], turn: Turn) -> tuple[set[Turn], list[Turn]]:
+    """A group's elements times the powers of a turn, up to the first that it holds, and these powers."""
+    powers = [_NONE, turn]
+    while (following := _product(powers[-1], turn)) not in group:
+        powers.append(following)
+    return {_product(each, power) for each in group for power in powers}, powers
+
+
+def _is_group(turns: set[Turn]) -> bool:
+    return all(_product(a, b) in turns for a in turns for b in turns)
 
 
 def _turned(sums: SliceAccumulator, operators: Tensor) -> Tensor:
