@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from halfmap.data import ParticleSet
+from halfmap.data.views import OF_POSES
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
@@ -66,13 +67,13 @@ def write(ctx: Context, plan: Plan, particles: ParticleSet, model: Model, best: 
     averages = resample(model.averages.cpu(), new_shape=full).numpy().astype(np.float32)
     write_mrc(ctx.folder / AVERAGES, averages, pixel_size=plan.full_pixel_size, stack=True)
     _write_model(ctx, plan, model, best)
-    rows = particles.rows.with_columns(
+    # What an earlier refinement said of its poses does not hold for these.
+    rows = particles.rows.drop(*OF_POSES, "rlnOriginX", "rlnOriginY", strict=False).with_columns(
         pl.Series("rlnClassNumber", best[:, 1].astype(np.int64) + 1),
         pl.lit(0.0).alias("rlnAngleRot"),
         pl.lit(0.0).alias("rlnAngleTilt"),
         *(pl.Series(name, best[:, i]) for name, i in _COLUMNS.items()),
     )
-    rows = rows.drop("rlnOriginX", "rlnOriginY", strict=False)
     write_particles(ctx.folder / "particles.star", ParticleSet(particles.optics, rows))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
+from halfmap.search.checkpoint import FOLDER, load_arrays, model_file, poses_file, save_arrays
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.stages import coarse_grid
 from halfmap.search.stored_sums import StoredSums
@@ -25,7 +26,6 @@ from halfmap.steps.refine.plan import PARTS, Plan
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
-FOLDER = "Iterations"
 _WAYS = {"everywhere": "all directions", "near": "near the poses before", "last": "all frequencies put back"}
 
 
@@ -36,11 +36,11 @@ def begin(ctx: Context, plan: Plan, model: Model, reference: Tensor) -> Model:
     if plan.given is not None:
         best = np.zeros((len(plan.halves), len(BEST)))
         best[:, BEST.index("pose_error")] = plan.given.error_deg
-        _save(_poses_file(folder, 0), best=best, **plan.given.starts())
+        save_arrays(poses_file(folder, 0), best=best, **plan.given.starts())
     for half in (0, 1):
         for number in range(PARTS):
             _keep(folder, 0, half, number, reference)
-    model.save(_model_file(folder, 0))
+    model.save(model_file(folder, 0))
     return model
 
 
@@ -72,8 +72,8 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     work = functools.partial(
         expect,
         plan=plan,
-        model_file=_model_file(folder, model.iteration),
-        poses_file=_poses_file(folder, model.iteration) if model.iteration or plan.given else None,
+        model_file=model_file(folder, model.iteration),
+        poses_file=poses_file(folder, model.iteration) if model.iteration or plan.given else None,
         folder=folder,
     )
     done = ctx.map(work, parts, key=_name, unit="part")
@@ -87,50 +87,36 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     keep = functools.partial(_keep, folder, model.iteration + 1)
     new, maps = maximise(plan, model, (sums[:PARTS], sums[PARTS:]), noise, best, keep)
     _say(folder, plan, model, new, best)
-    _save(_poses_file(folder, new.iteration), best=best, **poses)
+    save_arrays(poses_file(folder, new.iteration), best=best, **poses)
     if maps is not None:
-        _save(folder / "maps.npz", **{name: volume.cpu().numpy() for name, volume in vars(maps).items()})
-    new.save(_model_file(folder, new.iteration))
+        save_arrays(
+            folder / "maps.npz", **{name: volume.cpu().numpy() for name, volume in vars(maps).items()}
+        )
+    new.save(model_file(folder, new.iteration))
     _tidy(folder, new.iteration)
     return new
 
 
 def resume(ctx: Context) -> Model | None:
     """Give the model of the last iteration that was finished, if there is one."""
-    found = sorted((ctx.folder / FOLDER).glob("it*_model.npz"))
-    return Model.load(found[-1], ctx.device) if found else None
+    return Model.last(ctx.folder / FOLDER, ctx.device)
 
 
 def last_result(ctx: Context, model: Model) -> tuple[Maps, dict[str, NDArray]]:
     """Half maps and poses that the last iteration found."""
     folder = ctx.folder / FOLDER
-    with np.load(folder / "maps.npz") as file:
-        maps = Maps(**{name: torch.from_numpy(file[name]) for name in file.files})
-    with np.load(_poses_file(folder, model.iteration)) as file:
-        return maps, {name: file[name] for name in file.files}
+    maps = {name: torch.from_numpy(array) for name, array in load_arrays(folder / "maps.npz").items()}
+    return Maps(**maps), load_arrays(poses_file(folder, model.iteration))
 
 
 def _name(part: Part) -> str:
     return part.name
 
 
-def _model_file(folder: Path, number: int) -> Path:
-    return folder / f"it{number:03d}_model.npz"
-
-
-def _poses_file(folder: Path, number: int) -> Path:
-    return folder / f"it{number:03d}_poses.npz"
-
-
 def _keep(folder: Path, iteration: int, half: int, number: int, volume: Tensor) -> None:
     """Write the map that a part of a half set is compared with next."""
     with atomic_path(reference_file(folder, iteration, half, number), durable=False) as temporary:
         np.save(temporary, volume.cpu().numpy())
-
-
-def _save(path: Path, **arrays: NDArray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _collected(
@@ -141,8 +127,7 @@ def _collected(
     best, maxima = [], []
     for one in done:
         half = one["half"]
-        with np.load(folder / f"{one['part']}.npz") as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = load_arrays(folder / f"{one['part']}.npz")
         noise[half] = noise[half] + arrays.pop("noise")
         best.append(arrays.pop("best"))
         maxima.append(arrays)

@@ -16,8 +16,8 @@ from halfmap.ops.fourier import resample
 from halfmap.ops.rotations import view_direction
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
 from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.search.checkpoint import FOLDER
 from halfmap.steps.refine.expectation import ROTATION
-from halfmap.steps.refine.iterate import FOLDER
 from halfmap.steps.refine.model import THRESHOLD, Maps, Model
 from halfmap.steps.refine.plan import Plan
 
