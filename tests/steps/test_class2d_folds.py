@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.steps.test_class2d import DIAMETER, PIXEL, N, parts, truth
+from figure_simulation import DIAMETER, PIXEL, N
+from tests.steps.test_class2d import parts, truth
 
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.tables import read_particles
