@@ -27,7 +27,7 @@ from halfmap.ops.rotations import random_rotations
 from halfmap.ops.symmetry import operators, symmetric_distance
 from halfmap.project import Project
 from halfmap.search.volume_alignment import Alignment, align_volume, centre_of_mass
-from halfmap.steps.abinitio import consensus, rounds, run
+from halfmap.steps.abinitio import consensus, rounds, run, tables
 from halfmap.steps.abinitio.step import AbInitioStep
 
 BOX, PIXEL, DIAMETER, N = 32, 5.0, 110.0, 300
@@ -311,11 +311,19 @@ def test_stopped_and_resumed_by_two_workers(truth, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         start(folder, **how)
     monkeypatch.setattr(rounds, "advance", real)
-    options = RunOptions(workers=2, device="cpu")
-    other = Project.at(folder).resume(f"{AbInitioStep.folder}/job001", options).folder
+    options, number = RunOptions(workers=2, device="cpu"), f"{AbInitioStep.folder}/job001"
+    with monkeypatch.context() as placed, pytest.raises(KeyboardInterrupt):
+        placed.setattr(tables, "write", _stop)
+        Project.at(folder).resume(number, options)
+    other = Project.at(folder).resume(number, options).folder
+    assert not list((other / rounds.FOLDER).glob("part*"))
     one, two = (volume_of(each / "class001.mrc") for each in (whole, other))
     assert float((one - two).abs().max()) < 1e-4 * float(one.abs().max())
     assert (whole / "particles.star").read_text() == (other / "particles.star").read_text()
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfmap.ops import symmetry
-from halfmap.ops.fourier import ifft1, irfft2, irfft3, rfft3
+from halfmap.ops.fourier import ifft1, irfft2, rfft3
 from halfmap.ops.rotations import from_rotation_vector
 
 _Vector = tuple[Tensor, Tensor, Tensor]
@@ -114,27 +114,6 @@ def _filtered(volume: Tensor, curve: Tensor) -> Tensor:
 def _planes(spectrum: Tensor) -> Tensor:
     """Spectra (d, d, d // 2 + 1) of the planes along z of a volume."""
     return ifft1(spectrum.movedim(0, -1)).movedim(-1, 0)
-
-
-def changes(spectrum: Tensor, box: int) -> Iterator[Tensor]:
-    """First-order changes (box, box, box) of a volume V to V(x + w × x + t), by w and t along x, y and z.
-
-    Parameters
-    ----------
-    spectrum : Tensor (box, box, box // 2 + 1), complex
-        The volume's.
-    box : int
-
-    Yields
-    ------
-    Tensor (box, box, box)
-        Six of them, by radians before pixels.
-    """
-    k, shape = torch.fft.fftfreq(box, device=spectrum.device), (box, box, box)
-    waves = torch.fft.rfftfreq(box, device=spectrum.device), k[:, None], k[:, None, None]
-    gx, gy, gz = (irfft3(spectrum * (2j * math.pi * wave), shape=shape) for wave in waves)
-    place = torch.arange(box, device=spectrum.device, dtype=gx.dtype) - box // 2
-    yield from _changed((gx, gy, gz), (place, place[:, None], place[:, None, None]))
 
 
 def _changed(slope: _Vector, place: _Vector) -> Iterator[Tensor]:

@@ -7,21 +7,19 @@ they are.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from halfmap.ops.fourier import rfft3
-from halfmap.ops.grids import ring_index
-from halfmap.search.frames import changes
+from halfmap.ops.grids import friedel_weight
 
 _DECIMALS = 6
 """Of what is stored: matrix products round differently from run to run, which nobody shall see."""
 
 _LEAST = 0.25
 """Part of what is shown that is signal at least: below it, noise decides which."""
-
-_COLUMNS = 1 << 18
-"""Coefficients that are worked on at a time."""
 
 _SEEN = [0, 1, 2, 3, 4]
 """Turns about x, y and z and moves along x and y: an image does not show the one along z."""
@@ -61,21 +59,14 @@ def pose_information(
     with the particle, a map has dP · dM = dM · dM for moves, shell by shell. Noise that lies farther out than
     the particle has a larger part in turns. Products of one half map with the other hold none of it.
     """
-    d = len(first)
-    shells = ring_index((d, d, d)).flatten()
     n = min(len(correlation), len(noise))
-    known = torch.zeros(max(d, n), dtype=torch.float64)
-    known[:n] = correlation[:n].double().cpu().clamp(0, 1)
-    inside = (shells > 0) & (known[shells] > 0)
-    shells = shells[inside]
-    f = known[shells]
-    # Rings grow with the radius, shells with its square. What is not on the plane x = 0 stands for two.
-    twice = (torch.arange(d // 2 + 1) > 0).double().add(1).expand(d, d, -1).flatten()[inside]
-    weight = twice * f.square() / (noise.double().cpu()[shells] * shells)
+    f = correlation[1:n].double().cpu().clamp(0, 1)
     of_reference = f / (f + (1 - f) / share)
-    weights = torch.stack([weight, weight / of_reference]).float().to(first.device)
-    inside = inside.to(first.device)
-    total, apart = (_products(volume, inside, weights) for volume in (first + second, first - second))
+    # Rings grow with the radius, shells with its square.
+    weight = f.square() / (noise[1:n].double().cpu() * torch.arange(1, n))
+    weights = torch.zeros(2, n + 1, dtype=torch.float64)
+    weights[:, 1:n] = torch.stack([weight, torch.where(f > 0, weight / of_reference, 0)])
+    total, apart = (_products(volume, weights) for volume in (first + second, first - second))
     both = (total - apart) / 4
     shown, held = both[0] + apart[0] / (2 * share), both[1]
     scale = shown.diagonal().reshape(2, 3).mean(1).clamp_min(torch.finfo(torch.float64).tiny).rsqrt()
@@ -83,15 +74,31 @@ def pose_information(
     return (torch.stack([shown, held]) * scale[:, None] * scale).round(decimals=_DECIMALS)
 
 
-def _products(volume: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
-    """Weighted products (n, 6, 6) of a volume's changes, by weights (n, p) of the coefficients inside."""
-    parts = torch.stack([rfft3(change).flatten()[inside] for change in changes(rfft3(volume), len(volume))])
-    products = weights.new_zeros(len(weights), 6, 6, dtype=torch.float64)
-    for part, weight in zip(parts.split(_COLUMNS, dim=1), weights.split(_COLUMNS, dim=1), strict=True):
-        columns = torch.view_as_real(part).double()
-        weighted = columns * weight[:, None, :, None]
-        products += weighted.flatten(2) @ columns.flatten(1).T
-    return products.cpu()
+def _products(volume: Tensor, weights: Tensor) -> Tensor:
+    """Products (k, 6, 6) of a volume's changes by weights (k, shells), the last for all shells beyond.
+
+    What a turn changes, y dV/dz - z dV/dy, is d(yV)/dz - d(zV)/dy: four spectra hold all six changes, which
+    are worked out plane by plane.
+    """
+    d, device = len(volume), volume.device
+    place = torch.arange(d, device=device, dtype=volume.dtype) - d // 2
+    of = [rfft3(volume * each) for each in (place, place[:, None], place[:, None, None])]
+    plain = rfft3(volume)
+    fx, along = torch.fft.rfftfreq(d, dtype=torch.float64), torch.fft.fftfreq(d, dtype=torch.float64)
+    fy, pairs = along[:, None], friedel_weight((d, d, d))
+    products = torch.zeros(len(weights), 6, 6, dtype=torch.float64, device=device)
+    for plane, fz in enumerate(along):
+        shells = ((fx.square() + fy.square() + fz.square()).sqrt() * d).round().long()
+        counts = weights[:, shells.clamp_max(weights.shape[1] - 1)] * pairs
+        inside = counts[0] > 0
+        counts, inside = counts[:, inside].to(device), inside.to(device)
+        kx, ky, kz = (f.expand(shells.shape).to(device)[inside] for f in (fx, fy, fz))
+        x, y, z, v = (spectrum[plane][inside].to(torch.complex128) for spectrum in (*of, plain))
+        # By 2 pi i each, which is left to the end.
+        changes = [y * kz - z * ky, z * kx - x * kz, x * ky - y * kx, v * kx, v * ky, v * kz]
+        columns = torch.view_as_real(torch.stack(changes))
+        products += (columns * counts[:, None, :, None]).flatten(2) @ columns.flatten(1).T
+    return (2 * math.pi) ** 2 * products.cpu()
 
 
 def without_noise(precision: Tensor, rotations: Tensor, information: Tensor) -> Tensor:

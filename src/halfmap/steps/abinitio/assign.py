@@ -17,6 +17,7 @@ from halfmap.io.atomic import atomic_path
 from halfmap.log import log
 from halfmap.ops import symmetry
 from halfmap.search.backprojector import Backprojection
+from halfmap.search.checkpoint import load_arrays, save_arrays
 from halfmap.search.halfmaps import load_sums, save_sums
 from halfmap.steps.abinitio.consensus import Agreement
 from halfmap.steps.abinitio.expectation import BATCH, Comparison, Posterior
@@ -82,6 +83,17 @@ def assign(ctx: Context, plan: Plan, agreed: Agreement) -> Result:
         If a part of the particles failed.
     """
     folder = ctx.folder / FOLDER
+    file = folder / _RESULT
+    if not file.exists():
+        placed = _place_all(ctx, plan, agreed, folder)
+        save_arrays(file, maps=placed.maps.numpy(), best=placed.best)
+    for part in (*folder.glob("part*.npy"), folder / _REFERENCES):
+        part.unlink(missing_ok=True)
+    kept = load_arrays(file)
+    return Result(torch.from_numpy(kept["maps"]), kept["best"])
+
+
+def _place_all(ctx: Context, plan: Plan, agreed: Agreement, folder: Path) -> Result:
     with atomic_path(folder / _REFERENCES) as temporary, temporary.open("wb") as file:
         np.save(file, agreed.maps.numpy())
     parts = [Part(f"part{i + 1:02d}", rows) for i, rows in enumerate(plan.parts())]
