@@ -5,9 +5,11 @@ Pictures are laid out in pixels: matplotlib's own layout would take longer than 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import IdentityTransform
@@ -53,3 +55,34 @@ def add_head(figure: Figure, x: float, title: str, detail: str) -> None:
     """Write two lines above a panel that ends at `TOP`."""
     add_text(figure, x, TOP + 26, title, size=11)
     add_text(figure, x, TOP + 7, detail, size=9, color=QUIET)
+
+
+def dress(axes: Axes, label: str) -> None:
+    """Label the axis along x, and leave out the lines that close the panel."""
+    axes.set_xlabel(label, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_correlations(axes: Axes, curves: Sequence[Any], *, side: float) -> None:
+    """Draw what half maps correlate by against frequency, with resolutions in Å at the ticks.
+
+    Parameters
+    ----------
+    axes : Axes
+    curves : sequence of 4 arrays or tensors (shells,)
+        Without a mask, masked, masked with random phases, and corrected.
+    side : float
+        Of the box, Å.
+    """
+    labels = ("without a mask", "masked", "masked, random phases", "corrected")
+    styles = ((1.1, "-", "C0"), (1.1, "-", "C1"), (1.1, ":", "C1"), (2.0, "-", INK))
+    frequency = np.arange(len(curves[0])) / side
+    for curve, label, (width, line, colour) in zip(curves, labels, styles, strict=True):
+        axes.plot(frequency, np.asarray(curve), label=label, lw=width, ls=line, color=colour)
+    axes.set_xlim(0, frequency[-1])
+    axes.set_ylim(-0.1, 1.04)
+    ticks = [d for d in (50, 20, 10, 7, 5, 4, 3.5, 3, 2.5, 2, 1.7, 1.5, 1.2, 1) if 1 / d <= frequency[-1]]
+    axes.set_xticks([1 / d for d in ticks], [f"{d:g}" for d in ticks])
+    dress(axes, "resolution, Å")
+    axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))

@@ -320,6 +320,16 @@ rlnFourierShellCorrelationMaskedMaps float none FSC of the masked half maps
 rlnFourierShellCorrelationUnmaskedMaps float none FSC of the half maps without a mask
 rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps float none FSC after phase randomisation, masked
 rlnFinalResolution float Å resolution at FSC = 0.143
+hmResolutionFine float Å fine end of the interval that the resolution at FSC = 0.143 truly is in
+hmResolutionCoarse float Å coarse end of this interval
+hmResolutionHalf float Å resolution at FSC = 0.5
+hmResolutionHalfFine float Å fine end of the interval that the resolution at FSC = 0.5 truly is in
+hmResolutionHalfCoarse float Å coarse end of this interval
+hmConfidence float % probability of the intervals
+hmIndependentShare float none Fourier coefficients that are independent within the mask, over all
+hmBfactorError float Å² standard deviation of the fitted B-factor
+rlnLowPassUsed float Å resolution to which the map is filtered
+rlnFourierShellCorrelationParticleMaskFraction float none unmasked FSC, corrected for the mask's volume
 rlnRandomiseFrom float Å resolution beyond which phases are randomised
 rlnBfactorUsedForSharpening float Å² B-factor applied to the map, negative = sharpened
 rlnFittedSlopeGuinierPlot float Å² slope of the line fitted to the Guinier plot

@@ -35,7 +35,12 @@ class Out:
     optional: bool = False
 
 
-_FOLDERS = {"abinitio": "InitialModel", "class2d": "Class2D", "class3d": "Class3D"}
+_FOLDERS = {
+    "abinitio": "InitialModel",
+    "class2d": "Class2D",
+    "class3d": "Class3D",
+    "postprocess": "PostProcess",
+}
 """Where RELION's spelling is another."""
 
 

@@ -176,6 +176,7 @@ def corrected_fsc(
     *,
     mask: Tensor,
     randomise_below: float = 0.8,
+    draws: int = 1,
     generator: torch.Generator | None = None,
 ) -> CorrectedFSC:
     """FSC of masked half maps, corrected for the correlation that the mask itself brings.
@@ -192,6 +193,8 @@ def corrected_fsc(
         Soft mask from 0 to 1.
     randomise_below : float
         Value of the unmasked FSC below which phases are randomised.
+    draws : int
+        Times that phases are drawn; what the mask correlates is the mean.
     generator : torch.Generator, optional
         Source of the random phases.
 
@@ -222,10 +225,12 @@ def corrected_fsc(
     if not len(fallen):
         return CorrectedFSC(unmasked, masked, masked, masked, len(unmasked))
     start = int(fallen[0]) + 1
-    random1, random2 = (
-        phase_randomise(half, from_shell=start, generator=generator) for half in (half1, half2)
-    )
-    randomised = fsc(random1 * mask, random2 * mask)
+    randomised = torch.zeros_like(masked)
+    for _ in range(draws):
+        random1, random2 = (
+            phase_randomise(half, from_shell=start, generator=generator) for half in (half1, half2)
+        )
+        randomised += fsc(random1 * mask, random2 * mask) / draws
     # The next two shells still hold signal that the mask smears out of those before them.
     corrected = masked.clone()
     corrected[start + 2 :] = ((masked - randomised) / (1 - randomised))[start + 2 :]

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from halfmap.ops import symmetry
 from halfmap.ops.fourier import resample
 from halfmap.ops.rotations import view_direction
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
-from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, save
+from halfmap.pictures import (
+    INK,
+    MARGIN,
+    QUIET,
+    add_panel,
+    add_text,
+    draw_correlations,
+    dress,
+    new_figure,
+    save,
+)
 from halfmap.search.checkpoint import FOLDER
 from halfmap.steps.refine.expectation import ROTATION
 from halfmap.steps.refine.model import THRESHOLD, Maps, Model
@@ -64,19 +73,9 @@ def draw_fsc(path: Path, plan: Plan, model: Model) -> None:
         figure, MARGIN, 420 - 50, f"at a correlation of {THRESHOLD}, within {mask}", size=10, color=QUIET
     )
     axes = add_panel(figure, 62, 62, 640 - 62 - MARGIN, 275)
-    frequency = np.arange(model.curves.shape[1]) / plan.side
-    labels = ("without a mask", "masked", "masked, random phases", "corrected")
-    styles = ((1.1, "-", "C0"), (1.1, "-", "C1"), (1.1, ":", "C1"), (2.0, "-", INK))
-    for curve, label, (width, line, colour) in zip(model.curves.numpy(), labels, styles, strict=True):
-        axes.plot(frequency, curve, label=label, lw=width, ls=line, color=colour)
+    draw_correlations(axes, model.curves.numpy(), side=plan.side)
     axes.axhline(THRESHOLD, color=QUIET, lw=0.8, ls="--")
     axes.axvline(1 / resolution, color=QUIET, lw=0.8, ls="--")
-    axes.set_xlim(0, frequency[-1])
-    axes.set_ylim(-0.1, 1.04)
-    ticks = [d for d in (50, 20, 10, 7, 5, 4, 3.5, 3, 2.5, 2, 1.7, 1.5, 1.2, 1) if 1 / d <= frequency[-1]]
-    axes.set_xticks([1 / d for d in ticks], [f"{d:g}" for d in ticks])
-    _dress(axes, "resolution, Å")
-    axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     save(figure, path)
 
 
@@ -141,7 +140,7 @@ def draw_directions(path: Path, plan: Plan, best: NDArray[np.float64]) -> None:
     tilts = np.array([0, 30, 60, 90, 120, 150, 180])
     axes.set_yticks(np.cos(np.radians(tilts)), [f"{tilt}" for tilt in tilts])
     axes.set_xticks(np.arange(-180, 181, 60))
-    _dress(axes, "rot, °")
+    dress(axes, "rot, °")
     axes.set_ylabel("tilt, °", fontsize=9, color=INK)
     bar = figure.colorbar(mesh, cax=add_panel(figure, 636, 56, 14, 280))
     bar.ax.tick_params(labelsize=8)
@@ -179,12 +178,6 @@ def draw_progress(path: Path, folder: Path) -> None:
             axes.yaxis.set_minor_formatter("{x:g}" if shown.max() < _DECADE * shown.min() else "")
             axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.legend(fontsize=8, frameon=False)
-        _dress(axes, "iteration")
+        dress(axes, "iteration")
         add_text(figure, 60 + i * 330, 48 + 228, title, size=10)
     save(figure, path)
-
-
-def _dress(axes: Axes, label: str) -> None:
-    axes.set_xlabel(label, fontsize=9, color=INK)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -216,19 +216,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
             f"pixels of {whole.pixel_size:.3g} Å hold no detail of {initial_lowpass:.3g} Å",
             hint=f"give an --initial-lowpass of more than {2 * whole.pixel_size:.3g} Å",
         )
-    if initial_lowpass < _FINE_A:
-        log.warning(
-            "detail of the reference of %.3g Å is in both half maps from the start: what they agree in is "
-            "theirs only where it is finer",
-            initial_lowpass,
-        )
-    if given is not None and SUBSET not in particles.rows.columns:
-        log.warning(
-            "the table has no half sets (_%s): those drawn now have met in the map that the poses were found "
-            "with. What half maps agree in is theirs only where it is finer than %.3g Å (--initial-lowpass), "
-            "and only if these poses were found with no finer detail",
-            *(SUBSET, initial_lowpass),
-        )
+    _warn_of_what_is_shared(particles, given, initial_lowpass)
     names, micrographs = numbered(particles, MICROGRAPH)
     padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options.workers)
     each = map_bytes(whole.box, padding)
@@ -259,6 +247,23 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         *(diameter, shift_range, initial_lowpass),
     )
     return plan.source.images, plan
+
+
+def _warn_of_what_is_shared(particles: ParticleSet, given: GivenPoses | None, initial_lowpass: float) -> None:
+    """Say what half maps will agree in because both began with it."""
+    if initial_lowpass < _FINE_A:
+        log.warning(
+            "detail of the reference of %.3g Å is in both half maps from the start: what they agree in is "
+            "theirs only where it is finer",
+            initial_lowpass,
+        )
+    if given is not None and SUBSET not in particles.rows.columns:
+        log.warning(
+            "the table has no half sets (_%s): those drawn now have met in the map that the poses were found "
+            "with. What half maps agree in is theirs only where it is finer than %.3g Å (--initial-lowpass), "
+            "and only if these poses were found with no finer detail",
+            *(SUBSET, initial_lowpass),
+        )
 
 
 def first_detail(step: RefineStep, diameter: float) -> float:

@@ -1,0 +1,116 @@
+"""How far two half maps agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from halfmap.errors import ParameterError
+from halfmap.io.half_maps import HalfMaps, read_half_maps, read_map_mask
+from halfmap.log import log
+from halfmap.ops.envelope import find_region
+from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
+from halfmap.ops.fsc_interval import Interval, noise_scatter, resolution_interval
+from halfmap.ops.masks import soft_edge
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+    from halfmap.steps.postprocess.step import PostprocessStep
+
+THRESHOLD, HALF = 0.143, 0.5
+
+_EXTEND_PX, _EDGE_PX = 3.0, 6.0
+"""What a mask that is made leaves around the particle's surface, and its soft edge."""
+
+_TIGHT = 0.1
+"""Correlation by the mask at the resolution from which on it is too tight."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Correlation of half maps.
+
+    Attributes
+    ----------
+    fsc : CorrectedFSC
+    resolution, resolution_half : float
+        Å, where the corrected curve falls below 0.143 and 0.5.
+    interval, interval_half : Interval
+        In which these truly are.
+    share : float
+        Coefficients that are independent in the mask, over all.
+    """
+
+    fsc: CorrectedFSC
+    resolution: float
+    resolution_half: float
+    interval: Interval
+    interval_half: Interval
+    share: float
+
+
+def read(step: PostprocessStep, ctx: Context) -> tuple[HalfMaps, Tensor]:
+    """Read the half maps, and the mask, or make one of their mean.
+
+    Raises
+    ------
+    FileFormatError, ShapeError, ParameterError
+        If half maps or mask cannot be used.
+    """
+    second = None if step.half2 is None else ctx.resolve(step.half2)
+    halves = read_half_maps(ctx.resolve(step.half1), second, pixel_size=step.pixel_size)
+    if step.mask is not None:
+        return halves, read_map_mask(ctx.resolve(step.mask), halves)
+    try:
+        found = find_region(halves.mean, pixel_size=halves.pixel_size)
+    except ParameterError as error:
+        hint = "give a --mask: halfmap mask"
+        raise ParameterError(error.message, path=halves.paths[0], hint=hint) from None
+    extend, width = (px * halves.pixel_size for px in (_EXTEND_PX, _EDGE_PX))
+    return halves, soft_edge(found.region, extend=extend, width=width, pixel_size=halves.pixel_size)
+
+
+def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
+    """Correlate the half maps, and say to what detail they agree and how sure that is."""
+    generator = torch.Generator().manual_seed(step.seed)
+    fsc = corrected_fsc(
+        halves.first,
+        halves.second,
+        mask=mask,
+        randomise_below=step.randomise_below,
+        draws=step.draws,
+        generator=generator,
+    )
+    scatter = noise_scatter(mask, generator=generator)
+    found, intervals = [], []
+    for threshold in (THRESHOLD, HALF):
+        where = {"pixel_size": halves.pixel_size, "box": halves.box, "threshold": threshold}
+        found.append(resolution(fsc.corrected, **where))
+        intervals.append(
+            resolution_interval(fsc.corrected, scatter, **where, level=step.confidence / 100, seed=step.seed)
+        )
+    curves = Curves(fsc, *found, *intervals, scatter.share)
+    _tell(step, halves, curves)
+    return curves
+
+
+def _tell(step: PostprocessStep, halves: HalfMaps, curves: Curves) -> None:
+    log.info(
+        "half maps agree to %.2f Å (%.2f to %.2f at %g %%) at a correlation of %g, "
+        "to %.2f Å (%.2f to %.2f) at %g",
+        *(curves.resolution, *curves.interval, step.confidence, THRESHOLD),
+        *(curves.resolution_half, *curves.interval_half, HALF),
+    )
+    last = 2 * halves.pixel_size * (halves.box / 2) / (halves.box // 2)
+    if curves.resolution <= last:
+        log.warning("the half maps agree to the last shell, %.2f Å: smaller pixels would show more", last)
+    shell = min(len(curves.fsc.masked) - 1, round(halves.box * halves.pixel_size / curves.resolution))
+    mask = float(curves.fsc.randomised[shell])
+    if curves.fsc.from_shell < shell and mask > _TIGHT:
+        log.warning(
+            "the mask alone correlates by %.2f at the resolution: it is tight or sharp; give a wider one",
+            mask,
+        )
