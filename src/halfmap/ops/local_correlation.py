@@ -179,14 +179,14 @@ def _weight(m: int, low: float, middle: float, high: float) -> Tensor:
     return (0.5 - 0.5 * (math.pi * up).cos_()) * (0.5 - 0.5 * (math.pi * down).cos_())
 
 
-def _independent(weight: Tensor, shape: tuple[int, int, int]) -> float:
+def _independent(weight: Tensor, shape: tuple[int, ...]) -> float:
     """Coefficients of the full spectrum that a band has, as far as they count alike."""
     pairs = friedel_weight(shape)
     squared = weight.double().square()
     return float((squared * pairs).sum() ** 2 / (squared.square() * pairs).sum())
 
 
-def _deviation(weight: Tensor, window: Tensor, shape: tuple[int, int, int]) -> float:
+def _deviation(weight: Tensor, window: Tensor, shape: tuple[int, ...]) -> float:
     """Standard deviation of the correlation of noise, from how far numbers within a window are alike."""
     alike = irfft3((weight.square()).to(torch.complex64), shape=shape)
     alike /= alike.flatten()[0].clone()

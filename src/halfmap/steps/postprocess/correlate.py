@@ -13,7 +13,7 @@ from halfmap.io.half_maps import HalfMaps, read_half_maps, read_map_mask
 from halfmap.log import log
 from halfmap.ops.envelope import find_region
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
-from halfmap.ops.fsc_interval import Interval, noise_scatter, resolution_interval
+from halfmap.ops.fsc_interval import Interval, Scatter, noise_scatter, resolution_interval
 from halfmap.ops.masks import soft_edge
 
 if TYPE_CHECKING:
@@ -85,16 +85,21 @@ def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
         generator=generator,
     )
     scatter = noise_scatter(mask, generator=generator)
-    found, intervals = [], []
-    for threshold in (THRESHOLD, HALF):
-        where = {"pixel_size": halves.pixel_size, "box": halves.box, "threshold": threshold}
-        found.append(resolution(fsc.corrected, **where))
-        intervals.append(
-            resolution_interval(fsc.corrected, scatter, **where, level=step.confidence / 100, seed=step.seed)
-        )
-    curves = Curves(fsc, *found, *intervals, scatter.share)
+    found = [_at(step, halves, fsc.corrected, scatter, threshold) for threshold in (THRESHOLD, HALF)]
+    (fine, interval), (half, interval_half) = found
+    curves = Curves(fsc, fine, half, interval, interval_half, scatter.share)
     _tell(step, halves, curves)
     return curves
+
+
+def _at(
+    step: PostprocessStep, halves: HalfMaps, curve: Tensor, scatter: Scatter, threshold: float
+) -> tuple[float, Interval]:
+    where = {"pixel_size": halves.pixel_size, "box": halves.box, "threshold": threshold}
+    level = step.confidence / 100
+    return resolution(curve, **where), resolution_interval(
+        curve, scatter, **where, level=level, seed=step.seed
+    )
 
 
 def _tell(step: PostprocessStep, halves: HalfMaps, curves: Curves) -> None:

@@ -121,14 +121,8 @@ def draw_slices(
         axes = add_panel(figure, left, bottom, _TILE, _TILE)
         image = resample(volume[box // 2, part, part], new_shape=(_TILE, _TILE)).numpy()
         low, high = np.percentile(image, (0.5, 99.8))
-        axes.imshow(
-            image,
-            cmap="gray",
-            vmin=low,
-            vmax=max(high, low + 1e-30),
-            origin="lower",
-            extent=(0, 2 * half) * 2,
-        )
+        extent = (0, 2 * half, 0, 2 * half)
+        axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-30), origin="lower", extent=extent)
         middle = np.arange(2 * half) + 0.5
         if outline.min() < 0.5 < outline.max():
             axes.contour(middle, middle, outline, levels=[0.5], colors="tab:orange", linewidths=0.9)

@@ -73,7 +73,7 @@ def draw_fsc(path: Path, plan: Plan, model: Model) -> None:
         figure, MARGIN, 420 - 50, f"at a correlation of {THRESHOLD}, within {mask}", size=10, color=QUIET
     )
     axes = add_panel(figure, 62, 62, 640 - 62 - MARGIN, 275)
-    draw_correlations(axes, model.curves.numpy(), side=plan.side)
+    draw_correlations(axes, list(model.curves.numpy()), side=plan.side)
     axes.axhline(THRESHOLD, color=QUIET, lw=0.8, ls="--")
     axes.axvline(1 / resolution, color=QUIET, lw=0.8, ls="--")
     save(figure, path)
