@@ -88,7 +88,7 @@ def ours(folder: Path, case: Case, seed: int, workers: int) -> dict[str, Any]:
     assert isinstance(runs, pl.DataFrame)
     assert isinstance(classes, pl.DataFrame)
     row = {"program": "Halfmap", "seed": seed, "runs kept": int(runs["hmRunKept"].sum())}
-    row["runs agree Å"] = float(classes["rlnEstimatedResolution"][0])
+    row["runs agree Å"] = float(classes["hmRunAgreement"][0])
     return row | seconds | against_truth(folder, case, job / "class001.mrc")
 
 

@@ -148,7 +148,7 @@ def test_map_and_poses_are_those_of_the_truth(truth, job):
 
 def test_runs_that_agree_are_reported_and_no_more_are_made(job):
     blocks = read_star(job / "model.star")
-    assert blocks["model_classes"]["rlnEstimatedResolution"][0] < 20.0
+    assert blocks["model_classes"]["hmRunAgreement"][0] < 20.0
     assert blocks["model_runs"]["hmRunKept"].to_list() == [1, 1]
     assert blocks["model_general"]["rlnNrClasses"] == 1
 
@@ -158,7 +158,7 @@ def test_noise_has_no_map(tmp_path, caplog):
     write_project(tmp_path, [made_up(1)], variance=1e-6, n=80)
     job = start(tmp_path, symmetry="C1", iterations=3, batch=40, restarts=3)
     blocks = read_star(job / "model.star")
-    assert blocks["model_classes"]["rlnEstimatedResolution"].to_list() == [999.0]
+    assert blocks["model_classes"]["hmRunAgreement"].to_list() == [999.0]
     assert sorted(blocks["model_runs"]["hmRunKept"]) == [0, 0, 1]
     assert "agrees with no other" in caplog.text
 

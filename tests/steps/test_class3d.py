@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -21,7 +22,8 @@ from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.ctf import ctf
-from halfmap.ops.fourier import irfft2, rfft2, shift_image
+from halfmap.ops.filters import high_pass
+from halfmap.ops.fourier import irfft2, irfft3, rfft2, rfft3, shift_image
 from halfmap.ops.masks import soft_sphere
 from halfmap.ops.rotations import random_rotations
 from halfmap.project import Project
@@ -32,7 +34,7 @@ from halfmap.search.lens_noise import NoiseSums
 from halfmap.steps.class3d import iterate
 from halfmap.steps.class3d.expectation import BEST
 from halfmap.steps.class3d.model import FREE, Model, contrast, maximise
-from halfmap.steps.class3d.plan import FOLDS, Plan, make_plan
+from halfmap.steps.class3d.plan import Plan, make_plan
 from halfmap.steps.class3d.reseed import reseed
 from halfmap.steps.class3d.start import first_model, keep_poses, read_references
 from halfmap.steps.class3d.step import Class3DStep
@@ -215,11 +217,22 @@ def test_focus(truth):
     assert np.abs(first - second)[outside].max() < 0.02 * np.abs(first - second).max()
 
 
-def test_alignment(truth):
-    job = run(truth, alignment=True, iterations=10)
+def test_alignment(tmp_path):
+    write_project(tmp_path / "more", n=2 * N)
+    job = run(tmp_path / "more", alignment=True, iterations=7)
     assert right(job) > 0.85
     rows = read_particles(job / "particles.star").rows
     assert {"hmPoseUncertainty", "hmOriginError"} <= set(rows.columns)
+
+
+def test_noise_has_no_detail_where_poses_are_searched(tmp_path):
+    """Halves that noise is aligned to apart agree in what the reference had, and in no more as it goes on."""
+    write_project(tmp_path / "noise", variance=1e-8, n=160)
+    job = run(tmp_path / "noise", alignment=True, iterations=3)
+    files = sorted((job / "Iterations").glob("it*.json"))
+    found = [json.loads(file.read_text())["resolution_A"] for file in files]
+    assert len(found) == 3
+    assert min(found) > 22.0
 
 
 def test_a_reference_each(truth):
@@ -229,20 +242,30 @@ def test_a_reference_each(truth):
     assert float((rows["rlnClassNumber"].to_numpy() == 2 - rows["kind"].to_numpy()).mean()) > 0.85
 
 
-def planned_model(folder: Path, classes: int) -> tuple[Plan, Model]:
+def planned_model(folder: Path, classes: int, *, alignment: bool = False) -> tuple[Plan, Model]:
     """A plan, and the model that it begins with, from as many references."""
     paths = (Path("reference.mrc"),) * classes
     step = Class3DStep(
-        particles=Path("particles.star"), reference=paths, diameter=DIAMETER, resolution=14.0, alignment=False
+        particles=Path("particles.star"),
+        reference=paths,
+        diameter=DIAMETER,
+        resolution=14.0,
+        alignment=alignment,
     )
     table = read_particles(folder / "particles.star")
     planned = make_plan(step, Context(folder=folder, project=folder), table)[1]
     return planned, first_model(planned, read_references(planned))
 
 
-def test_a_particle_does_not_meet_itself(truth):
-    """Of noise that one fold adds up to, there is nothing in the map which it is compared with."""
-    planned, model = planned_model(truth, classes=2)
+@pytest.mark.parametrize("alignment", [False, True])
+def test_a_particle_does_not_meet_itself(truth, alignment):
+    """Of noise that one fold adds up to, there is nothing in the map which it is compared with.
+
+    Where poses are searched, nor is there of the other half, but for coarse detail.
+    """
+    planned, model = planned_model(truth, classes=2, alignment=alignment)
+    folds, half = range(planned.n_folds), planned.n_folds // 2
+    fine = high_pass((planned.box,) * 3, pixel_size=planned.pixel_size, resolution=35.0)
     generator = torch.Generator().manual_seed(1)
     rotations = random_rotations(60, generator=generator, dtype=torch.float64)
     disc = planned.disc
@@ -257,14 +280,17 @@ def test_a_particle_does_not_meet_itself(truth):
 
     counted = NoiseSums(torch.ones(5, 1, disc.radius + 1, dtype=torch.float64))
     best = np.zeros((N, len(BEST)))
-    new, _ = maximise(planned, model, noise, counted, best, np.ones((FOLDS, 2, 2)), None)
+    new, _ = maximise(planned, model, noise, counted, best, np.ones((len(folds), 2, 2)), None)
     solvent, prior = planned.solvent(), torch.full((disc.radius + 1,), 10.0)
     for number in (0, 1):
-        for fold in range(FOLDS):
+        for fold in folds:
             own = solved(noise(number, fold), prior) * solvent
-            met = [float(_correlation(new.references[other, number], own)) for other in range(FOLDS)]
+            own = irfft3(rfft3(own) * fine, shape=own.shape)
+            met = [abs(float(_correlation(new.references[other, number], own))) > 0.1 for other in folds]
             # A map of six such sums correlates with each by 0.4 at most, as these have other weights less.
-            assert [abs(each) > 0.1 for each in met] == [other != fold for other in range(FOLDS)]
+            expected = [not alignment or other // half == fold // half for other in folds]
+            expected[fold] = False
+            assert met == expected
 
 
 def _correlation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -279,8 +305,10 @@ def test_half_sets_of_the_table_stay_apart(truth, tmp_path):
         folder / "particles.star",
         table.with_rows(table.rows.with_columns(pl.Series("rlnRandomSubset", subset))),
     )
-    folds = planned_model(folder, classes=2)[0].folds
-    assert (folds // (FOLDS // 2)).tolist() == (subset - 1).tolist()
+    for alignment in (False, True):
+        planned = planned_model(folder, classes=2, alignment=alignment)[0]
+        assert planned.halves.tolist() == (subset - 1).tolist()
+        assert len(np.unique(planned.folds)) == planned.n_folds
 
 
 def test_contrasts_are_told_from_noise():

@@ -319,6 +319,7 @@ rlnFourierShellCorrelationCorrected float none FSC corrected by phase randomisat
 rlnFourierShellCorrelationMaskedMaps float none FSC of the masked half maps
 rlnFourierShellCorrelationUnmaskedMaps float none FSC of the half maps without a mask
 rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps float none FSC after phase randomisation, masked
+hmViewEvenness float none squared correlation with the truth that unevenly seen directions leave, at most
 rlnFinalResolution float Å resolution at FSC = 0.143
 hmResolutionFine float Å fine end of the interval that the resolution at FSC = 0.143 truly is in
 hmResolutionCoarse float Å coarse end of this interval
@@ -328,6 +329,25 @@ hmResolutionHalfCoarse float Å coarse end of this interval
 hmConfidence float % probability of the intervals
 hmIndependentShare float none Fourier coefficients that are independent within the mask, over all
 hmBfactorError float Å² standard deviation of the fitted B-factor
+hmLocalMethod str none how a local resolution was measured: correlation, monogenic, best or worst direction
+hmLocalMedian float Å median of the local resolution within the mask
+hmLocalQuantile05 float Å resolution than which 5 % of the voxels within the mask are finer
+hmLocalQuantile25 float Å resolution than which 25 % of these are finer
+hmLocalQuantile75 float Å resolution than which 75 % of these are finer
+hmLocalQuantile95 float Å resolution than which 95 % of these are finer
+hmLocalNeverLost float none share of the voxels within the mask that are known to the last shell
+hmLocalUnresolved float none share of the voxels within the mask that are lost in the first band
+hmLocalFinest float Å local resolution that voxels have which are never lost
+hmLocalCoarsest float Å local resolution that voxels have which are lost in the first band
+hmLocalThreshold float none local correlation at which the local resolution is read off
+hmNoiseConfidence float % part of the noise's amplitudes that a map's must exceed
+hmVoxelsCorrelation int none voxels of a local resolution by correlation, within the mask
+hmVoxelsMonogenic int none voxels of a local resolution by the monogenic signal over noise, within the mask
+hmResolutionFrom float Å fine end of a histogram's bin
+hmResolutionTo float Å coarse end of a histogram's bin
+hmAxisX float none direction of an axis along x, of length 1
+hmAxisY float none direction of an axis along y, of length 1
+hmAxisZ float none direction of an axis along z, of length 1
 rlnLowPassUsed float Å resolution to which the map is filtered
 rlnFourierShellCorrelationParticleMaskFraction float none unmasked FSC, corrected for the mask's volume
 rlnRandomiseFrom float Å resolution beyond which phases are randomised

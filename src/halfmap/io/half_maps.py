@@ -12,14 +12,19 @@ from torch import Tensor
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
 from halfmap.io.volumes import MapFile, read_volume
 from halfmap.log import log
+from halfmap.ops.envelope import find_region
 from halfmap.ops.filters import radial_average
 from halfmap.ops.fourier import rfft3
+from halfmap.ops.masks import soft_edge
 
 _NAMES = (("half1", "half2"), ("half_map_1", "half_map_2"), ("half_A", "half_B"), ("half_a", "half_b"))
 """How RELION, the data bank and cryoSPARC tell half maps apart."""
 
 _FALL, _WITHIN = 0.02, 3
 """Factor by which the noise of half maps falls within so many shells if a filter ends there."""
+
+_EXTEND_PX, _EDGE_PX = 3.0, 6.0
+"""What a mask that is made leaves around the particle's surface, and its soft edge."""
 
 _VOXELS = 1e-3
 """Relative difference of voxel sizes that rounding explains."""
@@ -130,6 +135,25 @@ def read_map_mask(path: Path, halves: HalfMaps) -> Tensor:
         message = f"is no mask: its values go from {low:.3g} to {high:.3g}"
         raise ParameterError(message, path=path, hint="values must be 0 outside and 1 inside")
     return torch.from_numpy(found.array.clip(0, 1))
+
+
+def particle_mask(halves: HalfMaps, path: Path | None = None) -> Tensor:
+    """Mask of half maps: one that is given, or one that is made of their mean.
+
+    Raises
+    ------
+    ShapeError, ParameterError
+        If the one given cannot be used, or no particle stands out of the noise.
+    """
+    if path is not None:
+        return read_map_mask(path, halves)
+    try:
+        found = find_region(halves.mean, pixel_size=halves.pixel_size)
+    except ParameterError as error:
+        hint = "give a --mask: halfmap mask"
+        raise ParameterError(error.message, path=halves.paths[0], hint=hint) from None
+    extend, width = (px * halves.pixel_size for px in (_EXTEND_PX, _EDGE_PX))
+    return soft_edge(found.region, extend=extend, width=width, pixel_size=halves.pixel_size)
 
 
 def _size(volume: MapFile) -> str:

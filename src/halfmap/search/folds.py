@@ -18,7 +18,20 @@ _MANY = 8
 defoci than those of the other, and another detail is missing in its map."""
 
 
-def dealt(micrographs: NDArray[np.intp], parts: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def same_images(particles: ParticleSet) -> NDArray[np.intp]:
+    """Number of each particle's image (n,), from 0; rows that a symmetry was expanded to share one."""
+    names = particles.rows["rlnImageName"].to_numpy()
+    _, first, image = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[image]
+
+
+def dealt(
+    micrographs: NDArray[np.intp],
+    parts: int,
+    rng: np.random.Generator,
+    *,
+    images: NDArray[np.intp] | None = None,
+) -> NDArray[np.intp]:
     """Deal particles at random to parts of about one size, micrograph by micrograph.
 
     Parameters
@@ -29,6 +42,8 @@ def dealt(micrographs: NDArray[np.intp], parts: int, rng: np.random.Generator) -
         differ by more than a fifth.
     parts : int
     rng : Generator
+    images : array (n,), optional
+        Image of each particle; where particles are dealt one by one, those of one image stay together.
 
     Returns
     -------
@@ -42,7 +57,8 @@ def dealt(micrographs: NDArray[np.intp], parts: int, rng: np.random.Generator) -
         sizes[part[micrograph]] += counts[micrograph]
     if np.ptp(sizes) <= _UNEVEN * len(micrographs) / parts:
         return part[micrographs]
-    return rng.permutation(np.arange(len(micrographs)) % parts)
+    unit = np.arange(len(micrographs)) if images is None else np.unique(images, return_inverse=True)[1]
+    return rng.permutation(np.arange(unit.max(initial=-1) + 1) % parts)[unit]
 
 
 def half_sets(
@@ -62,12 +78,13 @@ def half_sets(
     Raises
     ------
     TableError
-        If the table has half sets other than 1 and 2, or too few particles in one.
+        If the table has half sets other than 1 and 2, one image in both, or too few particles in one.
     """
     told = SUBSET in particles.rows.columns
     if not told:
-        whole = micrographs if len(np.unique(micrographs)) >= _MANY else np.arange(len(micrographs))
-        halves = dealt(whole, 2, np.random.default_rng(seed))
+        images = same_images(particles)
+        whole = micrographs if len(np.unique(micrographs)) >= _MANY else images
+        halves = dealt(whole, 2, np.random.default_rng(seed), images=images)
     else:
         given = particles.rows[SUBSET].to_numpy()
         wrong = ~np.isin(given, (1, 2))
@@ -79,6 +96,15 @@ def half_sets(
                 hint=f"remove the column _{SUBSET}, and half sets are drawn",
             )
         halves = given.astype(np.intp) - 1
+        images = same_images(particles)
+        torn = halves != halves[np.unique(images, return_index=True)[1]][images]
+        if torn.any():
+            raise TableError(
+                f"the image {particles.rows['rlnImageName'][int(torn.argmax())]} is in both half sets",
+                path=particles.path,
+                row=int(torn.argmax()) + 1,
+                hint=f"remove the column _{SUBSET}, and half sets are drawn that keep its rows together",
+            )
     counts = np.bincount(halves, minlength=2)
     if counts.min() < fewest:
         raise TableError(

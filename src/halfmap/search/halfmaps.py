@@ -46,11 +46,14 @@ class HalfSums(Generic[AnySums]):
         Weight that a voxel of an unfiltered map counts for at least.
     noise : Tensor (2, shells), float64
         Power of the noise in unfiltered maps.
+    evenness : Tensor (2, shells), float64
+        What the fainter voxels of unfiltered maps leave of their correlation with what is there, squared.
     """
 
     halves: tuple[AnySums, AnySums]
     least: Tensor
     noise: Tensor
+    evenness: Tensor
 
     @classmethod
     def of(cls, halves: tuple[AnySums, AnySums]) -> HalfSums[AnySums]:
@@ -61,15 +64,19 @@ class HalfSums(Generic[AnySums]):
         total: Tensor | None = None
         for i, z in planes:
             shells, weights = _inside(halves[i], z, n)
-            total = weights.new_zeros(3, 2, n) if total is None else total
+            total = weights.new_zeros(5, 2, n) if total is None else total
             total[0, i].index_add_(0, shells, weights)
             total[1, i].index_add_(0, shells, torch.ones_like(weights))
         assert total is not None
         least = _FLOOR * (total[0] / total[1]).clamp_min(torch.finfo(torch.float32).tiny)
         for i, z in planes:
             shells, weights = _inside(halves[i], z, n)
-            total[2, i].index_add_(0, shells, weights / weights.maximum(least[i, shells]).square())
-        return cls(halves, least, total[2] / total[1])
+            held = weights.maximum(least[i, shells])
+            total[2, i].index_add_(0, shells, weights / held.square())
+            total[3, i].index_add_(0, shells, weights / held)
+            total[4, i].index_add_(0, shells, (weights / held).square())
+        evenness = total[3].square() / (total[1] * total[4]).clamp_min(torch.finfo(torch.float32).tiny)
+        return cls(halves, least, total[2] / total[1], evenness)
 
     def unfiltered(self) -> tuple[Tensor, Tensor]:
         """Maps (box, box, box) without any prior but where little was seen.

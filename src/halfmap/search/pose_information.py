@@ -63,9 +63,9 @@ def pose_information(
     f = correlation[1:n].double().cpu().clamp(0, 1)
     of_reference = f / (f + (1 - f) / share)
     # Rings grow with the radius, shells with its square.
-    weight = f.square() / (noise[1:n].double().cpu() * torch.arange(1, n))
+    weight = of_reference / (noise[1:n].double().cpu() * torch.arange(1, n))
     weights = torch.zeros(2, n + 1, dtype=torch.float64)
-    weights[:, 1:n] = torch.stack([weight, torch.where(f > 0, weight / of_reference, 0)])
+    weights[:, 1:n] = torch.stack([weight * of_reference, weight])
     total, apart = (_products(volume, weights) for volume in (first + second, first - second))
     both = (total - apart) / 4
     shown, held = both[0] + apart[0] / (2 * share), both[1]

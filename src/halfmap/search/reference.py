@@ -76,7 +76,6 @@ def read_reference(path: Path, *, box: int, pixel_size: float, resolution: float
     return irfft3(rfft3(volume) * passed, shape=volume.shape)
 
 
-@functools.lru_cache(maxsize=2)
 def read_mask(path: Path, side: float) -> Tensor:
     """Read a mask (n, n, n) of a box of `side` Å.
 
@@ -89,6 +88,11 @@ def read_mask(path: Path, side: float) -> Tensor:
     ParameterError
         If it is not a mask.
     """
+    return _read_mask(path, path.stat().st_mtime_ns, side)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_mask(path: Path, stamp: int, side: float) -> Tensor:
     found, hint = read_volume(path, cubic=True), "make one in the particles' box: halfmap mask"
     values = torch.from_numpy(found.array)
     if float(values.min()) < -0.01 or float(values.max()) > 1.01:

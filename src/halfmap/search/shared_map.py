@@ -51,9 +51,11 @@ class Folded:
         curve = corrected_fsc(*maps, mask=mask, generator=generator).corrected
         return cls(folds, added(halves), sums, maps, curve.cpu().float().nan_to_num(nan=0.0))
 
-    def unfiltered(self, without: Sums | None = None) -> Tensor:
-        """Map (d, d, d) of all particles but some; see `HalfSums.unfiltered`."""
-        return solved(self.total, least=self.sums.least.sum(0), without=without)
+    def unfiltered(self, without: Sums | None = None, *, half: int | None = None) -> Tensor:
+        """Map (d, d, d) of all particles, or those of a half, but some; see `HalfSums.unfiltered`."""
+        if half is None:
+            return solved(self.total, least=self.sums.least.sum(0), without=without)
+        return solved(self.sums.halves[half], least=self.sums.least[half], without=without)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +102,15 @@ class Chance:
         return self.sums[folds, number].sum(0) / self.weights[folds, number].sum().clamp_min(1e-9)
 
 
-def kept(difference: Tensor, correlation: Tensor) -> Tensor:
+def kept(difference: Tensor, correlation: Tensor, *, halves: float = 2) -> Tensor:
     """What is there of a difference, by the correlation of those that two halves of it give.
 
     Parameters
     ----------
     difference : Tensor (d, d, d)
     correlation : Tensor (shells,)
+    halves : float
+        Particles that the difference is of, in halves.
 
     Returns
     -------
@@ -116,13 +120,15 @@ def kept(difference: Tensor, correlation: Tensor) -> Tensor:
     -----
     A class has few particles, and differs from the others in few places. With the map of all particles for
     its prior's mean, and the power of the difference for its variance, what the class does not say is that of
-    all particles and not nothing. Halves whose differences correlate by f give Wiener's factor of their mean,
-    2 f / (1 + f), shell by shell.
+    all particles and not nothing. Halves whose differences correlate by f give Wiener's factor, shell by
+    shell: 2 f / (1 + f) of their mean, h f / (1 - f + h f) of h of them.
     """
     shape = tuple(difference.shape)
     shells = (frequency_radius(shape, dtype=torch.float64) * shape[0]).round().long()
     factor = correlation.clamp(0, 1).to(difference)
-    factor = (2 * factor / (1 + factor))[shells.clamp_max(len(factor) - 1).to(difference.device)]
+    factor = (halves * factor / (1 + (halves - 1) * factor))[
+        shells.clamp_max(len(factor) - 1).to(difference.device)
+    ]
     return irfft3(rfft3(difference) * factor, shape=shape)
 
 

@@ -99,7 +99,6 @@ def _write_model(ctx: Context, plan: Plan, agreed: Agreement, result: Result) ->
         "rlnOriginalImageSize": plan.full_box,
         "rlnPixelSize": plan.full_pixel_size,
         "rlnParticleDiameter": plan.diameter,
-        "rlnCurrentResolution": float(resolutions.min()),
         "rlnCurrentIteration": len(plan.iterations),
         "rlnNrClasses": plan.step.classes,
         "rlnSymmetryGroup": plan.step.symmetry.upper(),
@@ -113,7 +112,7 @@ def _write_model(ctx: Context, plan: Plan, agreed: Agreement, result: Result) ->
             "rlnClassDistribution": members / members.sum(),
             "rlnAccuracyRotations": medians("pose_error"),
             "rlnAccuracyTranslationsAngst": medians("shift_error"),
-            "rlnEstimatedResolution": resolutions,
+            "hmRunAgreement": resolutions,
             "hmNrParticles": members,
         }
     )

@@ -86,14 +86,14 @@ class Part:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: Path, device: str) -> Model:
+def _load(path: Path, stamp: int, device: str) -> Model:
     from halfmap.steps.class3d.model import Model
 
     return Model.load(path, device)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_poses(path: Path) -> dict[str, NDArray]:
+def _load_poses(path: Path, stamp: int) -> dict[str, NDArray]:
     """Poses of all particles: those given, or maxima that the iteration before has found."""
     return load_arrays(path)
 
@@ -114,8 +114,9 @@ def expect(
     folder : path
         Where the files go.
     """
-    model = _load(model_file, plan.device)
-    work = _Work.of(plan, model, part, None if poses_file is None else _load_poses(poses_file))
+    model = _load(model_file, model_file.stat().st_mtime_ns, plan.device)
+    poses = None if poses_file is None else _load_poses(poses_file, poses_file.stat().st_mtime_ns)
+    work = _Work.of(plan, model, part, poses)
     disc, k = plan.disc, len(model.shares)
     group, device = plan.step.symmetry, plan.device
     sums = [Backprojection.empty(plan.box, disc.radius, group=group, device=device) for _ in range(k)]

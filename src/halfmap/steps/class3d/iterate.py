@@ -20,7 +20,7 @@ from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.class3d.expectation import BEST, Part, expect
 from halfmap.steps.class3d.model import Model, maximise
-from halfmap.steps.class3d.plan import FOLDS, Plan
+from halfmap.steps.class3d.plan import Plan
 from halfmap.steps.class3d.reseed import reseed
 from halfmap.steps.class3d.start import GIVEN
 from halfmap.steps.class3d.variation import agreement, by_chance, part
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 _WAYS = {"everywhere": "all poses", "near": "near the poses before", "given": "poses of the table"}
 
 
-_COMMON = 3.0
-"""Correlation of what halves differ in, over that by chance, below which they may have nothing in common."""
+_COMMON = 1.5
+"""Correlation of what halves differ in, over what chance seldom exceeds, below which they may have nothing in
+common."""
 
 
 def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
@@ -71,7 +72,7 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     done = ctx.map(work, items, key=_name, unit="part")
     if len(done) < len(items):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
-    noise, overlaps, best, poses = _add_up(folder, done)
+    noise, overlaps, best, poses = _add_up(folder, done, plan.n_folds)
     earlier = load_arrays(before)["best"] if before is not None and model.parted else None
     load = functools.partial(_sums, plan, folder, done)
     new, maps = maximise(plan, model, load, noise, best, overlaps, earlier)
@@ -110,7 +111,12 @@ def said(ctx: Context, model: Model) -> str:
         return f"one map to {figures['resolution_A']:.1f} Å, before classes part"
     members = np.array(figures["members"])
     shares = ", ".join(f"{100 * share:.0f}" for share in members / members.sum())
-    return f"classes of {shares} %; {100 * figures['changed']:.1f} % of the particles changed theirs"
+    return f"classes of {shares} %{_moved(figures['changed'], ' of the particles changed theirs')}"
+
+
+def _moved(changed: float, words: str) -> str:
+    """What share of the particles changed their class; nothing where there were no classes before."""
+    return f"; {100 * changed:.1f} %{words}" if changed < 1 else ""
 
 
 def _name(part: Part) -> str:
@@ -125,12 +131,12 @@ def _sums(plan: Plan, folder: Path, done: list[dict[str, Any]], number: int, fol
 
 
 def _add_up(
-    folder: Path, done: list[dict[str, Any]]
+    folder: Path, done: list[dict[str, Any]], n_folds: int
 ) -> tuple[NoiseSums, NDArray[np.float64], NDArray[np.float64], dict[str, NDArray]]:
     """Moments of the noise, overlaps of classes, what was found for each particle, poses; see `maximise`."""
     noise, best, maxima = 0.0, [], []
     k = done[0]["classes"]
-    overlaps = np.zeros((FOLDS, k, k))
+    overlaps = np.zeros((n_folds, k, k))
     for one in done:
         arrays = load_arrays(folder / f"{one['part']}.npz")
         noise = noise + arrays.pop("noise")
@@ -168,15 +174,17 @@ def _say(
     )
     if before.parted:
         log.info(
-            "classes of %s particles to %s Å; %.1f %% changed theirs, mean probability %.2f%s",
+            "classes of %s particles to %s Å%s; mean probability %.2f%s",
             " + ".join(f"{count:,}" for count in members),
-            " ".join(f"{each:.1f}" for each, count in zip(resolutions[1:], members, strict=True) if count),
-            *(100 * model.changed, figures["probability"], f"; {seeded} begun anew" if seeded else ""),
+            ", ".join(f"{each:.1f}" for each, count in zip(resolutions[1:], members, strict=True) if count),
+            *(_moved(model.changed, " changed theirs"), figures["probability"]),
+            f"; {seeded} begun anew" if seeded else "",
         )
     if model.done:
         chance = by_chance(plan)
         log.info(
-            "two halves of the particles correlate by %.2f in what they differ in; by chance by about %.2f",
+            "two halves of the particles correlate by %.2f in what they differ in; "
+            "chance seldom exceeds %.2f",
             *(model.agreement, chance),
         )
         if model.agreement < _COMMON * chance:

@@ -14,12 +14,12 @@ from torch import Tensor
 from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.threads import one_torch_thread
 from halfmap.search.checkpoint import Checkpoint
-from halfmap.search.halfmaps import believed, radius_at, solved
+from halfmap.search.halfmaps import believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.shared_map import Chance, Folded, added, kept, where_strong
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.class3d.expectation import BEST
-from halfmap.steps.class3d.plan import FOLDS, Plan
+from halfmap.steps.class3d.plan import Plan
 
 Loaded = Callable[[int, int], StoredSums]
 Stage = Literal["everywhere", "near", "given", "done"]
@@ -55,6 +55,9 @@ _STALE = 2
 _SETTLED = 0.01
 """Share of the particles that change their class when classes stand."""
 
+_JOIN_A = 40.0
+"""Detail up to which halves whose poses are searched have it in common, which keeps them in one frame."""
+
 _SEARCHES = 5
 """Iterations that search all poses before classes part."""
 
@@ -73,7 +76,7 @@ class Model(Checkpoint):
     radius : int
         Rings that it compares.
     references : Tensor (folds, k, d, d, d)
-        Maps without the particles of each fold, which this is compared with; one before classes part.
+        Maps that each fold is compared with, without its particles; one before classes part.
     noise : Tensor (2, groups, rings)
         Power of the noise of each optics group: that of the detector and that of the specimen.
     scale : Tensor (micrographs,)
@@ -177,14 +180,14 @@ def maximise(
         Filtered maps of all particles of each class, not masked.
     """
     k, seed = overlaps.shape[1], plan.step.seed + model.iteration
-    folds = [added([load(number, fold) for number in range(k)]) for fold in range(FOLDS)]
-    shared = _Shared.of(Folded.of(folds, plan.solvent(), seed=seed))
+    folds = [added([load(number, fold) for number in range(k)]) for fold in range(plan.n_folds)]
+    shared = _Shared.of(plan, Folded.of(folds, plan.solvent(), seed=seed))
     maps, references = shared.filtered.repeat(k, 1, 1, 1), shared.bases[:, None].repeat(1, k, 1, 1, 1)
     curves, differences = torch.zeros_like(model.curves), torch.zeros_like(model.differences)
     curves[0] = shared.whole.curve
     chance = Chance.of(model.references, overlaps)
     for number in range(k if k > 1 else 0):
-        own = Folded.of([load(number, fold) for fold in range(FOLDS)], plan.solvent(), seed=seed)
+        own = Folded.of([load(number, fold) for fold in range(plan.n_folds)], plan.solvent(), seed=seed)
         curves[1 + number] = own.curve
         differences[number], of_all, of_others = _difference(plan, model, shared, own, chance, number)
         maps[number] += of_all
@@ -208,7 +211,7 @@ def maximise(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """Maps of all particles: of all folds filtered (d, d, d) and not, and without each (folds, d, d, d)."""
+    """Maps of all particles: of all folds filtered (d, d, d) and not, and for each (folds, d, d, d)."""
 
     whole: Folded
     filtered: Tensor
@@ -217,12 +220,33 @@ class _Shared:
     means: Tensor
 
     @classmethod
-    def of(cls, whole: Folded) -> _Shared:
+    def of(cls, plan: Plan, whole: Folded) -> _Shared:
         # The sums of both halves have twice the weight and half the noise: the prior is that of one.
-        prior = whole.sums.prior(believed(whole.curve)).mean(0)
-        bases = torch.stack([solved(whole.total, prior, without=fold) for fold in whole.folds])
-        means = torch.stack([whole.unfiltered(fold) for fold in whole.folds])
+        priors = whole.sums.prior(believed(whole.curve))
+        prior = priors.mean(0)
+        means = torch.stack([_without(plan, whole, fold) for fold in range(plan.n_folds)])
+        if plan.step.alignment:
+            bases = _bases_of_halves(plan, whole, priors)
+        else:
+            bases = torch.stack([solved(whole.total, prior, without=fold) for fold in whole.folds])
         return cls(whole, solved(whole.total, prior), whole.unfiltered(), bases, means)
+
+
+def _without(plan: Plan, sums: Folded, fold: int) -> Tensor:
+    """Unfiltered map (d, d, d) of the folds that a fold is compared with."""
+    half = 2 * fold // plan.n_folds if plan.step.alignment else None
+    return sums.unfiltered(sums.folds[fold], half=half)
+
+
+def _bases_of_halves(plan: Plan, whole: Folded, priors: Tensor) -> Tensor:
+    """Filtered maps (folds, d, d, d), of the other folds of the half; coarse detail is of both."""
+    each, radius, found = plan.n_folds // 2, plan.side / _JOIN_A, []
+    halves = [solved(sums, prior) for sums, prior in zip(whole.sums.halves, priors, strict=True)]
+    for fold, own in enumerate(whole.folds):
+        half = fold // each
+        base = solved(whole.sums.halves[half], priors[half], without=own)
+        found.append(joined(base, halves[1 - half], radius=radius))
+    return torch.stack(found)
 
 
 def _difference(
@@ -237,15 +261,21 @@ def _difference(
     Tensor (d, d, d)
         Of all folds.
     Tensor (folds, d, d, d)
-        Without each fold, within the part where classes may differ.
+        Of those that each fold is compared with, within the part where classes may differ.
     """
     part, solvent = plan.compared_part(), plan.solvent()
     shells = torch.arange(model.differences.shape[1])
     waves = shells > round(_BACKGROUND * plan.side / plan.diameter)
     within = (waves & (shells <= model.differing)).float()
+    each = plan.n_folds // 2
     halves = [
-        (own.maps[half] - shared.whole.maps[half] - chance.mean(number, folds)) * part
-        for half, folds in enumerate((range(FOLDS // 2), range(FOLDS // 2, FOLDS)))
+        (
+            own.maps[half]
+            - shared.whole.maps[half]
+            - chance.mean(number, range(half * each, (half + 1) * each))
+        )
+        * part
+        for half in (0, 1)
     ]
     agreed = fsc(*halves).cpu().float().nan_to_num(nan=0.0) * waves
     how = {"sigma_px": _NEARBY * plan.box / model.differing, "least": _WEAK}
@@ -258,11 +288,14 @@ def _difference(
         trusted, allowed = trusted.maximum(there), allowed.maximum(there)
         noise = _noise_within(halves, allowed, part)
     references = []
-    for fold, means in zip(range(FOLDS), shared.means, strict=True):
-        by_chance = chance.mean(number, [other for other in range(FOLDS) if other != fold])
-        apart = own.unfiltered(own.folds[fold]) - means - by_chance
-        found = kept(apart * part, allowed)
-        found *= where_strong(found, noise * FOLDS / (FOLDS - 1), **how)
+    for fold, means in enumerate(shared.means):
+        others = plan.others(fold)
+        by_chance = chance.mean(number, others)
+        apart = _without(plan, own, fold) - means - by_chance
+        found = kept(
+            apart * part, allowed, halves=2 * len(others) / plan.n_folds if plan.step.alignment else 2
+        )
+        found *= where_strong(found, noise * plan.n_folds / len(others), **how)
         # What noise that was sorted leaves is taken from the data, and put back without noise.
         references.append((found + kept(by_chance, within)) * part)
     difference = kept((own.unfiltered() - shared.mean) * solvent, trusted)

@@ -20,7 +20,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
-from halfmap.search.folds import dealt, half_sets
+from halfmap.search.folds import dealt, half_sets, same_images
 from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
@@ -47,8 +47,9 @@ _EDGE_A, _EDGE_PX = 8.0, 3.0
 _MARGIN, _MORE = 1.25, 4
 """Frequencies that are put back over those that are compared: a factor, and rings more."""
 
-FOLDS = 4
-"""Parts that particles fall in; each is compared with maps of the others alone."""
+_FOLDS, _SEARCHED_FOLDS = 4, 8
+"""Parts that particles fall in; each is compared with maps of the others alone. Where poses are searched, of
+the others of its own half: noise that is aligned to maps of both halves is what these agree in."""
 
 _CLASSES = 4
 _FEWEST = 20
@@ -123,6 +124,22 @@ class Plan:
         return int(self.groups.max()) + 1
 
     @property
+    def n_folds(self) -> int:
+        """Number of folds, the same in both halves."""
+        return 2 * _folds_of_half(self.step)
+
+    @property
+    def halves(self) -> NDArray[np.intp]:
+        """Half of the particles (n,) that each is in, 0 or 1."""
+        return self.folds // (self.n_folds // 2)
+
+    def others(self, fold: int) -> list[int]:
+        """Folds whose maps a fold is compared with."""
+        half, apart = self.n_folds // 2, self.step.alignment
+        near = [other for other in range(self.n_folds) if not apart or other // half == fold // half]
+        return [other for other in near if other != fold]
+
+    @property
     def first_ring(self) -> int:
         """Ring to which the references have detail at first."""
         return max(1, min(self.finest, round(self.side / self.step.initial_lowpass)))
@@ -156,10 +173,10 @@ class Plan:
 
     def parts(self) -> list[tuple[int, NDArray[np.intp]]]:
         """Fold and particles of each part, fold after fold; the same for any number of processes."""
-        most = max(FOLDS, int(_DISK_BYTES // (self.classes * sum_bytes(self.box))))
-        each = min(most // FOLDS, -(-len(self.folds) // (FOLDS * _PART)))
+        most = max(self.n_folds, int(_DISK_BYTES // (self.classes * sum_bytes(self.box))))
+        each = min(most // self.n_folds, -(-len(self.folds) // (self.n_folds * _PART)))
         found = []
-        for fold in range(FOLDS):
+        for fold in range(self.n_folds):
             own = np.flatnonzero(self.folds == fold)
             found += [(fold, part) for part in np.array_split(own, each)]
         return found
@@ -227,7 +244,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
         micrographs=micrographs,
         names=names,
         flipped=phase_flipped(particles) | step.phase_flipped,
-        folds=_folds(particles, micrographs, step.seed),
+        folds=_folds(particles, micrographs, step),
         mask=None if step.mask is None else ctx.resolve(step.mask),
         focus=None if step.focus_mask is None else ctx.resolve(step.focus_mask),
         device=ctx.device,
@@ -264,12 +281,16 @@ def _classes(step: Class3DStep, particles: ParticleSet) -> int:
     return classes
 
 
-def _folds(particles: ParticleSet, micrographs: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+def _folds(particles: ParticleSet, micrographs: NDArray[np.intp], step: Class3DStep) -> NDArray[np.intp]:
     """Fold (n,) of each particle, micrograph by micrograph; half sets of the table stay apart."""
-    halves = half_sets(particles, micrographs, seed=seed, fewest=_FEWEST)
-    folds = np.empty(len(halves), np.intp)
+    halves = half_sets(particles, micrographs, seed=step.seed, fewest=_FEWEST)
+    folds, each, images = np.empty(len(halves), np.intp), _folds_of_half(step), same_images(particles)
     for half in (0, 1):
         own = halves == half
-        parts = dealt(micrographs[own], FOLDS // 2, np.random.default_rng((seed, half)))
-        folds[own] = half * (FOLDS // 2) + parts
+        rng = np.random.default_rng((step.seed, half))
+        folds[own] = half * each + dealt(micrographs[own], each, rng, images=images[own])
     return folds
+
+
+def _folds_of_half(step: Class3DStep) -> int:
+    return (_SEARCHED_FOLDS if step.alignment else _FOLDS) // 2

@@ -15,7 +15,7 @@ from halfmap.search import reference
 from halfmap.search.checkpoint import FOLDER, save_arrays
 from halfmap.search.reference import grey_scale, noise_around
 from halfmap.steps.class3d.model import _MORE, FREE, Model
-from halfmap.steps.class3d.plan import FOLDS, Plan
+from halfmap.steps.class3d.plan import Plan
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -99,7 +99,7 @@ def first_model(plan: Plan, references: Tensor) -> Model:
         iteration=0,
         stage="everywhere" if plan.step.alignment else "given",
         radius=min(limit + _MORE, plan.finest),
-        references=scaled.to(plan.device).expand(FOLDS, -1, -1, -1, -1).clone(),
+        references=scaled.to(plan.device).expand(plan.n_folds, -1, -1, -1, -1).clone(),
         noise=torch.stack(powers).to(plan.device),
         scale=torch.ones(int(plan.micrographs.max()) + 1, device=plan.device),
         contrast=torch.ones(len(plan.groups), device=plan.device),

@@ -23,7 +23,7 @@ from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.reference import in_box
 from halfmap.steps.class3d.expectation import BEST, ROTATION, prepared
 from halfmap.steps.class3d.model import Model
-from halfmap.steps.class3d.plan import FOLDS, Plan
+from halfmap.steps.class3d.plan import Plan
 
 _MOST, _BATCH = 20_000, 256
 """Particles that are looked at, and how many at a time."""
@@ -45,6 +45,9 @@ _FINER = 2.0
 
 _CONTRAST = 0.2
 """Standard deviation of particles' contrasts about those that are known."""
+
+_DRAWN, _SELDOM = 100, 0.95
+"""Pairs of halves of noise that chance is judged by, and the part of them that it is said to be below."""
 
 _FAINT = 1e-3
 """Variance along an axis, over the greatest, that there is at least."""
@@ -117,26 +120,26 @@ def agreement(plan: Plan, model: Model, best: NDArray[np.float64]) -> float:
     Notes
     -----
     Unlike the maps of classes, of which both halves had the same ones to be compared with, these have nothing
-    in common but the poses and the map of all.
+    in common but poses that were given, and the map of all.
     """
     rows = _some(plan)
     ring = _detail(plan, len(rows) // 2)
     axes = []
     for half in (0, 1):
-        own = rows[plan.folds[rows] // (FOLDS // 2) == half]
+        own = rows[plan.halves[rows] == half]
         seen = _Seen.of(plan, model, best, own, ring)
         axes.append(seen.strongest(_axes(plan), plan.step.seed + half)[0].flatten(1))
     return float(torch.linalg.svdvals(axes[0] @ axes[1].T)[0].clamp_max(1))
 
 
 def by_chance(plan: Plan) -> float:
-    """Correlation as of `agreement` that axes of random directions have, about.
-
-    Notes
-    -----
-    The greatest of m axes with m others, in D dimensions, is near ``√(m / D)``.
-    """
-    return min(1.0, math.sqrt(_axes(plan) / _numbers(plan, _detail(plan, len(_some(plan)) // 2))))
+    """Correlation as of `agreement` that axes of random directions exceed once in twenty times."""
+    numbers = max(_axes(plan), round(_numbers(plan, _detail(plan, len(_some(plan)) // 2))))
+    rng, found = np.random.default_rng(plan.step.seed), []
+    for _ in range(_DRAWN):
+        axes = [np.linalg.qr(rng.standard_normal((numbers, _axes(plan))))[0] for _ in range(2)]
+        found.append(float(np.linalg.norm(axes[0].T @ axes[1], ord=2)))
+    return float(np.quantile(found, _SELDOM))
 
 
 def _axes(plan: Plan) -> int:
@@ -249,9 +252,10 @@ class _Seen:
         found = []
         for volume in volumes:
             spline = SplineVolume.of(volume, radius_px=self.images.disc.radius)
-            slices = torch.cat([self.slices(spline, rows) for rows in every.split(_BATCH)])
+            both = [self.slices(spline, rows) for rows in every.split(_BATCH)]
+            slices, own = (torch.cat(each) for each in zip(*both, strict=True))
             along = (linear * slices.conj()).real.sum(1, keepdim=True)
-            found.append(self._put_back(linear * along - squared * slices))
+            found.append(self._put_back(linear * along - squared * own))
         return torch.stack(found)
 
     def principal(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,20 +271,24 @@ class _Seen:
         along, gram = self._products(axes * spread.to(axes)[:, None, None, None])
         return torch.linalg.solve(gram + torch.eye(len(axes)).to(gram), along)
 
-    def slices(self, volume: SplineVolume, rows: Tensor) -> Tensor:
-        """Slices (b, p) at the poses of some images, less what errors of pose and contrast may give."""
+    def slices(self, volume: SplineVolume, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Slices (b, p) at the poses of some images, and less what errors of pose and contrast may give.
+
+        The images are less that already, so that their products are with the slices as they are.
+        """
         slices = sample_slices(volume, self.rotations[rows], self.images.disc.points)
         ways = self.tangents[rows]
-        return slices - part_along(ways, slices * self.images.squared[rows])
+        return slices, slices - part_along(ways, slices * self.images.squared[rows])
 
     def _products(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
         """Products (n, m) of images with slices of volumes, and (n, m, m) of the weighted slices."""
         found = []
         splines = [SplineVolume.of(volume, radius_px=self.images.disc.radius) for volume in volumes]
         for rows in torch.arange(len(self.images)).split(_BATCH):
-            slices = torch.stack([self.slices(each, rows) for each in splines], dim=1)
+            both = [self.slices(each, rows) for each in splines]
+            slices, own = (torch.stack(each, dim=1) for each in zip(*both, strict=True))
             along = (self.images.linear[rows, None] * slices.conj()).real.sum(2)
-            weighted = slices * self.images.squared[rows, None]
+            weighted = own * self.images.squared[rows, None]
             found.append((along.double(), (weighted @ slices.conj().transpose(1, 2)).real.double()))
         return torch.cat([along for along, _ in found]), torch.cat([gram for _, gram in found])
 

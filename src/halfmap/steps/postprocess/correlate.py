@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from halfmap.errors import ParameterError
-from halfmap.io.half_maps import HalfMaps, read_half_maps, read_map_mask
+from halfmap.io.half_maps import HalfMaps, particle_mask, read_half_maps
 from halfmap.log import log
-from halfmap.ops.envelope import find_region
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
 from halfmap.ops.fsc_interval import Interval, Scatter, noise_scatter, resolution_interval
-from halfmap.ops.masks import soft_edge
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.postprocess.step import PostprocessStep
 
 THRESHOLD, HALF = 0.143, 0.5
-
-_EXTEND_PX, _EDGE_PX = 3.0, 6.0
-"""What a mask that is made leaves around the particle's surface, and its soft edge."""
 
 _TIGHT = 0.1
 """Correlation by the mask at the resolution from which on it is too tight."""
@@ -62,15 +56,7 @@ def read(step: PostprocessStep, ctx: Context) -> tuple[HalfMaps, Tensor]:
     """
     second = None if step.half2 is None else ctx.resolve(step.half2)
     halves = read_half_maps(ctx.resolve(step.half1), second, pixel_size=step.pixel_size)
-    if step.mask is not None:
-        return halves, read_map_mask(ctx.resolve(step.mask), halves)
-    try:
-        found = find_region(halves.mean, pixel_size=halves.pixel_size)
-    except ParameterError as error:
-        hint = "give a --mask: halfmap mask"
-        raise ParameterError(error.message, path=halves.paths[0], hint=hint) from None
-    extend, width = (px * halves.pixel_size for px in (_EXTEND_PX, _EDGE_PX))
-    return halves, soft_edge(found.region, extend=extend, width=width, pixel_size=halves.pixel_size)
+    return halves, particle_mask(halves, None if step.mask is None else ctx.resolve(step.mask))
 
 
 def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:

@@ -84,15 +84,15 @@ class Part:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: Path, device: str) -> Model:
+def _load(path: Path, stamp: int, device: str) -> Model:
     from halfmap.steps.refine.model import Model
 
     return Model.load(path, device)
 
 
 @functools.lru_cache(maxsize=1)
-def load_poses(path: Path) -> dict[str, NDArray]:
-    """Maxima of all particles, as the iteration before has found them."""
+def load_poses(path: Path, stamp: int) -> dict[str, NDArray]:
+    """Maxima of all particles, as the iteration before has found them; the stamp is the file's."""
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -118,10 +118,10 @@ def expect(
     folder : path
         Where the files go.
     """
-    model = _load(model_file, plan.device)
+    model = _load(model_file, model_file.stat().st_mtime_ns, plan.device)
     reference = np.load(reference_file(folder, model.iteration, part.half, part.number))
     work = _Work.of(plan, model, part, torch.from_numpy(reference).to(plan.device))
-    poses = None if poses_file is None else load_poses(poses_file)
+    poses = None if poses_file is None else load_poses(poses_file, poses_file.stat().st_mtime_ns)
     sums = Backprojection.empty(
         work.disc.box,
         work.disc.radius,

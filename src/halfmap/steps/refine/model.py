@@ -87,6 +87,9 @@ class Model(Checkpoint):
         Turn in degrees and move in Å of the half maps against each other.
     information : Tensor (2, 6, 6), float64
         What maps say of turns and moves, with their noise and without; see `pose_information`.
+    evenness : Tensor (shells,)
+        What directions that were hardly seen leave of the correlation of unfiltered maps with what is there,
+        squared; see `HalfSums`.
     """
 
     on_device = "noise", "scale"
@@ -105,6 +108,7 @@ class Model(Checkpoint):
     jumped: float
     apart: Tensor
     information: Tensor = field(default_factory=nothing_but_signal)
+    evenness: Tensor = field(default_factory=lambda: torch.ones(1))
 
     @property
     def done(self) -> bool:
@@ -192,6 +196,7 @@ def maximise(
         curves=curves,
         from_shell=compared.from_shell,
         apart=_apart(plan, *masked, curves[3]),
+        evenness=_to_shells(sums.evenness.mean(0).cpu().float(), curves.shape[1]),
         information=pose_information(
             *masked,
             correlation=curves[1] * (believed(curves[3]) > 0),
@@ -272,6 +277,11 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     least = plan.ring(plan.step.initial_lowpass)
     radius = min(max(ring, least) + _MORE, plan.nyquist, box // 2 - 1)
     return replace(new, stage=stage, radius=radius, finest=max(ring, model.finest), stale=stale)
+
+
+def _to_shells(values: Tensor, shells: int) -> Tensor:
+    """Values of the first shells, and the last one for all others."""
+    return torch.cat([values[:shells], values[-1:].expand(max(0, shells - len(values)))])
 
 
 def _padded(curves: CorrectedFSC, shells: int) -> Tensor:

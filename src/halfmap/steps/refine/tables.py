@@ -142,5 +142,6 @@ def _curves(plan: Plan, model: Model) -> pl.DataFrame:
         rlnFourierShellCorrelationUnmaskedMaps=unmasked,
         rlnFourierShellCorrelationMaskedMaps=masked,
         rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps=randomised,
+        hmViewEvenness=model.evenness.numpy().astype(float),
         rlnSsnrMap=2 * fsc / np.maximum(1 - fsc, 1e-3),
     )
