@@ -64,3 +64,23 @@ def test_half_sets_of_few_micrographs_see_all_of_their_defoci():
 def test_half_sets_that_cannot_be(subset, words):
     with pytest.raises(TableError, match=words):
         half_sets(table(subset), np.arange(80) // 8, seed=1, fewest=20)
+
+
+@pytest.mark.parametrize("n_micrographs", [2, 20])
+def test_rows_of_one_image_stay_in_one_half_set(n_micrographs):
+    """As of a table that a symmetry was expanded in."""
+    one = table(None, 60)
+    rows = pl.concat([one.rows] * 3).with_columns(pl.Series("copy", np.repeat([0, 1, 2], 60)))
+    found = half_sets(
+        ParticleSet(OPTICS, rows), np.tile(np.arange(60) % n_micrographs, 3), seed=1, fewest=20
+    ).reshape(3, 60)
+    assert (found == found[0]).all()
+    assert 20 < found[0].sum() < 40
+
+
+def test_an_image_in_both_half_sets_is_refused():
+    rows = table([1, 2] * 40).rows
+    torn = rows.with_columns(pl.Series("rlnImageName", ["1@a.mrcs", "1@a.mrcs", *rows["rlnImageName"][2:]]))
+    with pytest.raises(TableError, match="is in both half sets") as told:
+        half_sets(ParticleSet(OPTICS, torn), np.arange(80) // 8, seed=1, fewest=20)
+    assert told.value.row == 2

@@ -127,3 +127,16 @@ def test_images_with_errors_of_poses_are_weighted_as_such():
         wanted @ torch.view_as_real(image).flatten().double(),
         atol=1e-5,
     )
+
+
+def test_products_scatter_as_weighted_slices_say():
+    """Of images with noise, and with errors of poses that are as large as they are taken to be."""
+    noise, _ = seen()
+    disc, rotations, weights = noise.images.disc, noise.rotations, noise.images.squared
+    volume = SplineVolume.of(3 * random_axis(noise, seed=6), radius_px=RING)
+    errors = torch.randn(N, 5, generator=torch.Generator().manual_seed(8)) * DEVIATIONS
+    tangents = slice_tangents(volume, rotations, disc.points)[1]
+    moved = torch.einsum("nt,ntp->np", errors.to(tangents), tangents)
+    images = replace(noise, images=DiscImages(disc, noise.images.linear + weights * moved, weights))
+    along, gram = freed_of_pose_errors(images, volume)._products(random_axis(noise)[None])
+    assert float(along.square().mean() / gram.mean()) == pytest.approx(1.0, abs=4 * (2 / N) ** 0.5)
