@@ -123,6 +123,11 @@ def test_what_cannot_be_masked_is_refused(project, capsys):
         project.run(MaskMap(map=name, threshold=99.0))
     with pytest.raises(ParameterError, match="the mask is empty"):
         project.run(MaskSphere(map=name, diameter=20.0, centre=(900.0, 0.0, 0.0), soft_edge=0.0))
+    # The corners of the box are 90 Å from its centre; seen along z, 76 Å.
+    for shape in (MaskSphere(map=name, diameter=184.0), MaskCylinder(map=name, diameter=9000.0, invert=True)):
+        with pytest.raises(ParameterError, match="holds the whole box of 112 × 104 × 96 Å; give a smaller"):
+            project.run(shape)
+    assert read_mrc(project.run(MaskSphere(map=name, diameter=120.0)).outputs["mask"]).min() == 0
     model = atoms("model.pdb", np.array([[0.0, 0, 0], [4, 4, 4]]), "AB")
     with pytest.raises(ParameterError, match=r"model\.pdb: has no chain 'X'; it has A, B"):
         project.run(MaskModel(map=name, model=model, chains=("X",)))

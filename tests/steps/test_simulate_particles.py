@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from halfmap.engine import Context
+from halfmap.io.models import read_model
 from halfmap.io.mrc import read_header, read_mrc
 from halfmap.io.tables import read_particles
 from halfmap.ops import fourier, grids
 from halfmap.ops.ctf import ctf, odd_aberration_phase
 from halfmap.ops.fsc import fsc
 from halfmap.ops.slices import project_volume, reconstruct
+from halfmap.search.source import mask_diameter
 from halfmap.steps.simulate.step import SimulateParticles
 
+SHIPPED = Path(__file__).resolve().parents[2] / "src/halfmap/steps/simulate/apoferritin.cif.gz"
 SETTINGS = {
     "assembly": "none",
     "pixel_size": 2.0,
@@ -149,10 +152,19 @@ def test_half_precision_is_a_smaller_file_of_the_same_images(clean, tmp_path):
     assert torch.allclose(images, signal, rtol=1e-3, atol=1e-3)
 
 
+def test_the_table_says_how_large_the_particles_are(clean):
+    """Twice the distance of the outermost atom from the centre of mass, in which nothing is left out."""
+    model = read_model(SHIPPED, assembly=None)
+    reach = np.linalg.norm(model.positions - model.centre, axis=1).max()
+    found = clean[0].rows["hmParticleDiameter"].to_numpy()
+    assert found == pytest.approx(2 * reach, abs=0.05)
+    assert model.diameter <= found[0] + 0.05
+    assert mask_diameter(clean[0], None, 128.0) == pytest.approx(min(1.15 * 2 * reach, 0.95 * 128.0), abs=0.1)
+
+
 def test_conformations_have_maps_of_their_own(tmp_path):
-    shipped = Path(__file__).resolve().parents[2] / "src/halfmap/steps/simulate/apoferritin.cif.gz"
     folder = tmp_path / "job001"
-    table, _, _ = simulate(folder, models=(shipped, shipped), fractions=(1.0, 3.0), n_particles=200, snr=0.0)
+    table, _, _ = simulate(folder, models=(SHIPPED, SHIPPED), fractions=(1.0, 3.0), n_particles=200, snr=0.0)
     share = (table.rows["rlnClassNumber"] == 2).mean()
     assert share == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 200))
     assert np.array_equal(read_mrc(folder / "truth_map.mrc"), read_mrc(folder / "truth_map_class002.mrc"))

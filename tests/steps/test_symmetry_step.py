@@ -17,7 +17,7 @@ from halfmap.ops.symmetry import operators, symmetrise_volume
 from halfmap.project import Project
 from halfmap.search.symmetry_map import Band
 from halfmap.search.symmetry_search import FoundSymmetry, GroupScore
-from halfmap.steps.symmetry.search import verdict
+from halfmap.steps.symmetry.search import averaged, verdict
 from halfmap.steps.symmetry.step import SymmetryStep
 
 BOX, PIXEL = 36, 5.0
@@ -119,6 +119,36 @@ def test_symmetrise_averages_the_map(project):
     assert np.corrcoef(turned[inside], symmetrise_volume(turned, "C4")[inside])[0, 1] > 0.999
 
 
+def test_a_map_that_was_averaged_proves_nothing(project, caplog):
+    """Noise that is symmetric too lets parts be more alike than noise around the particle says."""
+    halves = [tetramer(seed, 0.4) for seed in (4, 5)]
+    name = write("map.mrc", halves[0])
+    job = project.run(SymmetryStep(map=name, groups=("C4",), null_maps=0, symmetrise=True))
+    assert "averaged over" not in caplog.text
+    again = project.run(SymmetryStep(map=str(job.outputs["map"]), groups=("C4",), null_maps=0))
+    assert "seems to have been averaged over C4 already" in caplog.text
+    general = read_star(again.outputs["scores"])["symmetry_general"]
+    assert general["rlnSymmetryGroup"] == "C4"
+
+
+def test_only_averaging_makes_parts_more_alike_than_their_noise():
+    nothing = torch.zeros(1)
+    band = Band(torch.zeros(4, 4, 4), 1.0, 4.0, 10.0, 1.0, nothing, nothing)
+
+    def found(group: str, correlation: float, weakest: float, signal: float) -> FoundSymmetry:
+        turn = torch.eye(3)
+        score = GroupScore(
+            group, correlation, weakest, correlation, 0.0, 0.1, turn, torch.zeros(3), refined=True
+        )
+        return FoundSymmetry(score, [score], signal, band, torch.zeros(3), PIXEL)
+
+    assert averaged(found("C4", 0.98, 0.97, 0.9))
+    assert averaged(found("D7", 0.997, 0.99, 0.97))
+    assert not averaged(found("D7", 0.997, 0.99, 0.99))
+    assert not averaged(found("C4", 0.93, 0.93, 0.9))
+    assert not averaged(found("C1", 1.0, 1.0, 0.8))
+
+
 def test_what_cannot_be_searched_is_refused(project, capsys):
     name = write("map.mrc", tetramer(3, 0.3))
     write("slab.mrc", tetramer(3, 0.3)[:20])
@@ -129,6 +159,8 @@ def test_what_cannot_be_searched_is_refused(project, capsys):
         project.run(SymmetryStep(map=name, half1="small.mrc", half2="small.mrc"))
     with pytest.raises(ParameterError, match="there is no point group 'X9'"):
         project.run(SymmetryStep(map=name, groups=("C4", "X9")))
+    with pytest.raises(ParameterError, match="no point group 'OCTAHEDRAL'; give O for octahedral"):
+        project.run(SymmetryStep(map=name, groups=("octahedral",)))
     noise = np.random.default_rng(0).normal(size=(BOX,) * 3).astype(np.float32)
     with pytest.raises(ParameterError, match=r"noise\.mrc: no particle stands out"):
         project.run(SymmetryStep(map=write("noise.mrc", noise)))

@@ -45,6 +45,16 @@ _POLYHEDRAL: dict[
 The centres are the directions whose nearest equivalent is farthest, so that the units are compact.
 """
 
+_WORDS = {
+    "cyclic": "C and the fold, as in C4,",
+    "dihedral": "D and the fold, as in D2,",
+    "tetrahedral": "T",
+    "octahedral": "O",
+    "icosahedral": "I",
+    "asymmetric": "C1",
+}
+"""What to give for a group's name in words."""
+
 
 def order(group: str) -> int:
     """Count the operators of a point group.
@@ -198,10 +208,11 @@ def _parse(group: str) -> tuple[str, int]:
         return ("I2" if name == "I" else name), 0
     match = re.fullmatch(r"([CD])([1-9][0-9]*)", name)
     if match is None:
-        raise ParameterError(
-            f"there is no point group '{group}'",
-            hint="use C<n>, D<n>, T, O, I1, I2 (the same as I), I3 or I4",
-        )
+        hint = "give C1, C2, ..., D2, ..., T, O or I (the same as I2; I1, I3 and I4 are other settings)"
+        for word, letter in _WORDS.items():
+            if len(name) >= 4 and word.upper().startswith(name[:4]):
+                hint = f"give {letter} for {word}"
+        raise ParameterError(f"there is no point group '{group}'", hint=hint)
     return match[1], int(match[2])
 
 

@@ -117,7 +117,9 @@ def mask_diameter(particles: ParticleSet, given: float | None, side: float) -> f
             diameter = _MASK * float(np.nanmedian(particles.rows[DIAMETER].to_numpy()))
         if diameter is None or not math.isfinite(diameter):
             raise ParameterError(
-                "the table does not say how large the particles are", hint="give --diameter in Å"
+                f"does not say how large the particles are (_{DIAMETER})",
+                path=particles.path or "the table",
+                hint="give --diameter in Å",
             )
         diameter = min(diameter, 0.95 * side)
     if diameter > side:

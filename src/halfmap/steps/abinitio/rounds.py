@@ -31,6 +31,8 @@ _TOGETHER = 2
 _ROUND = 5
 """Iterations after which these runs wait for each other: what a stopped job has to do again at most."""
 
+_SIGNS = "its own, and the same with the other sign of what is not spherical"
+
 
 def run_until_two_agree(ctx: Context, plan: Plan) -> Agreement:
     """Make runs, two at a time, until two of all agree or no more are to be made.
@@ -91,6 +93,11 @@ def _run(ctx: Context, plan: Plan, runs: Sequence[int]) -> list[Ended]:
         if start == fork:
             lines = [Line(run, other) for run in runs for other in (False, True)]
             figures |= {line: list(figures[Line(line.run, other=False)]) for line in lines}
+            log.info(
+                "from iteration %d to %d each run has two maps (log-evidence of one or the other), %s; "
+                "the likelier goes on",
+                *(fork + 1, choice, "two random starts" if fork == 0 else _SIGNS),
+            )
         told = _all(ctx, work, [Stretch(line, start, stop) for line in lines], unit="run")
         done = dict(zip(lines, told, strict=True))
         for line, one in done.items():

@@ -105,7 +105,13 @@ def around_particle(step: MaskMap, volume: MapFile) -> Mask:
 
 
 def sphere(step: MaskSphere, volume: MapFile) -> Mask:
-    """Sphere about a centre."""
+    """Sphere about a centre.
+
+    Raises
+    ------
+    ParameterError
+        If it holds the whole box.
+    """
     array = masks.soft_sphere(
         volume.array.shape,
         radius=step.diameter / 2,
@@ -113,11 +119,19 @@ def sphere(step: MaskSphere, volume: MapFile) -> Mask:
         pixel_size=volume.pixel_size,
         centre=step.centre,
     )
-    return Mask(array, f"sphere, {step.diameter:g} Å in diameter")
+    text = f"sphere, {step.diameter:g} Å in diameter"
+    _refuse_the_whole_box(array, volume, text)
+    return Mask(array, text)
 
 
 def cylinder(step: MaskCylinder, volume: MapFile) -> Mask:
-    """Cylinder along z."""
+    """Cylinder along z.
+
+    Raises
+    ------
+    ParameterError
+        If it holds the whole box.
+    """
     whole = 2 * volume.array.shape[0] * volume.pixel_size
     array = masks.soft_cylinder(
         volume.array.shape,
@@ -128,7 +142,19 @@ def cylinder(step: MaskCylinder, volume: MapFile) -> Mask:
         centre=step.centre,
     )
     length = "the box" if step.length is None else f"{step.length:g} Å"
-    return Mask(array, f"cylinder, {step.diameter:g} Å in diameter, {length} long")
+    text = f"cylinder, {step.diameter:g} Å in diameter, {length} long"
+    _refuse_the_whole_box(array, volume, text)
+    return Mask(array, text)
+
+
+def _refuse_the_whole_box(array: Tensor, volume: MapFile, text: str) -> None:
+    """Of a shape that leaves nothing outside, its edge aside."""
+    if float(array.min()) > 0.5:
+        sides = [f"{n * volume.pixel_size:.4g}" for n in volume.array.shape[::-1]]
+        box = sides[0] if len(set(sides)) == 1 else " × ".join(sides)
+        raise ParameterError(
+            f"the mask ({text}) holds the whole box of {box} Å", hint="give a smaller --diameter, in Å"
+        )
 
 
 def around_model(step: MaskModel, path: Path, volume: MapFile) -> Mask:

@@ -16,17 +16,24 @@ from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import atomic_path, write_text
 from halfmap.log import log
 from halfmap.search.checkpoint import FOLDER, load_arrays, model_file, poses_file, save_arrays
+from halfmap.search.halfmaps import radius_at
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.stages import coarse_grid
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST, Part, expect, reference_file
-from halfmap.steps.refine.model import Maps, Model, maximise
+from halfmap.steps.refine.model import THRESHOLD, Maps, Model, maximise
 from halfmap.steps.refine.plan import PARTS, Plan
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
 _WAYS = {"everywhere": "all directions", "near": "near the poses before", "last": "all frequencies put back"}
+
+_UNEVEN = 0.9
+"""Part of the squared correlation with the truth that is left, below which missing views are told of."""
+
+_DOUBTFUL = 0.3
+"""Correlation that random phases have within a mask, or half maps beyond their resolution, and should not."""
 
 
 def begin(ctx: Context, plan: Plan, model: Model, reference: Tensor) -> Model:
@@ -92,6 +99,7 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
         save_arrays(
             folder / "maps.npz", **{name: volume.cpu().numpy() for name, volume in vars(maps).items()}
         )
+        _conclude(plan, new)
     new.save(model_file(folder, new.iteration))
     _tidy(folder, new.iteration)
     return new
@@ -139,6 +147,44 @@ def _collected(
     return (sums[0], sums[1]), table, {name: array[order] for name, array in together.items()}
 
 
+def _conclude(plan: Plan, model: Model) -> None:
+    """Log the resolution that was reached, why there is no further iteration, and what is doubtful."""
+    most, found = plan.step.most_iterations, model.resolution(plan)
+    why = f"stopped by --most-iterations {most}" if model.limited else "resolution and poses improve no more"
+    log.info("ended after %d iterations at %.2f Å: %s", model.iteration, found, why)
+    if model.limited:
+        log.warning(
+            "it was stopped by --most-iterations %d before it converged: refine anew with more, or go on "
+            "with its particles.star, its map.mrc as --reference, and --local",
+            most,
+        )
+    randomised, corrected = model.curves[2], model.curves[3]
+    fallen = min(radius_at(corrected, THRESHOLD) + 1, len(corrected) - 1)
+    # Before these shells random phases are not looked at: they hold what the mask smears out of the others.
+    if fallen >= model.from_shell + 2 and float(randomised[fallen]) > _DOUBTFUL:
+        log.warning(
+            "at %.2f Å the mask alone makes random phases correlate by %.2f: give a wider or softer --mask, "
+            "and look at fsc.png",
+            *(found, float(randomised[fallen])),
+        )
+    beyond = corrected[fallen + 1 :]
+    if bool((beyond > _DOUBTFUL).any()):
+        highest = int(beyond.argmax())
+        log.warning(
+            "the corrected FSC falls below %.3g at %.2f Å but is %.2f again at %.2f Å, so that the "
+            "resolution is not sure: give more particles, or a wider or softer --mask, and look at fsc.png",
+            *(THRESHOLD, found, float(beyond[highest]), plan.side / (fallen + 1 + highest)),
+        )
+    seen = model.evenness[1 : max(fallen, 2)]
+    if len(seen) and float(seen.min()) < _UNEVEN:
+        log.warning(
+            "some directions were hardly seen: where they lack, half maps agree in what is not there, and at "
+            "%.1f Å this leaves %.2f of the map's squared correlation with the truth; see "
+            "angular_distribution.png",
+            *(plan.side / (int(seen.argmin()) + 1), float(seen.min())),
+        )
+
+
 def _say(folder: Path, plan: Plan, before: Model, model: Model, best: NDArray[np.float64]) -> None:
     """Log the iteration, and keep its figures for the picture of the progress."""
     median = {name: float(np.median(best[:, BEST.index(name)])) for name in ("pose_error", "shift_error")}
@@ -159,11 +205,11 @@ def _say(folder: Path, plan: Plan, before: Model, model: Model, best: NDArray[np
         "mean_evidence": float(best[:, BEST.index("evidence")].mean()),
     }
     way = f"grid of {step:.1f}°" if before.stage == "everywhere" else _WAYS[before.stage]
+    turned = f"; poses turned by {model.turned:.2f}°, {100 * model.jumped:.0f} % of them beyond their errors"
     log.info(
-        "iteration %d, %s: compared to %.1f Å; resolution %.2f Å; median pose errors %.2f° and %.2f Å; "
-        "poses turned by %.2f°, %.0f %% of them beyond their errors",
+        "iteration %d, %s: compared to %.1f Å; resolution %.2f Å; median pose errors %.2f° and %.2f Å%s",
         *(model.iteration, way, figures["searched_A"], figures["resolution_A"]),
-        *(median["pose_error"], median["shift_error"], model.turned, 100 * model.jumped),
+        *(median["pose_error"], median["shift_error"], turned if before.iteration or plan.given else ""),
     )
     write_text(folder / f"it{model.iteration:03d}.json", json.dumps(figures) + "\n")
 

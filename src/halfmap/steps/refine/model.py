@@ -90,6 +90,8 @@ class Model(Checkpoint):
     evenness : Tensor (shells,)
         What directions that were hardly seen leave of the correlation of unfiltered maps with what is there,
         squared; see `HalfSums`.
+    limited : bool
+        Whether it ends for want of iterations.
     """
 
     on_device = "noise", "scale"
@@ -109,6 +111,7 @@ class Model(Checkpoint):
     apart: Tensor
     information: Tensor = field(default_factory=nothing_but_signal)
     evenness: Tensor = field(default_factory=lambda: torch.ones(1))
+    limited: bool = False
 
     @property
     def done(self) -> bool:
@@ -263,20 +266,23 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     stale = 0 if better else model.stale + 1
     still, settled = (new.turned > model.turned or new.turned < part * error for part in (_STILL, _SETTLED))
     exhausted = stale >= _STALE or (stale > 0 and model.radius >= plan.nyquist)
-    stage: Stage = model.stage
+    nearer = model.stage == "everywhere" and (new.jumped < _JUMPING or bool(stale and still))
+    ends = exhausted and settled and not nearer
+    stage, limited = model.stage, model.limited
     if model.stage == "last":
         stage = "done"
     elif new.iteration + 1 >= plan.step.most_iterations:
-        stage = "last"
-    elif model.stage == "everywhere" and (new.jumped < _JUMPING or (stale and still)):
+        stage, limited = "last", not ends
+    elif nearer:
         stage, stale = "near", 0
-    elif exhausted and settled:
+    elif ends:
         stage = "last"
     if stage == "last" and plan.disc(model.radius).radius == plan.nyquist:
         stage = "done"  # All frequencies have been put back already.
     least = plan.ring(plan.step.initial_lowpass)
     radius = min(max(ring, least) + _MORE, plan.nyquist, box // 2 - 1)
-    return replace(new, stage=stage, radius=radius, finest=max(ring, model.finest), stale=stale)
+    finest = max(ring, model.finest)
+    return replace(new, stage=stage, limited=limited, radius=radius, finest=finest, stale=stale)
 
 
 def _to_shells(values: Tensor, shells: int) -> Tensor:

@@ -64,6 +64,7 @@ def prepare(step: Simulate, ctx: Context, *, upsampling: int = 1, fragments: boo
         fractions=tuple(share / sum(shares) for share in shares),
         n_broken=molecules.BROKEN_VARIANTS if fragments else 0,
         diameter=diameter,
+        sphere=max(extent.sphere for extent in extents),
     )
     memory.check(
         step,

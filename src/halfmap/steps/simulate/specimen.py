@@ -82,7 +82,9 @@ class Specimen:
     n_broken : int
         Fragments, which follow the whole states.
     diameter : float
-        Longest distance in the first state, Å.
+        Longest distance in a state, Å.
+    sphere : float
+        Diameter of the sphere about the centre that holds all states, Å.
     """
 
     folder: Path
@@ -91,6 +93,7 @@ class Specimen:
     fractions: tuple[float, ...]
     n_broken: int
     diameter: float
+    sphere: float = 0.0
 
     @property
     def fine_box(self) -> int:
@@ -133,15 +136,19 @@ def choose_box(diameter: float, pixel_size: float) -> int:
 
 @dataclass(frozen=True)
 class Extent:
-    """How large a molecule is: longest distance in Å; number of atoms, or longest edge of a map in voxels."""
+    """How large a molecule is: longest distance in Å; number of atoms, or longest edge of a map in voxels.
+
+    The sphere, of a diameter in Å, is about the centre of mass.
+    """
 
     diameter: float
+    sphere: float
     n_atoms: int = 0
     map_voxels: int = 0
 
 
 def measure(source: Path, *, assembly: str | None) -> Extent:
-    """Longest distance in a model, or three quarters of a map's edge.
+    """Longest distance in a model and the sphere that holds it, or three quarters of a map's edge for both.
 
     Raises
     ------
@@ -150,9 +157,11 @@ def measure(source: Path, *, assembly: str | None) -> Extent:
     """
     if is_map(source):
         edge = max(read_header(source).shape)
-        return Extent(0.75 * edge * _voxel(source), map_voxels=edge)
+        diameter = 0.75 * edge * _voxel(source)
+        return Extent(diameter, diameter, map_voxels=edge)
     model = read_model(source, assembly=assembly)
-    return Extent(model.diameter, n_atoms=len(model))
+    reach = float(np.linalg.norm(model.positions - model.centre, axis=1).max())
+    return Extent(model.diameter, 2 * reach, n_atoms=len(model))
 
 
 def _voxel(path: Path) -> float:

@@ -351,6 +351,6 @@ class SimulateParticles(Simulate, name="simulate particles", label="halfmap.simu
             particles.simulate, step=self, specimen=specimen, folder=ctx.folder, scale=scale
         )
         stacks = ctx.map(image, range(particles.count_stacks(self)), key=exposure.name, unit="stack")
-        truth.write_particle_table(self, ctx, stacks, box=specimen.box, scale=scale)
+        truth.write_particle_table(self, ctx, stacks, specimen=specimen, scale=scale)
         pictures.draw_particles(self, ctx, stacks)
         preparation.discard(specimen, ctx)

@@ -19,6 +19,7 @@ from halfmap.steps.simulate.scene import Scene
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.simulate.detector import Camera
+    from halfmap.steps.simulate.specimen import Specimen
     from halfmap.steps.simulate.step import Simulate, SimulateMicrographs, SimulateMovies, SimulateParticles
 
 FOLDER = "Truth"
@@ -235,16 +236,16 @@ def _write_scenes(ctx: Context, names: list[str], rows: list[dict[str, Any]], kn
 
 
 def write_particle_table(
-    step: SimulateParticles, ctx: Context, stacks: list[dict[str, Any]], *, box: int, scale: float
+    step: SimulateParticles, ctx: Context, stacks: list[dict[str, Any]], *, specimen: Specimen, scale: float
 ) -> None:
-    """Write ``particles.star``: images with their true poses, shifts, CTFs and conformations."""
+    """Write ``particles.star``: images with their true poses, shifts, CTFs, conformations and size."""
     from halfmap.steps.simulate.particles import stack_file
 
     known = optics(
         step,
         with_beam_tilt=True,
         rlnImagePixelSize=step.pixel_size,
-        rlnImageSize=box,
+        rlnImageSize=specimen.box,
         rlnImageDimensionality=2,
         hmSignalScale=scale,
     )
@@ -270,6 +271,7 @@ def write_particle_table(
                     "rlnDefocusAngle": defocus[:, 2],
                     "rlnPhaseShift": np.full(n, step.phase_shift),
                     "rlnClassNumber": stack["class"],
+                    "hmParticleDiameter": np.full(n, round(specimen.sphere, 1)),
                 }
             )
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, new_figure, save
 from halfmap.search.symmetry_search import FoundSymmetry, GroupScore, correlation_of_shells
+from halfmap.steps.symmetry.search import averaged
 
 _TILE, _GAP, _HEAD, _LABEL, _BARS = 250, 12, 66, 22, 230
 _GOOD, _OTHER, _NULL = "#1f77d0", "#b9c4cf", "#e0312f"
@@ -37,7 +38,10 @@ def draw_symmetry(
     width = 4 * _TILE + 3 * _GAP + 2 * MARGIN
     height = _HEAD + _BARS + 30 + 2 * _LABEL + _TILE + 40
     figure = new_figure(width, height)
-    add_text(figure, MARGIN, height - 32, f"Symmetry: {found.best.group}", size=13, weight="bold")
+    title = f"Symmetry: {found.best.group}"
+    if averaged(found):
+        title += ", but the map seems to have been averaged over it before"
+    add_text(figure, MARGIN, height - 32, title, size=13, weight="bold")
     detail = f"compared to {found.band.resolution:.3g} Å in a sphere of {2 * found.band.radius:.0f} Å"
     detail += f"; noise leaves a correlation of {found.signal:.2f} between equal parts"
     add_text(figure, MARGIN, height - 52, detail, color=QUIET)

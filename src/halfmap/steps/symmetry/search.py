@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 NEARLY = 0.7
 """Share of what the noise leaves from which on a group is called nearly there."""
 
+_TOO_ALIKE = 1.05
+"""Share of what the noise leaves above that of maps that were not averaged: 0.98 to 1.04 if simulated."""
+
+_ALIKE, _NOISY = 0.995, 0.98
+"""Correlation that only averaging gives to a map whose noise leaves less than the latter."""
+
 _SAME = 5.0
 """Degrees by which rotations of two groups may differ and be the same; those of other folds are 13 apart."""
 
@@ -122,6 +128,15 @@ def verdict(found: FoundSymmetry, score: GroupScore, least_share: float) -> str:
     return "contained" if share >= least_share and _holds(found.best, score) else "nearly"
 
 
+def averaged(found: FoundSymmetry) -> bool:
+    """Whether parts of the map are more alike than its noise leaves any: those of a map that was averaged."""
+    best = found.best
+    if best.group == "C1":
+        return False
+    alike = best.correlation > _ALIKE and found.signal < _NOISY
+    return alike or found.share(best) > _TOO_ALIKE
+
+
 def _holds(whole: GroupScore, part: GroupScore) -> bool:
     """Whether the operators of one group, about its axes, are among those of another about its own."""
     theirs, own = (
@@ -162,6 +177,12 @@ def _say(found: FoundSymmetry, least_share: float) -> None:
         log.info(
             "%s: correlation %.2f under its operators, %.2f under the weakest; noise leaves %.2f%s",
             *(best.group, best.correlation, best.weakest, found.signal, null),
+        )
+    if averaged(found):
+        log.warning(
+            "the map seems to have been averaged over %s already: its parts are more alike than its noise "
+            "would leave them. That proves nothing: give a map without symmetry imposed",
+            best.group,
         )
     nearly = [s for s in found.scores if verdict(found, s, least_share) == "nearly"]
     if nearly:
