@@ -62,11 +62,13 @@ def test_half_maps_that_were_filtered_are_told(tmp_path, noise, caplog):
     filtered = [irfft3(rfft3(torch.from_numpy(each)) * passed, shape=(BOX,) * 3).numpy() for each in noise]
     paths = [write(tmp_path, f"f{i}.mrc", each) for i, each in enumerate(filtered)]
     with caplog.at_level(logging.WARNING, logger="halfmap"):
-        read_half_maps(*paths)
+        found = read_half_maps(*paths)
         assert "were filtered" in caplog.text
+        assert found.last_shell in (7, 8)
         caplog.clear()
-        read_half_maps(*(write(tmp_path, f"u{i}.mrc", each) for i, each in enumerate(noise)))
+        found = read_half_maps(*(write(tmp_path, f"u{i}.mrc", each) for i, each in enumerate(noise)))
         assert not caplog.text
+        assert found.last_shell == BOX // 2
 
 
 def test_masks_of_another_box(tmp_path, noise):

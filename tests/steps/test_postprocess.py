@@ -176,6 +176,17 @@ def test_what_cannot_be_done_says_so(project, halves):
     assert main(["postprocess", halves[0], "--mtf-pixel-size", "1"]) == 2
 
 
+def test_what_was_filtered_before_has_no_finer_resolution(project):
+    """Nothing but what masks smear is left beyond, and half maps agree in that."""
+    passed = low_pass(SHAPE, pixel_size=PIXEL, resolution=7.0)
+    names = []
+    for i in (1, 2):
+        spectrum = rfft3(particle() + 0.25 * random(1 + i)) * passed
+        names.append(write(f"half{i}.mrc", irfft3(spectrum, shape=SHAPE) * MASK))
+    general = read_star(run(project, names, b_factor=0.0, local=False).outputs["curves"])["general"]
+    assert 6.3 < general["rlnFinalResolution"] < 8.0
+
+
 def test_noise_alone_has_no_resolution(project):
     names = [write(f"half{i}.mrc", random(20 + i)) for i in (1, 2)]
     job = run(project, names, b_factor=0.0)

@@ -232,7 +232,7 @@ hmParticleStd float none standard deviation of the image there
 hmParticleSkewness float none skewness of the image there
 hmParticleZScore float none largest distance of these three from their medians, in robust standard deviations
 hmParticleScore float none probability that the particle is whole, single and no contaminant, 0 to 1
-hmParticleDiameter float Å longest diameter of the particle that was picked
+hmParticleDiameter float Å longest diameter of the particle, as picked or simulated
 hmPickProbability float none probability that the pick is a particle
 hmPickAgreement int none number of pickers that have the pick
 hmContaminant str none kind of a simulated contaminant

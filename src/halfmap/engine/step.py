@@ -40,6 +40,7 @@ _FOLDERS = {
     "class2d": "Class2D",
     "class3d": "Class3D",
     "postprocess": "PostProcess",
+    "localres": "LocalRes",
 }
 """Where RELION's spelling is another."""
 

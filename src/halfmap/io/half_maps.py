@@ -20,8 +20,14 @@ from halfmap.ops.masks import soft_edge
 _NAMES = (("half1", "half2"), ("half_map_1", "half_map_2"), ("half_A", "half_B"), ("half_a", "half_b"))
 """How RELION, the data bank and cryoSPARC tell half maps apart."""
 
-_FALL, _WITHIN = 0.02, 3
+_FALL, _WITHIN = 0.1, 3
 """Factor by which the noise of half maps falls within so many shells if a filter ends there."""
+
+_FIRST = 4
+"""Shell from which on a filter is looked for: noise may fall as steeply before."""
+
+_SAME = 1e-5
+"""Standard deviation of the difference of two maps over that of one, below which they are the same."""
 
 _EXTEND_PX, _EDGE_PX = 3.0, 6.0
 """What a mask that is made leaves around the particle's surface, and its soft edge."""
@@ -42,6 +48,8 @@ class HalfMaps:
     origin : tuple of 3 float
         (x, y, z) of the first voxel in Å.
     paths : pair of Path
+    last_shell : int
+        Beyond it there is no noise, and what half maps agree in is what a filter or a mask has left.
     """
 
     first: Tensor
@@ -49,6 +57,7 @@ class HalfMaps:
     pixel_size: float
     origin: tuple[float, float, float]
     paths: tuple[Path, Path]
+    last_shell: int
 
     @property
     def box(self) -> int:
@@ -80,7 +89,7 @@ def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float
 
     Notes
     -----
-    Warns where both have been filtered: what they correlate by then says nothing beyond the filter.
+    Warns where both have been filtered, or the images were: what they correlate by says nothing beyond.
     """
     second = other_half(first) if second is None else second
     one, two = (read_volume(path, pixel_size=pixel_size, cubic=True) for path in (first, second))
@@ -88,11 +97,15 @@ def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float
     if one.array.shape != two.array.shape or not same:
         mine, its = (_size(volume) for volume in (two, one))
         raise ShapeError(f"has {mine}, but {first} {its}", path=second, hint="give both halves of one map")
-    halves = HalfMaps(
-        torch.from_numpy(one.array), torch.from_numpy(two.array), one.pixel_size, one.origin, (first, second)
-    )
-    _check_apart(halves)
-    return halves
+    maps, paths = [torch.from_numpy(each.array) for each in (one, two)], (first, second)
+    last = _last_shell(maps[0], maps[1], paths)
+    if last < len(maps[0]) // 2:
+        log.warning(
+            "the noise of the half maps ends at %.3g Å: they, or the particles, were filtered. What they "
+            "agree in beyond says nothing; give unfiltered half maps if there are any",
+            len(maps[0]) * one.pixel_size / last,
+        )
+    return HalfMaps(maps[0], maps[1], one.pixel_size, one.origin, paths, last)
 
 
 def other_half(path: Path) -> Path:
@@ -160,23 +173,15 @@ def _size(volume: MapFile) -> str:
     return f"{volume.array.shape[0]}³ voxels of {volume.pixel_size:g} Å"
 
 
-def _check_apart(halves: HalfMaps) -> None:
-    """Refuse half maps that are one; warn of those that were filtered."""
-    apart = halves.first - halves.second
-    scale = float(halves.first.std())
-    if float(apart.std()) <= 1e-5 * scale:
+def _last_shell(first: Tensor, second: Tensor, paths: tuple[Path, Path]) -> int:
+    """Last shell with noise of its own, by how steeply that of the difference falls."""
+    apart, shape = first - second, tuple(first.shape)
+    if float(apart.std()) <= _SAME * float(first.std()):
         raise FileFormatError(
-            f"is the same map as {halves.paths[0].name}: they agree in everything, noise too",
-            path=halves.paths[1],
+            f"is the same map as {paths[0].name}: they agree in everything, noise too",
+            path=paths[1],
             hint="give the two half maps of one refinement",
         )
-    shape = tuple(apart.shape)
-    noise = radial_average(rfft3(apart).abs().square(), shape=shape).double().numpy()[1:]
-    falls = noise[_WITHIN:] < _FALL * noise[:-_WITHIN]
-    if falls.any():
-        shell = int(np.argmax(falls)) + _WITHIN
-        log.warning(
-            "the half maps were filtered: their noise ends at %.3g Å. No resolution beyond is known, and a "
-            "B-factor is that of the filter too; give the unfiltered half maps if there are any",
-            halves.box * halves.pixel_size / shell,
-        )
+    noise = radial_average(rfft3(apart).abs().square(), shape=shape).double().numpy()
+    falls = noise[_FIRST + _WITHIN :] < _FALL * noise[_FIRST:-_WITHIN]
+    return _FIRST + _WITHIN - 1 + int(np.argmax(falls)) if falls.any() else len(noise) - 1

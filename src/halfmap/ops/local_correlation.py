@@ -12,10 +12,11 @@ from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops.fourier import irfft3, resize_spectrum, rfft3
-from halfmap.ops.grids import frequency_radius, friedel_weight
+from halfmap.ops.grids import frequencies, frequency_radius, friedel_weight
 
-STEP = 0.1
-"""Distance of bands over their frequency."""
+STEP = 0.2
+"""Distance of bands, and half their width, over their frequency: narrower ones would smear what is in them
+over more than five wavelengths."""
 
 _LEAST_STEP = 1.5
 """Shells between bands at least."""
@@ -26,6 +27,12 @@ scatters by some 0.07."""
 
 _ROOM = 4
 """Side of the box of a band over its outermost shell: products of maps have twice their frequencies."""
+
+_CONE = 4
+"""Power of the cosine that weights frequencies about an axis."""
+
+_HELD = 1e-4
+"""Part of a window that is taken to be within the mask, at least."""
 
 _NARROWEST = 1.0
 """Standard deviation of a window over the wavelength, at least."""
@@ -39,6 +46,8 @@ class Band:
     ----------
     number : int
         From 0.
+    box : int
+        Side of the whole box.
     shell : float
         Its middle, in shells of the whole box.
     outer : int
@@ -56,6 +65,7 @@ class Band:
     """
 
     number: int
+    box: int
     shell: float
     outer: int
     mean: Tensor
@@ -73,21 +83,28 @@ class Band:
         return torch.where(whole > 0, self.signal / whole.where(whole > 0, 1.0), 0.0).clamp(-1, 1)
 
 
-def shells(box: int, first: float, last: float | None = None) -> list[float]:
-    """Middles of bands, in shells, from about the first to at least the last or the end of the box."""
-    found, end = [first], box // 2 - 1 if last is None else min(last, box // 2 - 1)
-    while found[-1] < end:
-        found.append(found[-1] + max(_LEAST_STEP, STEP * found[-1]))
+def shells(box: int, first: float, *, overlap: int = 1) -> list[float]:
+    """Middles of bands, in shells, from the first to the end of the box; see `bands` for the overlap."""
+    found = [first]
+    while found[-1] < box // 2 - 1:
+        found.append(found[-1] + max(_LEAST_STEP, STEP * found[-1]) / overlap)
     return found
 
 
 def bands(
-    first: Tensor, second: Tensor, *, mask: Tensor, middles: list[float], samples: float = SAMPLES
+    first: Tensor,
+    second: Tensor,
+    *,
+    mask: Tensor,
+    middles: list[float],
+    samples: float = SAMPLES,
+    overlap: int = 1,
+    axis: Tensor | None = None,
 ) -> Iterator[Band]:
     """Go through two half maps band by band, with their correlation about each voxel.
 
-    Each band is a shell of frequencies with raised-cosine edges; the bands add up to the maps, from the first
-    one's middle inwards. Within a band, products and squares of the half maps are averaged over the mask by a
+    Each band is a shell of frequencies with raised-cosine edges; where they do not overlap by more, the bands
+    add up to the maps. Within a band, products and squares of the half maps are averaged over the mask by a
     Gaussian window, as wide as it takes to hold enough independent numbers. Windows are wide at low
     frequencies and narrow at high ones, and every correlation is as certain as any other.
 
@@ -101,6 +118,10 @@ def bands(
         From `shells`.
     samples : float
         Independent numbers in a window.
+    overlap : int
+        Number of bands after which the next begins that has nothing in common with one.
+    axis : Tensor (3,), optional
+        Unit vector (x, y, z), about which a cone of frequencies alone is compared; default: all.
 
     Yields
     ------
@@ -127,13 +148,16 @@ def bands(
     mean, apart = rfft3((first + second) / 2), rfft3((first - second) / 2)
     inside = rfft3(mask)
     step = middles[-1] - middles[-2]
-    edges = [-1.0, *middles, middles[-1] + step]
-    for number, (low, middle, high) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+    edges = [*middles, *(middles[-1] + (i + 1) * step for i in range(overlap))]
+    for number, middle in enumerate(middles):
+        low, high = edges[number - overlap] if number >= overlap else -1.0, edges[number + overlap]
         outer = min(n // 2, math.ceil(high))
         m = min(n, next_fast_len(_ROOM * outer, real=True) or n)
         m = min(n, m + m % 2)
         shape, small = (n,) * 3, (m,) * 3
-        weight = _weight(m, low if number else -1.0, middle, high)
+        weight = _weight(m, low, middle, high)
+        if axis is not None:
+            weight *= cone(m, axis)
         one, two = (
             irfft3(resize_spectrum(each, shape=shape, new_shape=small) * weight, shape=small)
             for each in (mean, apart)
@@ -143,10 +167,11 @@ def bands(
         width = max((samples * n**3 / count) ** (1 / 3) / (2 * math.sqrt(math.pi)), _NARROWEST * n / middle)
         window = _window(m, width * m / n)
         sums = [_smooth(each, window) for each in (here * one.square(), here * two.square(), here)]
-        held = sums[2].clamp_min_(1e-4)
+        held = sums[2].clamp_min_(_HELD)
         noise = (sums[1] / held).clamp_min_(0)
         deviation = _deviation(weight, window, small)
-        yield Band(number, middle, outer, one, two, here, sums[0] / held - noise, 2 * noise, width, deviation)
+        signal = sums[0] / held - noise
+        yield Band(number, n, middle, outer, one, two, here, signal, 2 * noise, width, deviation)
 
 
 def upsampled(values: Tensor, box: int) -> Tensor:
@@ -169,6 +194,13 @@ def put_back(spectrum: Tensor, part: Tensor, box: int) -> None:
     """Add what is in a band's box (m, m, m) to the half-spectrum of the whole box, in place."""
     m = len(part)
     spectrum += resize_spectrum(rfft3(part), shape=(m,) * 3, new_shape=(box,) * 3)
+
+
+def cone(m: int, axis: Tensor) -> Tensor:
+    """Weights (m, m, m // 2 + 1) of frequencies by their angle with an axis: one half at some 33°."""
+    k = frequencies((m,) * 3)
+    cosine = (k @ axis.to(k)) / k.norm(dim=-1).clamp_min(1e-9)
+    return cosine.abs() ** _CONE
 
 
 def _weight(m: int, low: float, middle: float, high: float) -> Tensor:
@@ -197,6 +229,12 @@ def _deviation(weight: Tensor, window: Tensor, shape: tuple[int, ...]) -> float:
 def _window(m: int, width: float) -> Tensor:
     """Transfer of a Gaussian window of a standard deviation in voxels."""
     return torch.exp(-2 * (math.pi * width * frequency_radius((m,) * 3)).square())
+
+
+def smoothed(values: Tensor, *, width: float, over: Tensor) -> Tensor:
+    """Means of values (m, m, m) over a mask, by a Gaussian window of a standard deviation in voxels."""
+    window = _window(len(values), width)
+    return _smooth(over * values, window) / _smooth(over, window).clamp_min_(_HELD)
 
 
 def _smooth(values: Tensor, window: Tensor) -> Tensor:

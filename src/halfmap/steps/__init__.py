@@ -18,6 +18,7 @@ PIPELINE = (
     "mask",
     "symmetry",
     "postprocess",
+    "localres",
 )
 
 

@@ -70,6 +70,8 @@ def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
         draws=step.draws,
         generator=generator,
     )
+    known = torch.arange(len(fsc.corrected)) <= halves.last_shell
+    fsc = fsc._replace(corrected=torch.where(known, fsc.corrected, 0.0))
     scatter = noise_scatter(mask, generator=generator)
     found = [_at(step, halves, fsc.corrected, scatter, threshold) for threshold in (THRESHOLD, HALF)]
     (fine, interval), (half, interval_half) = found
@@ -96,7 +98,7 @@ def _tell(step: PostprocessStep, halves: HalfMaps, curves: Curves) -> None:
         *(curves.resolution_half, *curves.interval_half, HALF),
     )
     last = 2 * halves.pixel_size * (halves.box / 2) / (halves.box // 2)
-    if curves.resolution <= last:
+    if curves.resolution <= last and halves.last_shell == halves.box // 2:
         log.warning("the half maps agree to the last shell, %.2f Å: smaller pixels would show more", last)
     shell = min(len(curves.fsc.masked) - 1, round(halves.box * halves.pixel_size / curves.resolution))
     mask = float(curves.fsc.randomised[shell])
