@@ -48,14 +48,15 @@ def beside_relion(half1: Path, mask: Path, scratch: Path, seeds: int) -> dict[st
     row: dict[str, Any] = {"half maps": str(half1.name), "wall s": time.monotonic() - start}
     own = read_star(last_job(scratch, "PostProcess") / "postprocess.star")
     general = own["general"]
+    (scratch / "relion").mkdir(exist_ok=True)
     theirs, start = [], time.monotonic()
     for seed in range(1, seeds + 1):
         command = (
-            f"relion_postprocess --i {half1} --mask {mask} --o relion{seed} --auto_bfac --autob_lowres 10"
+            f"relion_postprocess --i {half1} --mask {mask} --o relion/{seed} --auto_bfac --autob_lowres 10"
         )
         command += f" --autob_highres {general['rlnFinalResolution']:.4f} --random_seed {seed}"
         subprocess.run(shlex.split(command), cwd=scratch, check=True, capture_output=True)
-        theirs.append(read_star(scratch / f"relion{seed}.star"))
+        theirs.append(read_star(scratch / f"relion/{seed}.star"))
     row["RELION wall s"] = (time.monotonic() - start) / seeds
     for name, column in CURVES.items():
         mine = own["fsc"][column].to_numpy()
