@@ -133,7 +133,15 @@ def test_missing_views_are_warned_of(plan: Plan, caplog: pytest.LogCaptureFixtur
     evenness = torch.ones(plan.box // 2 + 1)
     evenness[6] = 0.7
     _conclude(plan, _model(plan, 7, "done", evenness=evenness))
-    assert "some directions were hardly seen" in caplog.text and "leaves 0.70" in caplog.text
+    assert "was hardly seen" in caplog.text and "leaves 0.70" in caplog.text
+
+
+def test_the_end_of_the_images_is_no_missing_view(plan: Plan, caplog: pytest.LogCaptureFixture):
+    curves = torch.ones(4, plan.box // 2 + 1)
+    evenness = torch.ones(plan.box // 2 + 1)
+    evenness[plan.nyquist :] = 0.7
+    _conclude(plan, _model(plan, 7, "done", curves=curves, evenness=evenness, from_shell=99))
+    assert "hardly seen" not in caplog.text
 
 
 def test_poses_turn_from_the_second_iteration_on(

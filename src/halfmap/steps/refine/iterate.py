@@ -175,12 +175,13 @@ def _conclude(plan: Plan, model: Model) -> None:
             "resolution is not sure: give more particles, or a wider or softer --mask, and look at fsc.png",
             *(THRESHOLD, found, float(beyond[highest]), plan.side / (fallen + 1 + highest)),
         )
-    seen = model.evenness[1 : max(fallen, 2)]
+    # The last shell is cut by the end of the images.
+    seen = model.evenness[1 : max(min(fallen, plan.nyquist), 2)]
     if len(seen) and float(seen.min()) < _UNEVEN:
         log.warning(
-            "some directions were hardly seen: where they lack, half maps agree in what is not there, and at "
-            "%.1f Å this leaves %.2f of the map's squared correlation with the truth; see "
-            "angular_distribution.png",
+            "much of the map's transform was hardly seen, for want of particles or of directions: half maps "
+            "agree no less, but at %.1f Å this leaves %.2f of the map's squared correlation with the truth; "
+            "see angular_distribution.png",
             *(plan.side / (int(seen.argmin()) + 1), float(seen.min())),
         )
 
