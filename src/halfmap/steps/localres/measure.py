@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.errors import ParameterError
-from halfmap.io.half_maps import HalfMaps, particle_mask, read_half_maps
+from halfmap.io.half_maps import HalfMaps
 from halfmap.log import log
 from halfmap.ops.fourier import rfft3
 from halfmap.ops.local_correlation import Band, bands, shells, smoothed, upsampled
 from halfmap.ops.monogenic import monogenic_power
 
 if TYPE_CHECKING:
-    from halfmap.engine import Context
     from halfmap.steps.localres.step import LocalResStep
 
 _GRID = 160
@@ -105,19 +104,6 @@ class LocalResolution:
     masked: Tensor
     finest: float
     coarsest: float
-
-
-def read(step: LocalResStep, ctx: Context) -> tuple[HalfMaps, Tensor]:
-    """Read the half maps, and the mask, or make one of their mean.
-
-    Raises
-    ------
-    FileFormatError, ShapeError, ParameterError
-        If half maps or mask cannot be used.
-    """
-    second = None if step.half2 is None else ctx.resolve(step.half2)
-    halves = read_half_maps(ctx.resolve(step.half1), second, pixel_size=step.pixel_size)
-    return halves, particle_mask(halves, None if step.mask is None else ctx.resolve(step.mask))
 
 
 def measure(step: LocalResStep, halves: HalfMaps, mask: Tensor) -> LocalResolution:

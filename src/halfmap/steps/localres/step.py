@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from halfmap.engine import Context, Input, Out, Param, Step
+from halfmap.engine import Context, Input, Out, Param
+from halfmap.search.half_map_step import HalfMapStep
 
 MEASURE, DIRECTIONS = "Measure", "Directions"
 
 
-class LocalResStep(Step, name="localres", label="relion.localres"):
+class LocalResStep(HalfMapStep, name="localres", label="relion.localres"):
     """Measure to what detail two half maps are known around each voxel, in two ways.
 
     One is their correlation in a window about the voxel, band by band of frequencies. The other is how strong
@@ -36,22 +37,10 @@ class LocalResStep(Step, name="localres", label="relion.localres"):
         "slices": Out("slices.png", "Image2D.png.halfmap.overview"),
     }
 
-    half1: Path = Input("first half map, unfiltered", node="DensityMap.mrc")
-    half2: Path | None = Input(
-        "second half map; default: the file named as the first but for half2",
-        node="DensityMap.mrc",
-        default=None,
-    )
-    mask: Path | None = Input(
-        "soft mask of the particle; default: made from the map", node="Mask3D.mrc", default=None
-    )
     show: Path | None = Input(
         "map that the script for ChimeraX colours; default: the first half map",
         node="DensityMap.mrc",
         default=None,
-    )
-    pixel_size: float | None = Param(
-        None, "voxel size as calibrated; default: the header's", unit="Å/px", section=MEASURE, gt=0
     )
     threshold: float = Param(
         0.5, "local correlation at which the resolution is read off", unit="none", section=MEASURE, gt=0, lt=1
@@ -74,7 +63,7 @@ class LocalResStep(Step, name="localres", label="relion.localres"):
         """Go through the bands, follow each voxel until it is lost, write maps, table and pictures."""
         from halfmap.steps.localres import measure, pictures, tables
 
-        halves, mask = measure.read(self, ctx)
+        halves, mask = self.read(ctx)
         found = measure.measure(self, halves, mask)
         tables.write(self, ctx, halves, found)
         pictures.draw(ctx, halves, mask, found)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from halfmap.io.half_maps import HalfMaps, particle_mask, read_half_maps
+from halfmap.io.half_maps import HalfMaps
 from halfmap.log import log
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
 from halfmap.ops.fsc_interval import Interval, Scatter, noise_scatter, resolution_interval
 
 if TYPE_CHECKING:
-    from halfmap.engine import Context
     from halfmap.steps.postprocess.step import PostprocessStep
 
 THRESHOLD, HALF = 0.143, 0.5
@@ -44,19 +43,6 @@ class Curves:
     interval: Interval
     interval_half: Interval
     share: float
-
-
-def read(step: PostprocessStep, ctx: Context) -> tuple[HalfMaps, Tensor]:
-    """Read the half maps, and the mask, or make one of their mean.
-
-    Raises
-    ------
-    FileFormatError, ShapeError, ParameterError
-        If half maps or mask cannot be used.
-    """
-    second = None if step.half2 is None else ctx.resolve(step.half2)
-    halves = read_half_maps(ctx.resolve(step.half1), second, pixel_size=step.pixel_size)
-    return halves, particle_mask(halves, None if step.mask is None else ctx.resolve(step.mask))
 
 
 def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:

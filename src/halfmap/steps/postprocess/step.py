@@ -6,12 +6,13 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from halfmap.engine import Context, Input, Out, Param, Step
+from halfmap.engine import Context, Input, Out, Param
+from halfmap.search.half_map_step import HalfMapStep
 
 CORRELATION, SHARPENING, LOCAL = "Correlation", "Sharpening", "Local"
 
 
-class PostprocessStep(Step, name="postprocess", label="relion.postprocess"):
+class PostprocessStep(HalfMapStep, name="postprocess", label="relion.postprocess"):
     """Measure the resolution of two half maps, and make maps to look at of them.
 
     The half maps are correlated shell by shell, without and within a soft mask, and corrected for what the
@@ -42,18 +43,6 @@ class PostprocessStep(Step, name="postprocess", label="relion.postprocess"):
         "slices": Out("slices.png", "Image2D.png.halfmap.overview"),
     }
 
-    half1: Path = Input("first half map, unfiltered", node="DensityMap.mrc")
-    half2: Path | None = Input(
-        "second half map; default: the file named as the first but for half2",
-        node="DensityMap.mrc",
-        default=None,
-    )
-    mask: Path | None = Input(
-        "soft mask of the particle; default: made from the map", node="Mask3D.mrc", default=None
-    )
-    pixel_size: float | None = Param(
-        None, "voxel size as calibrated; default: the header's", unit="Å/px", section=CORRELATION, gt=0
-    )
     randomise_below: float = Param(
         0.8,
         "correlation without a mask from which on phases are made random",
@@ -126,7 +115,7 @@ class PostprocessStep(Step, name="postprocess", label="relion.postprocess"):
         """Correlate the half maps, sharpen their mean, filter it locally, write tables and pictures."""
         from halfmap.steps.postprocess import correlate, local, pictures, sharpen, tables
 
-        halves, mask = correlate.read(self, ctx)
+        halves, mask = self.read(ctx)
         curves = correlate.correlate(self, halves, mask)
         sharpened = sharpen.sharpen(self, ctx, halves, curves)
         maps = local.local_maps(self, halves, mask, sharpened)
