@@ -160,7 +160,7 @@ def resolution_interval(
     first, last = np.quantile(
         [shell(smooth + each * deviation) for each in noise], (0.5 - level / 2, 0.5 + level / 2)
     )
-    return Interval(box * pixel_size / last, box * pixel_size / first)
+    return Interval(float(box * pixel_size / last), float(box * pixel_size / first))
 
 
 def _falling(z: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
