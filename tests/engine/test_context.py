@@ -162,3 +162,23 @@ def test_an_item_goes_by_its_name_or_else_by_its_text(tmp_path):
     assert ctx.map(str, items) == [str(item) for item in items]
     keys = [json.loads(line)["key"] for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert keys == ["Movies/a.mrc", "7"]
+
+
+def test_a_step_within_another_runs_once_and_its_failures_are_told(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    folder = ctx.run_within("toy", "Inner/toy", n=4, bad=(1,))
+    assert folder == tmp_path / "Inner/toy"
+    assert (folder / "squares.txt").exists()
+    assert [failure.key for failure in ctx.failures] == ["1"]
+    (folder / "squares.txt").unlink()
+    ctx.run_within("toy", "Inner/toy", n=4, bad=(1,))
+    assert not (folder / "squares.txt").exists()
+    ctx.run_within("toy", "Inner/toy", n=5)
+    assert len((folder / "squares.txt").read_text().splitlines()) == 5
+
+
+def test_a_step_within_another_goes_on_where_it_was_killed(tmp_path):
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    with pytest.raises(ItemsFailedError):
+        ctx.run_within("toy", "toy", n=3, bad=(0, 1, 2))
+    assert not (tmp_path / "toy/step.json").exists()

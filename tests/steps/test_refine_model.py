@@ -20,11 +20,10 @@ from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.local import LocalPoses, PosePrior
 from halfmap.search.maxima import Maxima
-from halfmap.steps.refine import plan as plans
 from halfmap.steps.refine.expectation import _Work
 from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.model import Model, _references, _scheduled
-from halfmap.steps.refine.plan import PARTS, map_bytes
+from halfmap.steps.refine.plan import PARTS
 from halfmap.steps.refine.solvent import solvent_mask
 
 BOX, RADIUS, SIDE = 24, 9, 96.0
@@ -136,20 +135,6 @@ def test_what_comes_next(before: dict[str, Any], found: dict[str, Any], stage: s
     plan: Any = SimpleNamespace(step=step, nyquist=19, ring=lambda resolution: 5)
     plan.disc = lambda radius: SimpleNamespace(radius=min(19, radius + 6))
     assert _scheduled(plan, model, new, box=40, error=1.0).stage == stage
-
-
-def test_paddings_that_fit(monkeypatch: pytest.MonkeyPatch):
-    """By what a process takes for 512 px, beside 5 GB of images; with two workers there are three."""
-    needs = [map_bytes(512, padding) for padding in (2.0, 1.5, 1.25)]
-    for free, workers, padding in (
-        (needs[0] + 6e9, 1, 2.0),
-        (3 * needs[1] + 6e9, 2, 1.5),
-        (needs[0] + 4e9, 1, 1.5),
-        (needs[1] + 4e9, 1, 1.25),
-        (1e9, 1, 1.25),
-    ):
-        monkeypatch.setattr(plans, "available_memory", lambda free=free: int(free))
-        assert plans.affordable_padding(512, 5e9, workers) == padding
 
 
 def test_what_is_compared_with_images_is_where_they_are_and_the_rest_is_not(tmp_path: Path):

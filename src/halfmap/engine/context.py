@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +14,18 @@ from typing import Any, TypeVar
 from halfmap.engine.executor import Outcome, RunOptions, run_items
 from halfmap.engine.ledger import Ledger
 from halfmap.engine.progress import Progress, append_event, duration
+from halfmap.engine.step import parse_step, registered_steps
 from halfmap.errors import ItemsFailedError, ResourceError
+from halfmap.io.atomic import write_text, writing
 from halfmap.io.names import name_in
 from halfmap.log import log
 
 Item = TypeVar("Item")
 
 _EVENTS = "events.jsonl"
+
+_WITHIN = "step.json"
+"""Record of a step that another one has run, written when it has ended well."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,43 @@ class Context:
             first = self.failures[failures_before].reason
             raise ItemsFailedError(f"every {unit} failed", hint=f"the first one: {first}")
         return [results[name] for name in keys if name in results]
+
+    def run_within(self, name: str, folder: str, **values: Any) -> Path:
+        """Run another step as part of this one, in a folder of this job's, unless that is done.
+
+        It resumes as a job of its own does. What it was is kept beside its outputs.
+
+        Parameters
+        ----------
+        name : str
+            Of the step, as on the command line.
+        folder : str
+            Below this job's.
+        values
+            Parameters of the step.
+
+        Returns
+        -------
+        Path
+            Folder of its outputs.
+
+        Raises
+        ------
+        HalfmapError
+            What stopped it.
+        """
+        step = parse_step(registered_steps()[name], values)
+        record = json.dumps({"step": name, "parameters": step.model_dump(mode="json")}, indent=2) + "\n"
+        inner = Context(self.folder / folder, self.project, self.options, self.device)
+        path = inner.folder / _WITHIN
+        if path.exists() and path.read_text(encoding="utf-8") == record:
+            return inner.folder
+        with writing(inner.folder):
+            inner.folder.mkdir(parents=True, exist_ok=True)
+        step.run(inner)
+        self.failures.extend(inner.failures)
+        write_text(path, record)
+        return inner.folder
 
     def round_done(
         self, number: int, total: int | None, said: str, *, unit: str = "iteration", rest: float | None = None

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from halfmap.data import ParticleSet
 from halfmap.data.optics import GROUP
-from halfmap.engine.memory import available_memory
 from halfmap.errors import ParameterError
 from halfmap.log import log
 from halfmap.ops import symmetry
@@ -23,6 +22,7 @@ from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
 from halfmap.search.folds import SUBSET, dealt, half_sets
 from halfmap.search.lens_noise import leakage
+from halfmap.search.padding import affordable_padding, map_bytes
 from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
@@ -54,9 +54,6 @@ _MARGIN, _MORE = 1.25, 6
 
 PARTS = 4
 """Parts of a half set, each of which is searched by one process and leaves its sums in a file."""
-
-_PADDINGS = 2.0, 1.5, 1.25
-"""Of transforms, over the box, the best first."""
 
 _FIRST_A = 40.0
 """Detail of the reference that is used at first."""
@@ -274,18 +271,3 @@ def first_detail(step: RefineStep, diameter: float) -> float:
         return _FIRST_A
     width = diameter * math.sqrt(math.pi / symmetry.order(step.symmetry))
     return min(_FIRST_A, width / _ACROSS)
-
-
-def affordable_padding(box: int, images: float, workers: int) -> float:
-    """Largest of the paddings that memory suffices for, beside bytes of images, or the smallest."""
-    processes, available = (workers + 1 if workers > 1 else 1), available_memory()
-    fit = [each for each in _PADDINGS if images + processes * map_bytes(box, each) <= available]
-    padding = fit[0] if fit else _PADDINGS[-1]
-    if padding < _PADDINGS[0]:
-        log.warning("memory does not suffice for transforms padded by 2: they are padded by %g", padding)
-    return padding
-
-
-def map_bytes(box: int, padding: float) -> float:
-    """Memory that a process takes for maps: 2.5 sums of all frequencies, of which it was seen to take 2.2."""
-    return 2.5 * 16 * (padding * box) ** 2 * (padding * box / 2 + 2)
