@@ -64,6 +64,14 @@ def dress(axes: Axes, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def resolution_axis(axes: Axes, last: float) -> None:
+    """Make the axis along x one of frequencies to `last`, in 1/Å, with resolutions in Å at the ticks."""
+    axes.set_xlim(0, last)
+    ticks = [d for d in (50, 20, 10, 7, 5, 4, 3.5, 3, 2.5, 2, 1.7, 1.5, 1.2, 1) if 1 / d <= last]
+    axes.set_xticks([1 / d for d in ticks], [f"{d:g}" for d in ticks])
+    dress(axes, "resolution, Å")
+
+
 def draw_correlations(axes: Axes, curves: Sequence[Any], *, side: float) -> None:
     """Draw what half maps correlate by against frequency, with resolutions in Å at the ticks.
 
@@ -80,9 +88,6 @@ def draw_correlations(axes: Axes, curves: Sequence[Any], *, side: float) -> None
     frequency = np.arange(len(curves[0])) / side
     for curve, label, (width, line, colour) in zip(curves, labels, styles, strict=True):
         axes.plot(frequency, np.asarray(curve), label=label, lw=width, ls=line, color=colour)
-    axes.set_xlim(0, frequency[-1])
     axes.set_ylim(-0.1, 1.04)
-    ticks = [d for d in (50, 20, 10, 7, 5, 4, 3.5, 3, 2.5, 2, 1.7, 1.5, 1.2, 1) if 1 / d <= frequency[-1]]
-    axes.set_xticks([1 / d for d in ticks], [f"{d:g}" for d in ticks])
-    dress(axes, "resolution, Å")
+    resolution_axis(axes, frequency[-1])
     axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0))

@@ -10,7 +10,7 @@ from typing import Literal
 from halfmap.errors import TableError
 from halfmap.units import UNITS
 
-COLUMN_UNITS: tuple[str, ...] = (*UNITS, "µm", "rad", "1/px", "1/Å²")
+COLUMN_UNITS: tuple[str, ...] = (*UNITS, "µm", "rad", "1/px", "1/Å²", "Å³")
 """Units a column may state; ``none`` says that it has none."""
 
 
@@ -348,6 +348,60 @@ hmResolutionTo float Å coarse end of a histogram's bin
 hmAxisX float none direction of an axis along x, of length 1
 hmAxisY float none direction of an axis along y, of length 1
 hmAxisZ float none direction of an axis along z, of length 1
+hmFirstMap str none first of two maps that are compared
+hmSecondMap str none second of two maps that are compared
+hmMapCorrelation float none correlation of two maps within the mask, filtered alike
+hmLocalWindow float Å standard deviation of the window that two maps are correlated in
+hmLocalCorrelationMedian float none median of the correlation in this window within the mask
+hmDifferenceSigma float none standard deviation of the difference of two maps, on the grey scale of the first
+hmDifferenceNoise str none where that was measured: outside or inside the mask
+hmDifferenceLimit float none standard deviations from which on a difference is listed
+hmAmplitudeFactor float none what brings the second map's amplitudes to those of the first
+hmTurnedBy float ° angle that the second map was turned by
+hmShiftX float Å way that the second map was moved along x, after it was turned
+hmShiftY float Å way that the second map was moved along y
+hmShiftZ float Å way that the second map was moved along z
+hmMirrored int none whether the second map was inverted through its origin first, which changes its hand
+hmAlignedCorrelation float none correlation of two maps after alignment, all frequencies compared alike
+hmChanceCorrelation float none what the same search finds between maps with only their outline in common
+hmOtherHandCorrelation float none correlation after alignment of the hand that was not taken
+hmRegionX float Å middle along x of a region where two maps differ, by the first map's header
+hmRegionY float Å middle along y of such a region
+hmRegionZ float Å middle along z of such a region
+hmRegionVolume float Å³ volume of such a region
+hmRegionMean float none mean difference in it in standard deviations, above 0 where the first map is denser
+hmRegionPeak float none greatest difference in it
+hmMapName str none map that a model is in
+hmModelName str none file of the atomic model
+hmFitSearch str none where the model could go: none, local or global
+hmFitMoved float Å root mean square of the ways of a model's atoms
+hmMapModelResolution float Å resolution at FSC = 0.143 of map and model within the mask
+hmMapModelResolutionHalf float Å resolution at FSC = 0.5 of map and model within the mask
+hmMapModelResolutionUnmasked float Å resolution at FSC = 0.143 of map and model without a mask
+hmMapModelResolutionHalfUnmasked float Å resolution at FSC = 0.5 of map and model without a mask
+hmResolutionSource str none how the resolution of a map is known
+hmPlaceCorrelation float none correlation of a model's density with the map's, where the model would be
+hmPlaceAngle float ° turn about its centre that brings a model to a place
+hmPlaceShift float Å shift of its centre that brings a model to a place
+hmPlaceMatrix vector none three rows of four numbers, rotation and shift in Å, that bring a model to a place
+hmChain str none chain of an atomic model
+hmResidueName str none name of a residue
+hmResidueNumber int none number of a residue
+hmInsertionCode str none letter after the number of a residue
+hmAtomName str none name of an atom in its residue
+hmAtomX float Å position of an atom along x, in the model's coordinates
+hmAtomY float Å position of an atom along y
+hmAtomZ float Å position of an atom along z
+hmAtoms int none number of atoms, without hydrogens
+hmAtomsOutside int none atoms outside the map, which have no scores
+hmQScore float none Q-score, or its mean over atoms; 1 is a well resolved atom
+hmQScoreExpected float none mean Q-score of residues of the kind in maps of this resolution
+hmQScoreSigma float Å width of the Gaussian of Q-scores
+hmMapModelCorrelation float none correlation of the map with the model's about the atoms of a residue
+hmFscQ float Å local resolution of map and model less that of the half maps, above 0 where they disagree
+hmFscQRelative float none the same over the local resolution of the half maps
+hmMapModelLocalResolution float Å detail to which map and model agree around the atoms of a residue
+hmHalfMapsLocalResolution float Å detail to which half maps agree around the atoms of a residue
 rlnLowPassUsed float Å resolution to which the map is filtered
 rlnFourierShellCorrelationParticleMaskFraction float none unmasked FSC, corrected for the mask's volume
 rlnRandomiseFrom float Å resolution beyond which phases are randomised

@@ -162,7 +162,7 @@ def _read(
     path = Path(path)
     if b_factor is not None and not (np.isfinite(b_factor) and b_factor >= 0):
         raise ParameterError(f"the B-factor {b_factor} is not 0 Å² or more")
-    structure = _parse(path)
+    structure = parse_structure(path)
     copies = _copies(structure, path, assembly)
     flat = gemmi.FlatStructure(structure)
     keep = flat.occ > 0
@@ -180,7 +180,8 @@ def _read(
     return models
 
 
-def _parse(path: Path) -> gemmi.Structure:
+def parse_structure(path: Path) -> gemmi.Structure:
+    """Parse a PDB or mmCIF file, told apart by content; FileFormatError if it is none or holds no atoms."""
     with opened(path):
         pass  # says what is wrong with the file itself; the parser's own words are about its content
     try:

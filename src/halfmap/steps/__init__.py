@@ -19,6 +19,9 @@ PIPELINE = (
     "symmetry",
     "postprocess",
     "localres",
+    "fit",
+    "compare",
+    "validate",
 )
 
 

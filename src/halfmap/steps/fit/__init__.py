@@ -1,0 +1,1 @@
+"""An atomic model put into a map, and how well each of its parts fits there."""

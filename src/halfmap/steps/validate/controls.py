@@ -1,0 +1,167 @@
+"""Refinements that are run to see what a map owes to its images, and what to how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from halfmap.data import ParticleSet
+from halfmap.io.mrc import write_mrc
+from halfmap.io.mrc_writer import MrcStackWriter
+from halfmap.io.tables import read_particles, write_particles
+from halfmap.io.volumes import read_volume
+from halfmap.log import log
+from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.ops.fsc import corrected_fsc, resolution
+from halfmap.ops.grids import ring_index
+from halfmap.steps.validate.sample import FOLDER, Sample
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+    from halfmap.steps.validate.finding import Given
+
+RUNS = "Controls"
+
+_COARSER, _LEAST_A = 2.0, 10.0
+"""Detail of the map that controls begin with: the resolution times this, or this at least."""
+
+_SUBSTITUTED = 1.5
+"""Detail of images that is kept where finer one is made noise, over the resolution."""
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What a refinement that was run as a control gave.
+
+    Attributes
+    ----------
+    folder : path
+    halves : pair of Tensor (n, n, n)
+        Unfiltered half maps.
+    particles : ParticleSet
+        With the poses that it found.
+    curve : Tensor (shells,)
+        Corrected correlation within the mask that all share.
+    resolution : float
+        Å, where it falls below 0.143.
+    """
+
+    folder: Path
+    halves: tuple[Tensor, Tensor]
+    particles: ParticleSet
+    curve: Tensor
+    resolution: float
+
+
+def begin(ctx: Context, given: Given) -> None:
+    """Write the map and the mask that controls begin with."""
+    folder = ctx.folder / FOLDER
+    for name, volume in (("reference.mrc", given.halves.mean), ("mask.mrc", given.mask)):
+        if not (folder / name).exists():
+            write_mrc(folder / name, volume.numpy().astype(np.float32), pixel_size=given.halves.pixel_size)
+
+
+def first_detail(given: Given) -> float:
+    """Detail of the map that controls begin with, Å: what is finer they find anew."""
+    return min(max(_COARSER * given.resolution, _LEAST_A), given.side / 4)
+
+
+def substituted_from(given: Given) -> int:
+    """First shell whose phases are made random, coarser than the resolution."""
+    return max(2, round(given.side / (_SUBSTITUTED * given.resolution)))
+
+
+def refine(ctx: Context, given: Given, table: Path, name: str) -> Control:
+    """Refine particles near their poses, from a coarse map on, with half sets that never meet.
+
+    Parameters
+    ----------
+    ctx, given
+        Job and what is examined.
+    table : path
+        Of the particles, with their half sets.
+    name : str
+        Of the control.
+    """
+    folder = ctx.folder / FOLDER
+    log.info("control: %s", name.replace("_", " "))
+    done = ctx.run_within(
+        "refine",
+        f"{RUNS}/{name}",
+        particles=ctx.relative(table),
+        reference=ctx.relative(folder / "reference.mrc"),
+        mask=ctx.relative(folder / "mask.mrc"),
+        symmetry=given.step.symmetry,
+        diameter=min(given.diameter, 0.95 * given.side),
+        initial_lowpass=first_detail(given),
+        shift_range=given.step.shift_range,
+        local=True,
+        memory=given.step.memory,
+        seed=given.step.seed,
+    )
+    first, second = (
+        torch.from_numpy(
+            read_volume(done / f"run_half{i}_class001_unfil.mrc", pixel_size=None, cubic=True).array
+        )
+        for i in (1, 2)
+    )
+    generator = torch.Generator().manual_seed(given.step.seed)
+    curve = corrected_fsc(first, second, mask=given.mask, generator=generator).corrected
+    found = resolution(curve, pixel_size=given.halves.pixel_size, box=given.halves.box)
+    return Control(done, (first, second), read_particles(done / "particles.star"), curve, found)
+
+
+def substituted(ctx: Context, given: Given, sample: Sample, name: str, from_shell: int) -> Path:
+    """Write the images with random phases from a shell on, with a table of them, unless they are there.
+
+    Every amplitude stays, so that to a refinement the images are as noisy as they were, and nothing is left
+    beyond that shell for it to find.
+
+    Parameters
+    ----------
+    ctx, given, sample
+        Job, what is examined, and its particles.
+    name : str
+        Of the control.
+    from_shell : int
+
+    Returns
+    -------
+    Path
+        Table of the images.
+
+    References
+    ----------
+    .. [1] Chen et al. 2013, Ultramicroscopy 135, 24-35, DOI 10.1016/j.ultramic.2013.06.004
+    """
+    folder = ctx.folder / FOLDER
+    table, stack = folder / f"{name}.star", folder / f"{name}.mrcs"
+    if table.exists():
+        return table
+    box, n = sample.box, len(sample.particles)
+    generator = torch.Generator().manual_seed(given.step.seed)
+    with MrcStackWriter(stack, shape=(box, box), pixel_size=sample.pixel_size) as writer:
+        for first in range(0, n, _BATCH):
+            images = sample.source.images.get(np.arange(first, min(first + _BATCH, n)))
+            for image in random_phases(images, from_shell, generator).numpy():
+                writer.append(image)
+    names = [f"{i + 1:06d}@{ctx.relative(stack)}" for i in range(n)]
+    write_particles(table, sample.particles.with_columns(pl.Series("rlnImageName", names)))
+    return table
+
+
+def random_phases(images: Tensor, from_shell: int, generator: torch.Generator) -> Tensor:
+    """Images (b, n, n) with the phases of white noise from a ring on, and their own amplitudes."""
+    shape = tuple(images.shape[-2:])
+    spectra = rfft2(images)
+    random = rfft2(torch.randn(images.shape, generator=generator))
+    random = random * (spectra.abs() / random.abs().clamp_min(torch.finfo(random.real.dtype).tiny))
+    return irfft2(torch.where(ring_index(shape) >= from_shell, random, spectra), shape=shape)

@@ -1,0 +1,85 @@
+"""Read what is to be examined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from halfmap.data import ParticleSet
+from halfmap.errors import ParameterError, TableError
+from halfmap.io.tables import read_particles
+from halfmap.ops import symmetry
+from halfmap.ops.fsc import corrected_fsc, resolution
+from halfmap.ops.fsc_interval import noise_scatter, resolution_interval
+from halfmap.steps.validate.finding import Given
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+    from halfmap.steps.validate.step import ValidateStep
+
+_DRAWS = 5
+"""Times that random phases are drawn."""
+
+_ALONE = ("other", "template")
+"""What is compared with the particles, and says nothing without them."""
+
+
+def read(step: ValidateStep, ctx: Context) -> Given:
+    """Read half maps, mask and particles, and correlate the half maps.
+
+    Raises
+    ------
+    FileFormatError, ShapeError, TableError, ParameterError
+        If one of them cannot be used, or an input needs another one that is not given.
+    """
+    _ = symmetry.order(step.symmetry)
+    for name in _ALONE:
+        if getattr(step, name) is not None and step.particles is None:
+            raise ParameterError(f"--{name} is compared with --particles", hint="give these too")
+    if step.tilted is not None and step.untilted is None and step.particles is None:
+        raise ParameterError("--tilted has no untilted partner", hint="give --untilted or --particles")
+    particles = None if step.particles is None else with_poses(ctx.resolve(step.particles))
+    halves, mask = step.read(ctx)
+    generator = torch.Generator().manual_seed(step.seed)
+    fsc = corrected_fsc(halves.first, halves.second, mask=mask, draws=_DRAWS, generator=generator)
+    known = torch.arange(len(fsc.corrected)) <= halves.last_shell
+    fsc = fsc._replace(corrected=torch.where(known, fsc.corrected, 0.0))
+    scatter = noise_scatter(mask, generator=generator)
+    where = {"pixel_size": halves.pixel_size, "box": halves.box}
+    return Given(
+        step=step,
+        halves=halves,
+        mask=mask,
+        fsc=fsc,
+        resolution=resolution(fsc.corrected, **where),
+        interval=resolution_interval(fsc.corrected, scatter, **where, seed=step.seed),
+        scatter=scatter,
+        particles=particles,
+        diameter=step.diameter or _diameter(mask, halves.pixel_size),
+    )
+
+
+def with_poses(path: Path) -> ParticleSet:
+    """Particles of a table that has their poses.
+
+    Raises
+    ------
+    TableError
+        If it has none.
+    """
+    particles = read_particles(path)
+    if "rlnAngleRot" not in particles.rows.columns:
+        raise TableError(
+            "the particles have no poses (column _rlnAngleRot)", path=path, hint="give those of a refinement"
+        )
+    return particles
+
+
+def _diameter(mask: Tensor, pixel_size: float) -> float:
+    """Of the smallest sphere about the box's centre that holds a mask, Å."""
+    inside = (mask > 0.5).nonzero() - len(mask) // 2
+    farthest = float(inside.double().norm(dim=1).max()) if len(inside) else len(mask) / 2
+    return 2 * min(farthest + 1, len(mask) / 2) * pixel_size

@@ -1,0 +1,182 @@
+"""Whether the map holds more than its particles: refined anew by halves that never meet, and from noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfmap.ops.fsc import resolution
+from halfmap.ops.fsc_interval import resolution_interval
+from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, resolution_axis, save
+from halfmap.search.halfmaps import radius_at
+from halfmap.steps.validate import controls
+from halfmap.steps.validate.controls import Control
+from halfmap.steps.validate.finding import Finding, Given
+from halfmap.steps.validate.sample import Growth, Sample
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+
+THRESHOLD = 0.143
+
+_SAME, _OTHER = 1.1, 1.25
+"""Resolution of independent halves over that of the map, up to which they are as good, and beyond which the
+map's is not to be believed."""
+
+_SMEARED = 3
+"""Shells by which a mask smears what is known into those that are not."""
+
+_BEYOND, _FAR = 1.1, 1.25
+"""Frequency that noise is resolved to over that to which there is something, that is tolerated at most."""
+
+
+def check_halves(ctx: Context, given: Given, sample: Sample, growth: Growth) -> tuple[Finding, Control]:
+    """Refine the same particles anew, by half sets that never meet, and compare what the maps resolve.
+
+    Only what is coarser than twice the resolution is taken from the map: what finer detail the particles
+    hold, each half set finds for itself.
+    """
+    controls.begin(ctx, given)
+    again = controls.refine(ctx, given, sample.table, "independent_halves")
+    where = {"pixel_size": given.halves.pixel_size, "box": given.halves.box}
+    own = growth.curves[-1]
+    before = resolution(own, **where)
+    intervals = [
+        resolution_interval(curve, given.scatter, **where, seed=given.step.seed)
+        for curve in (own, again.curve)
+    ]
+    ratio = again.resolution / before
+    apart = intervals[1].fine > intervals[0].coarse
+    if ratio > _OTHER and apart:
+        light, words = (
+            "red",
+            "the poses were fitted to noise: report what independent half sets give, and refine with these",
+        )
+    elif ratio > _SAME and apart:
+        light, words = "amber", "somewhat less: report this"
+    else:
+        light, words = "green", "the map's resolution is its particles'"
+    sentence = (
+        f"Half sets that are refined anew from {controls.first_detail(given):.0f} Å and never meet agree to "
+        f"{again.resolution:.2f} Å, at the table's poses to {before:.2f} Å: {words}."
+    )
+    path = ctx.folder / "independent_halves.png"
+    _draw(
+        path,
+        given,
+        {"at the poses of the table": own, "refined anew, half sets apart": again.curve},
+        f"refined anew to {again.resolution:.2f} Å, as given {before:.2f} Å",
+        1 / controls.first_detail(given),
+    )
+    values = {
+        "resolution_given_poses_A": before,
+        "resolution_independent_A": again.resolution,
+        "interval_given_poses_A": list(intervals[0]),
+        "interval_independent_A": list(intervals[1]),
+        "ratio": ratio,
+        "particles": len(sample.particles),
+    }
+    method = (
+        "The particles are refined near their poses by two half sets that never meet, from the map "
+        "low-passed at twice its resolution. Poses that were fitted to noise which both halves shared "
+        "lose what they owe to it. Both resolutions are of maps of the same particles in the same mask."
+    )
+    return Finding(
+        "Over-fitting: independent half sets", light, sentence, values, (path.name,), method
+    ), again
+
+
+def check_noise_beyond(ctx: Context, given: Given, sample: Sample, honest: Control) -> Finding:
+    """Refine images whose fine detail is noise: what agrees beyond is what refinement makes of noise."""
+    shell = controls.substituted_from(given)
+    table = controls.substituted(ctx, given, sample, "noise_beyond", shell)
+    control = controls.refine(ctx, given, table, "noise_beyond")
+    side = given.side
+    kept, found = side / shell, radius_at(control.curve, THRESHOLD)
+    limit = shell + _SMEARED
+    if found > _FAR * limit:
+        light, words = "red", "noise is resolved: refinement over-fits these particles"
+    elif found > _BEYOND * limit:
+        light, words = "amber", "some noise is resolved"
+    else:
+        light, words = "green", "noise adds nothing"
+    sentence = (
+        f"With random phases beyond {kept:.1f} Å half maps agree to {control.resolution:.1f} Å: {words}."
+    )
+    true = _freed(honest.curve, control.curve, limit)
+    path = ctx.folder / "noise_beyond.png"
+    curves = {
+        "particles as they are": honest.curve,
+        f"random phases beyond {kept:.1f} Å": control.curve,
+        "less what noise gives": true,
+    }
+    _draw(path, given, curves, f"noise beyond {kept:.1f} Å: {control.resolution:.1f} Å", 1 / kept)
+    where = {"pixel_size": given.halves.pixel_size, "box": given.halves.box}
+    values = {
+        "random_phases_beyond_A": kept,
+        "resolution_A": control.resolution,
+        "resolution_less_noise_A": resolution(true, **where),
+    }
+    method = (
+        "Phases of the images beyond this detail are made random, and the particles refined in the same way. "
+        "Chen et al. 2013, DOI 10.1016/j.ultramic.2013.06.004."
+    )
+    return Finding(
+        "Over-fitting: noise in place of fine detail", light, sentence, values, (path.name,), method
+    )
+
+
+def check_noise_alone(ctx: Context, given: Given, sample: Sample) -> Finding:
+    """Refine images of nothing but noise against the map: what is resolved comes of the reference."""
+    table = controls.substituted(ctx, given, sample, "noise_alone", 1)
+    control = controls.refine(ctx, given, table, "noise_alone")
+    begun = controls.first_detail(given)
+    limit = round(given.side / begun) + _SMEARED
+    found = radius_at(control.curve, THRESHOLD)
+    if found > _FAR * limit:
+        light, words = "red", "noise is resolved: do not trust any map of such images without a control"
+    elif found > _BEYOND * limit:
+        light, words = "amber", "somewhat beyond what it began with"
+    else:
+        light, words = "green", "nothing beyond what it began with"
+    sentence = (
+        f"Images of nothing but noise, refined against the map to {begun:.0f} Å, agree to "
+        f"{min(control.resolution, given.side):.0f} Å: {words}."
+    )
+    path = ctx.folder / "noise_alone.png"
+    _draw(
+        path,
+        given,
+        {"nothing but noise": control.curve},
+        f"noise alone: {control.resolution:.0f} Å",
+        1 / begun,
+    )
+    values = {"begun_with_A": begun, "resolution_A": control.resolution}
+    method = "All phases of the images are made random, and these refined in the same way."
+    return Finding("Over-fitting: nothing but noise", light, sentence, values, (path.name,), method)
+
+
+def _freed(curve: Tensor, noise: Tensor, first: int) -> Tensor:
+    """Correlation less what noise gives from a shell on: (FSC_t - FSC_n) / (1 - FSC_n)."""
+    freed = (curve - noise) / (1 - noise).clamp_min(1e-3)
+    return torch.where(torch.arange(len(curve)) >= first, freed, curve)
+
+
+def _draw(path: Path, given: Given, curves: dict[str, Tensor], title: str, mark: float) -> None:
+    """Draw correlations against frequency, with a line at a frequency in 1/Å."""
+    figure = new_figure(680, 420)
+    add_text(figure, MARGIN, 420 - 30, title, size=13, weight="bold")
+    add_text(figure, MARGIN, 420 - 50, "corrected correlation of half maps in one mask", size=10, color=QUIET)
+    axes = add_panel(figure, 62, 62, 680 - 62 - MARGIN, 275)
+    for (label, curve), colour in zip(curves.items(), (INK, "C1", "C0"), strict=False):
+        axes.plot(np.arange(len(curve)) / given.side, curve.numpy(), label=label, lw=1.6, color=colour)
+    axes.axhline(THRESHOLD, color=QUIET, lw=0.8, ls="--")
+    axes.axvline(mark, color=QUIET, lw=0.8, ls=":")
+    axes.set_ylim(-0.1, 1.04)
+    resolution_axis(axes, (len(given.fsc.corrected) - 1) / given.side)
+    axes.legend(fontsize=8, frameon=False)
+    save(figure, path)
