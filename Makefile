@@ -31,6 +31,8 @@ demo: setup
 	$(BIN)/halfmap refine Select/job009/particles.star --reference InitialModel/job010/class001.mrc --symmetry O \
 		--initial-lowpass 20 --project $(DEMO)
 	$(BIN)/halfmap postprocess Refine/job011/run_half1_class001_unfil.mrc --mask Refine/job011/mask.mrc --project $(DEMO)
+	$(BIN)/halfmap validate Refine/job011/run_half1_class001_unfil.mrc --mask Refine/job011/mask.mrc \
+		--particles Refine/job011/particles.star --symmetry O --no-controls --project $(DEMO)
 	$(BIN)/halfmap info $(DEMO) $(DEMO)/Ctf/job004/micrographs_ctf.star $(DEMO)/Refine/job011/particles.star
 	@echo "Pictures: $(DEMO)/Simulate/job001/overview.png $(DEMO)/Import/job002/movies.png"
 	@echo "          $(DEMO)/Motion/job003/summary.png $(DEMO)/Motion/job003/Micrographs/*.png"
@@ -38,6 +40,7 @@ demo: setup
 	@echo "          $(DEMO)/Curate/job005/accepted.png $(DEMO)/Pick/job006/summary.png"
 	@echo "          $(DEMO)/Extract/job007/*.png $(DEMO)/Class2D/job008/classes.png $(DEMO)/Select/job009/classes.png"
 	@echo "          $(DEMO)/InitialModel/job010/maps.png $(DEMO)/Refine/job011/slices.png $(DEMO)/PostProcess/job012/fsc.png"
+	@echo "          $(DEMO)/Validate/job013/report.html"
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup

@@ -23,7 +23,7 @@ from halfmap.ops.grids import ring_index
 from halfmap.ops.masks import soft_sphere
 from halfmap.project import Project
 from halfmap.search.pose_information import nothing_but_signal
-from halfmap.steps.refine import iterate, model, plan, start
+from halfmap.steps.refine import iterate, model, start
 from halfmap.steps.refine.step import RefineStep
 
 
@@ -36,6 +36,12 @@ def truth(tmp_path_factory) -> tuple[Path, Poses]:
 @pytest.fixture(scope="module")
 def job(truth) -> Path:
     return run(truth[0])
+
+
+@pytest.fixture(scope="module")
+def short(truth) -> Path:
+    """The first three iterations."""
+    return run(truth[0], most_iterations=3)
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -179,10 +185,10 @@ def test_half_sets_do_not_meet(truth, job, tmp_path, monkeypatch):
         assert np.abs(other - exchanged).max() > 1e-2 * largest
 
 
-@pytest.mark.parametrize("padding", [2.0, 1.25])
-def test_symmetry(tmp_path, monkeypatch, padding):
-    """As well where memory suffices for transforms of little padding alone."""
-    monkeypatch.setattr(plan, "_PADDINGS", (padding,))
+def test_symmetry(tmp_path, monkeypatch):
+    """Where memory suffices for transforms of little padding alone."""
+    padding = 1.25
+    monkeypatch.setattr("halfmap.search.padding._PADDINGS", (padding,))
     poses = write_project(tmp_path, group="D2", n=160)
     job = run(tmp_path, symmetry="D2", most_iterations=5)
     with np.load(next((job / iterate.FOLDER).glob("it*_model.npz"))) as file:
@@ -193,7 +199,7 @@ def test_symmetry(tmp_path, monkeypatch, padding):
     assert float((errors(job, poses, "D2") < 8).double().mean()) > 0.9
 
 
-def test_stopped_and_resumed(truth, job, tmp_path, monkeypatch):
+def test_stopped_and_resumed(truth, short, tmp_path, monkeypatch):
     folder = copy(truth[0], tmp_path / "project")
     real = iterate.maximise
 
@@ -204,18 +210,18 @@ def test_stopped_and_resumed(truth, job, tmp_path, monkeypatch):
 
     monkeypatch.setattr(iterate, "maximise", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(folder)
+        run(folder, most_iterations=3)
     monkeypatch.setattr(iterate, "maximise", real)
     other = Project.at(folder).resume(f"{RefineStep.folder}/job001").folder
     for name in ("run_half1_class001_unfil.mrc", "map.mrc"):
-        assert np.array_equal(read_mrc(job / name), read_mrc(other / name))
-    assert (job / "particles.star").read_text() == (other / "particles.star").read_text()
+        assert np.array_equal(read_mrc(short / name), read_mrc(other / name))
+    assert (short / "particles.star").read_text() == (other / "particles.star").read_text()
 
 
-def test_workers_change_nothing(truth, job, tmp_path):
+def test_workers_change_nothing(truth, short, tmp_path):
     folder = copy(truth[0], tmp_path / "project")
-    other = run(folder, workers=2)
-    one, two = (read_mrc(each / "run_half1_class001_unfil.mrc") for each in (job, other))
+    other = run(folder, workers=2, most_iterations=3)
+    one, two = (read_mrc(each / "run_half1_class001_unfil.mrc") for each in (short, other))
     assert np.abs(one - two).max() < 1e-4 * np.abs(one).max()
 
 
