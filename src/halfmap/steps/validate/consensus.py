@@ -20,7 +20,7 @@ from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, dress, new
 from halfmap.search.pose_consensus import Consensus, compare_poses
 from halfmap.steps.validate.finding import Finding, Given, Light
 
-NAME = "agreement of two refinements"
+NAME = "Consensus of two refinements"
 
 _IMAGE = "rlnImageName"
 _ERRORS = ("hmAngleViewError", "hmAnglePsiError", "hmOriginError")

@@ -15,7 +15,7 @@ from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, dress, new
 from halfmap.search.helix_hand import HelixHand, fit_helices
 from halfmap.steps.validate.finding import Finding, Given, Light
 
-NAME = "hand"
+NAME = "Hand"
 
 _COARSEST_A, _FINEST_A = 5.2, 4.0
 """Resolutions at which the turns of a helix, 5.4 Å high, still show, and beyond which side chains would."""

@@ -16,7 +16,7 @@ from halfmap.search.picked_noise import Compared, compare
 from halfmap.search.template_bias import least_share
 from halfmap.steps.validate.finding import Finding, Given, Light
 
-NAME = "particles or aligned noise"
+NAME = "Einstein from noise"
 
 _MOST = 1000
 

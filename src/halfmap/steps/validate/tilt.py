@@ -14,7 +14,7 @@ from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure
 from halfmap.search.tilt_pairs import NEAR_DEG, TiltPairs, compare_tilts, tilts
 from halfmap.steps.validate.finding import Finding, Light
 
-NAME = "tilt pairs"
+NAME = "Tilt pairs"
 
 _RARE = 0.01
 """Probability of random pairs above which there is no cluster."""
