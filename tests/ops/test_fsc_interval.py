@@ -79,3 +79,12 @@ def test_what_is_refused():
     with pytest.raises(ShapeError, match="shells"):
         scatter = Scatter(torch.ones(5).double(), torch.ones(1).double(), 1.0)
         resolution_interval(torch.ones(6), scatter, pixel_size=1.0, box=10)
+
+
+def test_the_interval_holds_what_is_read_off_a_curve_that_rises_again():
+    scatter = noise_scatter(MASK, generator=torch.Generator().manual_seed(1))
+    curve = torch.cat([torch.ones(8), torch.tensor([0.1]), torch.full((6,), 0.7), torch.zeros(6)])
+    where = {"pixel_size": PIXEL, "box": BOX}
+    found, interval = resolution(curve, **where), resolution_interval(curve, scatter, **where)
+    assert interval.fine <= found <= interval.coarse
+    assert interval.fine < 0.7 * found

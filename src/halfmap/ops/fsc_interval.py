@@ -160,7 +160,11 @@ def resolution_interval(
     first, last = np.quantile(
         [shell(smooth + each * deviation) for each in noise], (0.5 - level / 2, 0.5 + level / 2)
     )
-    return Interval(float(box * pixel_size / last), float(box * pixel_size / first))
+    # A curve that rises again is smoothed across its fall: what is read off it belongs to the interval too.
+    read = resolution(curve, pixel_size=pixel_size, box=box, threshold=threshold)
+    read = min(max(read, box * pixel_size / most), box * pixel_size)
+    fine, coarse = float(box * pixel_size / last), float(box * pixel_size / first)
+    return Interval(min(fine, read), max(coarse, read))
 
 
 def _falling(z: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
