@@ -171,8 +171,13 @@ def test_a_step_within_another_runs_once_and_its_failures_are_told(tmp_path):
     assert (folder / "squares.txt").exists()
     assert [failure.key for failure in ctx.failures] == ["1"]
     (folder / "squares.txt").unlink()
-    ctx.run_within("toy", "Inner/toy", n=4, bad=(1,))
+    again = Context(folder=tmp_path, project=tmp_path)
+    again.run_within("toy", "Inner/toy", n=4, bad=(1,))
     assert not (folder / "squares.txt").exists()
+    assert again.failures == ctx.failures
+    strict = Context(folder=tmp_path, project=tmp_path, options=RunOptions(max_failures=0))
+    with pytest.raises(ItemsFailedError, match="1 number failed"):
+        strict.run_within("toy", "Inner/toy", n=4, bad=(1,))
     ctx.run_within("toy", "Inner/toy", n=5)
     assert len((folder / "squares.txt").read_text().splitlines()) == 5
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,16 +155,20 @@ class Context:
             What stopped it.
         """
         step = parse_step(registered_steps()[name], values)
-        record = json.dumps({"step": name, "parameters": step.model_dump(mode="json")}, indent=2) + "\n"
+        what = {"step": name, "parameters": step.model_dump(mode="json")}
         inner = Context(self.folder / folder, self.project, self.options, self.device)
         path = inner.folder / _WITHIN
-        if path.exists() and path.read_text(encoding="utf-8") == record:
-            return inner.folder
-        with writing(inner.folder):
-            inner.folder.mkdir(parents=True, exist_ok=True)
-        step.run(inner)
+        done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if {key: done.get(key) for key in what} == what:
+            inner.failures.extend(Failure(**failure) for failure in done["failures"])
+        else:
+            with writing(inner.folder):
+                inner.folder.mkdir(parents=True, exist_ok=True)
+            step.run(inner)
+            record = what | {"failures": [asdict(failure) for failure in inner.failures]}
+            write_text(path, json.dumps(record, indent=2) + "\n")
         self.failures.extend(inner.failures)
-        write_text(path, record)
+        self._check_failures()
         return inner.folder
 
     def round_done(

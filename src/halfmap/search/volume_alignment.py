@@ -170,11 +170,8 @@ def align_volume(
     compared = inside[:: max(1, len(inside) // _VOXELS)]
     reached = _at_random(equalised[chosen.mirrored], target, compared, chosen, origin)
     spread = min(float(reached.std()), _coefficients(target, inside, frequency) ** -0.5)
-    if turns is None:
-        tries, fewer = _rotations(_degree(frequency, radius_px, len(fixed))), 1
-    else:
-        tries, fewer = len(turns), order
-    above = spread * math.sqrt(2 * math.log(len(volumes) * tries) * fewer)
+    tries = len(turns) if turns is not None else _rotations(_degree(frequency, radius_px, len(fixed)))
+    above = spread * math.sqrt(2 * math.log(len(volumes) * tries) * order)
     return replace(chosen, chance=float(reached.mean()) + above)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from halfmap.ops.fsc import resolution
 from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, draw_correlations, new_figure, save
 from halfmap.search.halfmaps import radius_at
-from halfmap.steps.validate.finding import Finding, Given
+from halfmap.steps.validate.finding import Finding, Given, Light
 
 _THRESHOLD, _HALF = 0.143, 0.5
 
@@ -48,12 +48,28 @@ def check_agreement(given: Given, folder: Path) -> Finding:
         doubts.append("it never falls: smaller pixels would show more, or the halves share their noise")
     elif tail > _GONE and halves.last_shell >= halves.box // 2:
         doubts.append(f"noise at the last shells correlates by {tail:.2f}: the halves are not independent")
+    if not given.agrees:
+        sentence = "Half maps do not agree: there is no map to examine; look at the particles and the mask."
+        return _finding(given, folder, "red", sentence, half, by_mask, again, tail)
     light = "amber" if doubts else "green"
     sentence = (
         f"Half maps agree to {given.resolution:.2f} Å ({given.interval.fine:.2f} to "
         f"{given.interval.coarse:.2f} Å) at a correlation of {_THRESHOLD}, to {half:.2f} Å at {_HALF}"
     )
     sentence += f"; but {'; '.join(doubts)}." if doubts else "."
+    return _finding(given, folder, light, sentence, half, by_mask, again, tail)
+
+
+def _finding(
+    given: Given,
+    folder: Path,
+    light: Light,
+    sentence: str,
+    half: float,
+    by_mask: float,
+    again: float,
+    tail: float,
+) -> Finding:
     path = folder / "fsc.png"
     _draw(path, given)
     values = {
@@ -73,11 +89,12 @@ def check_agreement(given: Given, folder: Path) -> Finding:
 
 def _draw(path: Path, given: Given) -> None:
     figure = new_figure(680, 420)
-    title = f"half maps agree to {given.resolution:.2f} Å"
+    title = f"half maps agree to {given.resolution:.2f} Å" if given.agrees else "half maps do not agree"
     add_text(figure, MARGIN, 420 - 30, title, size=13, weight="bold")
     axes = add_panel(figure, 62, 62, 680 - 62 - MARGIN, 290)
     draw_correlations(axes, given.fsc[:4], side=given.side)
     axes.axhline(_THRESHOLD, color=QUIET, lw=0.8, ls="--")
-    axes.axvspan(1 / given.interval.coarse, 1 / given.interval.fine, color="C0", alpha=0.2, lw=0)
-    axes.axvline(1 / given.resolution, color=QUIET, lw=0.8, ls="--")
+    if given.agrees:
+        axes.axvspan(1 / given.interval.coarse, 1 / given.interval.fine, color="C0", alpha=0.2, lw=0)
+        axes.axvline(1 / given.resolution, color=QUIET, lw=0.8, ls="--")
     save(figure, path)

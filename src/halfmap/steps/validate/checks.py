@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from halfmap.errors import HalfmapError, ItemsFailedError, ResourceError
 from halfmap.io.tables import write_particles
 from halfmap.log import log
-from halfmap.steps.validate import examine
 from halfmap.steps.validate.agreement import check_agreement
 from halfmap.steps.validate.consensus import check_consensus, compare
 from halfmap.steps.validate.directions import check_directions
@@ -17,108 +18,135 @@ from halfmap.steps.validate.held_out import check_held_out
 from halfmap.steps.validate.overfitting import check_halves, check_noise_alone, check_noise_beyond
 from halfmap.steps.validate.picks import check_picks
 from halfmap.steps.validate.restart import check_restart
-from halfmap.steps.validate.sample import draw_sample, grow
+from halfmap.steps.validate.sample import Growth, Sample, draw_sample, grow
 from halfmap.steps.validate.tilt import check_tilt
 from halfmap.steps.validate.views import check_views
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
-    from halfmap.steps.validate.step import ValidateStep
 
-_ON_IMAGES = "Resolution against particles, over-fitting, prediction, a map begun anew"
+_DIRECTIONS, _HAND, _VIEWS = "Directions", "Hand", "Views"
+_GROWTH, _CONTROLS = (
+    "Resolution against particles (ResLog)",
+    "Controls: over-fitting, prediction, a new begin",
+)
+_CONSENSUS, _PICKS, _TILT = "Consensus of two refinements", "Einstein from noise", "Tilt pairs"
 
 
-def make_all(step: ValidateStep, ctx: Context, given: Given) -> list[Finding]:
+class Findings(list[Finding]):
+    """Findings so far; each is told as it comes."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__()
+        self._ctx = ctx
+
+    def add(self, finding: Finding) -> None:
+        """Add one, and tell it."""
+        self.append(finding)
+        log.info("%s: %s: %s", finding.light.upper(), finding.name, finding.sentence)
+        self._ctx.round_done(len(self), None, f"{finding.name}: {finding.light}", unit="check")
+
+    def make(self, name: str, check: Callable[[], Finding]) -> None:
+        """Make a check; one that cannot be made is grey, and says why.
+
+        Raises
+        ------
+        ResourceError, ItemsFailedError
+            What all other checks would meet as well, and a resumed job may not.
+        """
+        try:
+            self.add(check())
+        except (ResourceError, ItemsFailedError):
+            raise
+        except HalfmapError as error:
+            self.grey(name, str(error))
+
+    def grey(self, name: str, why: str) -> None:
+        """Add what was not looked at."""
+        self.add(Finding(name, "grey", f"Not looked at: {why.rstrip('.')}."))
+
+
+def make_all(ctx: Context, given: Given) -> list[Finding]:
     """Make every check that what is given allows; those that it does not are listed as grey."""
-    found = [
-        check_agreement(given, ctx.folder),
-        check_directions(given, ctx.folder),
-        check_hand(given, ctx.folder),
-    ]
-    _say(found)
+    found = Findings(ctx)
+    found.add(check_agreement(given, ctx.folder))
+    if not given.agrees:
+        found.grey("All other checks", "the half maps do not agree")
+        return found
+    found.make(_DIRECTIONS, lambda: check_directions(given, ctx.folder))
+    found.make(_HAND, lambda: check_hand(given, ctx.folder))
     if given.particles is None:
-        sentence = "Not looked at: give --particles, with their poses."
-        found.append(Finding(f"Views, {_ON_IMAGES.lower()}", "grey", sentence))
+        for name in (_VIEWS, _GROWTH, _CONTROLS, _CONSENSUS, _PICKS):
+            found.grey(name, "give --particles, with their poses")
     else:
-        found.append(check_views(given, ctx.folder))
-        _say(found[-1:])
-        found += _of_images(ctx, given)
-        found += _of_others(step, ctx, given)
-    if step.tilted is not None:
-        untilted = (
-            given.particles if step.untilted is None else examine.with_poses(ctx.resolve(step.untilted))
-        )
-        assert untilted is not None
-        tilted = examine.with_poses(ctx.resolve(step.tilted))
-        found.append(
-            check_tilt(
-                ctx.folder,
-                untilted,
-                tilted,
-                group=step.symmetry,
-                tilt_angle=step.tilt_angle,
-                tilt_axis=step.tilt_axis,
-                seed=step.seed,
-            )
-        )
-        _say(found[-1:])
+        found.make(_VIEWS, lambda: check_views(given, ctx.folder))
+        _look_at_images(ctx, given, found)
+        _compare_with_others(ctx, given, found)
+    if given.tilted is not None and given.untilted is not None:
+        found.make(_TILT, lambda: _tilt(ctx, given))
     return found
 
 
-def _of_images(ctx: Context, given: Given) -> list[Finding]:
-    """What the images of the particles say."""
+def _look_at_images(ctx: Context, given: Given, found: Findings) -> None:
+    """Add what the images of the particles say."""
     sample = draw_sample(ctx, given)
     if sample is None:
-        sentence = (
-            f"Not looked at: the images have another box or pixel size than the half maps, "
-            f"{given.halves.box} px of {given.halves.pixel_size:g} Å."
-        )
-        return [Finding(_ON_IMAGES, "grey", sentence)]
+        its = f"{given.halves.box} px of {given.halves.pixel_size:g} Å"
+        for name in (_GROWTH, _CONTROLS):
+            found.grey(name, f"the images have another box or pixel size than the half maps, {its}")
+        return
     growth = grow(ctx, given, sample)
-    found = [check_growth(given, growth, ctx.folder)]
-    _say(found)
+    found.make(_GROWTH, lambda: check_growth(given, growth, ctx.folder))
     if not given.step.controls:
-        sentence = "Not looked at: --no-controls."
-        return [*found, Finding("Over-fitting, prediction, a map begun anew", "grey", sentence)]
+        found.grey(_CONTROLS, "--no-controls")
+        return
+    try:
+        _control(ctx, given, sample, growth, found)
+    except (ResourceError, ItemsFailedError):
+        raise
+    except HalfmapError as error:
+        found.grey(_CONTROLS, str(error))
+
+
+def _control(ctx: Context, given: Given, sample: Sample, growth: Growth, found: Findings) -> None:
+    """Run the controls."""
     finding, honest = check_halves(ctx, given, sample, growth)
-    found.append(finding)
-    _say(found[-1:])
-    for check in (
-        lambda: check_held_out(given, sample, honest, ctx.folder),
-        lambda: check_noise_beyond(ctx, given, sample, honest),
-        lambda: check_noise_alone(ctx, given, sample),
-        lambda: check_restart(ctx, given, sample),
-    ):
-        found.append(check())
-        _say(found[-1:])
-    return found
+    found.add(finding)
+    found.add(check_held_out(given, sample, honest, ctx.folder))
+    found.add(check_noise_beyond(ctx, given, sample, honest))
+    found.add(check_noise_alone(ctx, given, sample))
+    found.add(check_restart(ctx, given, sample))
 
 
-def _of_others(step: ValidateStep, ctx: Context, given: Given) -> list[Finding]:
-    """What comparison with a second refinement, and with the template, says."""
-    assert given.particles is not None
-    found = []
-    if step.other is None:
-        sentence = (
-            "Not looked at: give the particles of a second refinement, begun apart from the first (--other)."
+def _compare_with_others(ctx: Context, given: Given, found: Findings) -> None:
+    """Add what a second refinement, and the template of the picks, say."""
+    step, other = given.step, given.other
+    if other is None:
+        found.grey(
+            _CONSENSUS, "give the particles of a second refinement, begun apart from this one (--other)"
         )
-        found.append(Finding("Consensus of two refinements", "grey", sentence))
     else:
-        other = examine.with_poses(ctx.resolve(step.other))
-        compared = compare(given, other, group=step.symmetry)
-        found.append(check_consensus(given, other, ctx.folder, group=step.symmetry, compared=compared))
-        if bool(compared.consensus.agree.any()):
-            write_particles(ctx.folder / "reliable.star", compared.consistent)
-        _say(found[-1:])
+        found.make(_CONSENSUS, lambda: _consensus(ctx, given))
     if step.template is None:
-        sentence = "Not looked at: give the map or stack that the particles were picked with (--template)."
-        found.append(Finding("Einstein from noise", "grey", sentence))
+        found.grey(_PICKS, "give the map or stack that the particles were picked with (--template)")
     else:
-        found.append(check_picks(given, ctx.resolve(step.template), ctx.folder, project=ctx.project))
-        _say(found[-1:])
-    return found
+        template = ctx.resolve(step.template)
+        found.make(_PICKS, lambda: check_picks(given, template, ctx.folder, project=ctx.project))
 
 
-def _say(findings: list[Finding]) -> None:
-    for finding in findings:
-        log.info("%s: %s: %s", finding.light.upper(), finding.name, finding.sentence)
+def _consensus(ctx: Context, given: Given) -> Finding:
+    """Compare poses, and write the particles that agree."""
+    assert given.other is not None
+    group = given.step.symmetry
+    compared = compare(given, given.other, group=group)
+    if bool(compared.consensus.agree.any()):
+        write_particles(ctx.folder / "reliable.star", compared.consistent)
+    return check_consensus(given, given.other, ctx.folder, group=group, compared=compared)
+
+
+def _tilt(ctx: Context, given: Given) -> Finding:
+    assert given.untilted is not None
+    assert given.tilted is not None
+    step = given.step
+    how = {"group": step.symmetry, "tilt_angle": step.tilt_angle, "tilt_axis": step.tilt_axis}
+    return check_tilt(ctx.folder, given.untilted, given.tilted, **how, seed=step.seed)

@@ -34,6 +34,9 @@ _COARSER, _LEAST_A = 2.0, 10.0
 _SUBSTITUTED = 1.5
 """Detail of images that is kept where finer one is made noise, over the resolution."""
 
+SMEARED = 3
+"""Shells by which a mask smears what is known into those that are not."""
+
 _BATCH = 256
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from halfmap.data import ParticleSet
 from halfmap.errors import ParameterError, TableError
+from halfmap.io.mrc import read_header
 from halfmap.io.tables import read_particles
 from halfmap.ops import symmetry
 from halfmap.ops.fsc import corrected_fsc, resolution
 from halfmap.ops.fsc_interval import noise_scatter, resolution_interval
+from halfmap.steps.validate.consensus import match
 from halfmap.steps.validate.finding import Given
 
 if TYPE_CHECKING:
@@ -41,7 +43,15 @@ def read(step: ValidateStep, ctx: Context) -> Given:
             raise ParameterError(f"--{name} is compared with --particles", hint="give these too")
     if step.tilted is not None and step.untilted is None and step.particles is None:
         raise ParameterError("--tilted has no untilted partner", hint="give --untilted or --particles")
-    particles = None if step.particles is None else with_poses(ctx.resolve(step.particles))
+    particles, other, tilted, untilted = (
+        None if path is None else with_poses(ctx.resolve(path))
+        for path in (step.particles, step.other, step.tilted, step.untilted)
+    )
+    if particles is not None and other is not None:
+        # Told now, and not after hours of controls.
+        _ = match(particles, other)
+    if step.template is not None:
+        _ = read_header(ctx.resolve(step.template))
     halves, mask = step.read(ctx)
     generator = torch.Generator().manual_seed(step.seed)
     fsc = corrected_fsc(halves.first, halves.second, mask=mask, draws=_DRAWS, generator=generator)
@@ -59,6 +69,9 @@ def read(step: ValidateStep, ctx: Context) -> Given:
         scatter=scatter,
         particles=particles,
         diameter=step.diameter or _diameter(mask, halves.pixel_size),
+        other=other,
+        untilted=particles if untilted is None else untilted,
+        tilted=tilted,
     )
 
 

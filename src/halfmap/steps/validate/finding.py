@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from halfmap.steps.validate.step import ValidateStep
 
+_FEWEST = 3
+"""Shells that half maps agree in at least, if they agree at all."""
+
 Light = Literal["green", "amber", "red", "grey"]
 """All is well; look closer; something is wrong; not looked at."""
 
@@ -69,6 +72,8 @@ class Given:
         With their poses.
     diameter : float
         Of the sphere that holds the particle, Å.
+    other, untilted, tilted : ParticleSet or None
+        Of a second refinement, and of tilt pairs, with their poses.
     """
 
     step: ValidateStep
@@ -80,6 +85,14 @@ class Given:
     scatter: Scatter
     particles: ParticleSet | None
     diameter: float
+    other: ParticleSet | None = None
+    untilted: ParticleSet | None = None
+    tilted: ParticleSet | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the half maps surely agree in more than the first few shells."""
+        return self.interval.coarse < self.side / _FEWEST
 
     @property
     def side(self) -> float:

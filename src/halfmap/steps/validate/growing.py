@@ -49,8 +49,9 @@ def check_growth(given: Given, growth: Growth, folder: Path) -> Finding:
         "resolution_of_twice_as_many_A": float(double),
     }
     limited = found[-1] <= _NYQUIST * finest
+    none = not np.isfinite(found[-1])
     all_of_them = given.particles is not None and growth.particles[-1] == len(given.particles)
-    if all_of_them and found[-1] > _SAME * given.resolution:
+    if none or (all_of_them and found[-1] > _SAME * given.resolution):
         light, words = (
             "red",
             f"the half maps given agree to {given.resolution:.2f} Å: they are not of these particles at "
@@ -64,7 +65,7 @@ def check_growth(given: Given, growth: Growth, folder: Path) -> Finding:
         light, words = "green", "the curve of fewer of them is too coarse for a line"
     else:
         light, words = "green", f"twice as many would give about {double:.2f} Å, if they are as good"
-    sentence = f"{growth.particles[-1]:,} particles give {found[-1]:.2f} Å"
+    sentence = f"{growth.particles[-1]:,} particles give " + ("no map" if none else f"{found[-1]:.2f} Å")
     if np.isfinite(b_factor):
         sentence += f", and the more there are the finer, by a B-factor of {b_factor:.0f} Å²"
     path = folder / "growth.png"

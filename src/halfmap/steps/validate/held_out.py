@@ -13,7 +13,7 @@ from halfmap.search.lens_noise import ring_means
 from halfmap.search.prepared import prepare
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.source import phase_flipped
-from halfmap.steps.validate.controls import Control
+from halfmap.steps.validate.controls import SMEARED, Control, first_detail
 from halfmap.steps.validate.finding import Finding, Given
 from halfmap.steps.validate.sample import Sample
 
@@ -36,12 +36,17 @@ def check_held_out(given: Given, sample: Sample, honest: Control, folder: Path) 
     """Predict particles of each half set by the map of the other one, at poses that it had no share in."""
     gains = held_out(given, sample, honest)
     mean, error = gains.mean(0), gains.std(0) / len(gains) ** 0.5
-    told = (mean > _SURE * error)[1:].int().cumprod(0)
-    last = int(told.sum())
+    begun = first_detail(given)
+    # Any image, of noise too, was aligned to what both half maps began with.
+    first = (round(given.side / begun) + SMEARED + _BAND - 1) // _BAND + 1
+    last = first - 1 + int((mean > _SURE * error)[first:].int().cumprod(0).sum())
     reached = given.side / max(last * _BAND, 1)
-    total = float(mean.sum())
-    if last == 0 or total <= 0:
-        light, words = "red", "the map does not predict its own particles: they are noise, or their poses are"
+    total = float(mean[first:].sum())
+    if last < first or total <= 0:
+        light, words = (
+            "red",
+            "the map does not predict its own particles: they are noise, or their poses are",
+        )
     elif reached > _CLOSE * honest.resolution:
         light, words = (
             "amber",
@@ -49,14 +54,16 @@ def check_held_out(given: Given, sample: Sample, honest: Control, folder: Path) 
         )
     else:
         light, words = "green", "as far as half maps agree"
+    how_far = f"to {reached:.1f} Å" if last >= first else "no further"
     sentence = (
-        f"Particles that had no share in a half map are predicted by it to {reached:.1f} Å, "
-        f"{total:.1f} in log-likelihood each: {words}."
+        f"Beyond the {begun:.0f} Å that both halves began with, particles that had no share in a half map "
+        f"are predicted by it {how_far}, {total:.1f} in log-likelihood each: {words}."
     )
     path = folder / "held_out.png"
     _draw(path, given, mean, error)
     values = {
-        "predicted_to_A": reached,
+        "predicted_to_A": reached if last >= first else None,
+        "begun_with_A": begun,
         "log_likelihood_gain": total,
         "gain_of_bands": [float(each) for each in mean],
         "error_of_bands": [float(each) for each in error],

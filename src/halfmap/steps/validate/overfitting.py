@@ -14,7 +14,7 @@ from halfmap.ops.fsc_interval import resolution_interval
 from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, new_figure, resolution_axis, save
 from halfmap.search.halfmaps import radius_at
 from halfmap.steps.validate import controls
-from halfmap.steps.validate.controls import Control
+from halfmap.steps.validate.controls import SMEARED, Control
 from halfmap.steps.validate.finding import Finding, Given
 from halfmap.steps.validate.sample import Growth, Sample
 
@@ -26,9 +26,6 @@ THRESHOLD = 0.143
 _SAME, _OTHER = 1.1, 1.25
 """Resolution of independent halves over that of the map, up to which they are as good, and beyond which the
 map's is not to be believed."""
-
-_SMEARED = 3
-"""Shells by which a mask smears what is known into those that are not."""
 
 _BEYOND, _FAR = 1.1, 1.25
 """Frequency that noise is resolved to over that to which there is something, that is tolerated at most."""
@@ -51,7 +48,14 @@ def check_halves(ctx: Context, given: Given, sample: Sample, growth: Growth) -> 
     ]
     ratio = again.resolution / before
     apart = intervals[1].fine > intervals[0].coarse
-    if ratio > _OTHER and apart:
+    more = len(given.particles or ()) > len(sample.particles)
+    if ratio > _SAME and apart and more:
+        light, words = (
+            "amber",
+            f"but the poses of the table were found with a map of all {len(given.particles or ()):,} "
+            f"particles, these with maps of {len(sample.particles):,}: repeat with a larger --sample",
+        )
+    elif ratio > _OTHER and apart:
         light, words = (
             "red",
             "the poses were fitted to noise: report what independent half sets give, and refine with these",
@@ -97,7 +101,7 @@ def check_noise_beyond(ctx: Context, given: Given, sample: Sample, honest: Contr
     control = controls.refine(ctx, given, table, "noise_beyond")
     side = given.side
     kept, found = side / shell, radius_at(control.curve, THRESHOLD)
-    limit = shell + _SMEARED
+    limit = shell + SMEARED
     if found > _FAR * limit:
         light, words = "red", "noise is resolved: refinement over-fits these particles"
     elif found > _BEYOND * limit:
@@ -135,7 +139,7 @@ def check_noise_alone(ctx: Context, given: Given, sample: Sample) -> Finding:
     table = controls.substituted(ctx, given, sample, "noise_alone", 1)
     control = controls.refine(ctx, given, table, "noise_alone")
     begun = controls.first_detail(given)
-    limit = round(given.side / begun) + _SMEARED
+    limit = round(given.side / begun) + SMEARED
     found = radius_at(control.curve, THRESHOLD)
     if found > _FAR * limit:
         light, words = "red", "noise is resolved: do not trust any map of such images without a control"

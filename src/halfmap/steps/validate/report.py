@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +63,25 @@ def write(ctx: Context, given: Given, findings: list[Finding]) -> None:
         }
         for finding in findings
     ]
-    text = json.dumps({"general": general, "findings": told}, indent=2, ensure_ascii=False, default=float)
+    content = _finite({"general": general, "findings": told})
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(ctx.folder / "findings.json", text + "\n")
     write_text(ctx.folder / "report.html", page(ctx.folder, general, findings))
     counts = Counter(finding.light for finding in findings)
     said = ", ".join(f"{counts[light]} {light}" for light in _COLOURS if counts[light])
     tell = log.warning if counts["red"] else log.info
     tell("%d findings: %s; open report.html", len(findings), said)
+
+
+def _finite(value: Any) -> Any:
+    """The same as JSON has it: nothing where a number is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, str | bool | int | None):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def page(folder: Path, general: dict[str, Any], findings: list[Finding]) -> str:

@@ -90,6 +90,7 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
         radius_px=radius / voxel,
         frequency=frequency,
         turns=symmetry.equal_settings(given.step.symmetry),
+        order=symmetry.order(given.step.symmetry),
     )
     placed = found.apply(moving)
     curve = fsc(placed * mask, fixed * mask)

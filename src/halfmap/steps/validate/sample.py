@@ -170,6 +170,7 @@ def grow(ctx: Context, given: Given, sample: Sample) -> Growth:
     kept = folder / _GROWTH
     if kept.exists():
         found = load_arrays(kept)
+        _tidy(folder)
         return Growth(found["particles"], torch.from_numpy(found["curves"]))
     rng = np.random.default_rng(given.step.seed)
     chunks = []
@@ -195,9 +196,14 @@ def grow(ctx: Context, given: Given, sample: Sample) -> Growth:
         counts.append(sum(len(chunk.rows) for chunk in (*chunks[:last], *chunks[n : n + last])))
     grown = Growth(np.array(counts), torch.stack(curves))
     save_arrays(kept, particles=grown.particles, curves=grown.curves.numpy())
-    for chunk in chunks:
-        (folder / f"{chunk.name}.npy").unlink()
+    _tidy(folder)
     return grown
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what the chunks left."""
+    for path in folder.glob("half?_*.npy"):
+        path.unlink()
 
 
 def put_back(chunk: Chunk, *, sample: Sample, group: str, folder: Path) -> Sequence[int]:

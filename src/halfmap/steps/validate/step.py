@@ -108,5 +108,5 @@ class ValidateStep(HalfMapStep, name="validate", label="halfmap.validate"):
         from halfmap.steps.validate import checks, examine, report
 
         given = examine.read(self, ctx)
-        findings = checks.make_all(self, ctx, given)
+        findings = checks.make_all(ctx, given)
         report.write(ctx, given, findings)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from halfmap.ops.orientation import efficiency, sample_fourier, view_density
+from halfmap.ops.symmetry import order
 from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, dress, new_figure, save
 from halfmap.steps.validate.finding import Finding, Given
 
@@ -23,6 +24,11 @@ _GAPS, _MANY_GAPS = 0.002, 0.05
 """Part of Fourier space without any slice, likewise."""
 
 _RADIUS = 50.0
+"""Fourier voxels at which slices are counted at most."""
+
+_PASSING = 20.0
+"""Slices that pass by each direction in the mean, at least: of as many, chance leaves no gaps."""
+
 _MOST = 100_000
 """Particles whose views are counted, at most."""
 
@@ -35,7 +41,9 @@ def check_views(given: Given, folder: Path) -> Finding:
         rng = np.random.default_rng(given.step.seed)
         rotations = rotations[torch.from_numpy(np.sort(rng.permutation(len(rotations))[:_MOST]))]
     group = given.step.symmetry
-    radius = max(1.0, min(_RADIUS, given.side / given.resolution))
+    # Nearer to the origin fewer particles leave no gaps by chance.
+    enough = len(rotations) * order(group) / (2 * _PASSING)
+    radius = max(1.0, min(_RADIUS, given.side / given.resolution, enough))
     sampling = sample_fourier(rotations, group=group, radius=radius)
     efficient, gaps = efficiency(sampling), sampling.unsampled
     factor = sampling.scf if gaps == 0 else sampling.scf_star
