@@ -12,6 +12,7 @@ from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.helix import ELEMENTS, ideal_helix
 from halfmap.ops.potential import atomic_volume
 from halfmap.ops.rotations import from_rotation_vector
+from halfmap.ops.symmetry import operators
 from halfmap.search.helix_hand import HelixHand, fit_helices
 
 BOX, PIXEL, DETAIL = 36, 1.5, 4.3
@@ -61,6 +62,37 @@ def test_helices_are_found_with_their_hand(mirrored):
         true = TURNS[nearest][:, 2] * torch.tensor([1.0, 1.0, z_sign])
         # Directions that are tried are 15° apart.
         assert abs(float(axis.double() @ true)) > 0.966
+
+
+@pytest.mark.parametrize("group", ["C1", "O"])
+def test_copies_of_a_place_are_one(group):
+    """One left-handed helix, and its copies by the symmetry, about a point that is not the box's middle."""
+    box, detail = 48, 4.5
+    turns, shift = operators("O"), torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    one = ideal_helix(11).flatten(0, 1) * torch.tensor([1.0, 1.0, -1.0])
+    one = one @ TURNS[0].T + torch.tensor([22.0, 12.0, 5.0], dtype=torch.float64)
+    atoms = (one @ turns.mT).flatten(0, 1) + shift * PIXEL
+    gaussians = [np.stack(scattering_coefficients(each), -1) for each in ELEMENTS * 11 * len(turns)]
+    density = atomic_volume(
+        atoms,
+        coefficients=torch.from_numpy(np.stack(gaussians)),
+        shape=(box,) * 3,
+        pixel_size=PIXEL,
+        b_factors=torch.full((len(atoms),), 20.0),
+    )
+    volume = irfft3(
+        rfft3(density) * low_pass((box,) * 3, pixel_size=PIXEL, resolution=detail), shape=(box,) * 3
+    )
+    found = fit_helices(
+        volume,
+        pixel_size=PIXEL,
+        resolution=detail,
+        mask=(volume > 0.3 * volume.max()).float(),
+        group=group,
+        origin_px=shift + box // 2,
+    ).above(0.8)
+    assert bool((found.left > found.right).all())
+    assert len(found.left) >= 20 if group == "C1" else len(found.left) == 1
 
 
 def test_a_mask_bounds_where_is_looked():

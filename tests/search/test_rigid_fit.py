@@ -11,15 +11,14 @@ from tests.support.fit_model import write_model
 
 from halfmap.io.models import AtomicModel, read_model
 from halfmap.ops.rotations import angular_distance, from_rotation_vector
+from halfmap.search.fit_places import Place, Range, distinct
 from halfmap.search.model_density import model_map
 from halfmap.search.rigid_fit import (
     Grid,
-    Place,
     Shape,
     _correlation,
     _left_jacobian,
     correlation,
-    distinct,
     find_places,
     sampled,
     shape_of,
@@ -90,6 +89,34 @@ def test_ascents_alone_stay_near(model):
     places = find_places(volume, given, pixel_size=PIXEL, origin=ORIGIN, angle=0.0, shift=0.0)
     assert apart(put(given, places[0]), model) < 1.0
     assert len(places) == 1
+
+
+def test_no_place_is_outside_the_range(model):
+    """The model belongs 6 Å and 25° away, which ascents from within 4 Å and 10° would reach."""
+    given = moved(
+        model, turned((0.0, 25.0, 0.0)), torch.tensor(CENTRE).double() + torch.tensor([0.0, 6.0, 0.0])
+    )
+    start = torch.from_numpy(given.positions.mean(0))
+    how = {"pixel_size": PIXEL, "origin": ORIGIN, "coarse": 16.0}
+    places = find_places(made(model), given, angle=10.0, shift=4.0, **how)
+    for place in places:
+        assert float((place.centre - start).norm()) <= 4.0 + 1e-6
+        assert float(angular_distance(place.rotation, EYE)) <= 10.0 + 1e-4
+        assert place.correlation > 0
+    assert apart(put(given, places[0]), model) < 0.8 * apart(given, model)
+    unbounded = find_places(made(model), given, angle=0.0, shift=0.0, **how)
+    assert apart(put(given, unbounded[0]), model) < 0.3
+
+
+def test_a_place_outside_comes_back_to_the_border():
+    start = Place(turned((10.0, -20.0, 30.0)), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    way = torch.tensor([3.0, 0.0, -4.0], dtype=torch.float64)
+    place = Place(turned((0.0, 0.0, 40.0)) @ start.rotation, start.centre + way, 0.7)
+    assert Range(start, 41.0, 5.1).nearest(place) is place
+    assert Range(start).nearest(place) is place
+    back = Range(start, 30.0, 2.5).nearest(place)
+    torch.testing.assert_close(back.rotation, turned((0.0, 0.0, 30.0)) @ start.rotation)
+    torch.testing.assert_close(back.centre, start.centre + way / 2)
 
 
 def test_the_correlation_is_one_in_the_models_own_map(model):

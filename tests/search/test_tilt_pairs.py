@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tilt_simulation import pairs, turn
@@ -28,6 +30,21 @@ def test_the_common_tilt_is_found(group):
     assert found.share == pytest.approx(0.6 + 0.4 * found.chance, abs=0.15)
     # The scatter across the tilted direction is 3° along each of two axes: 1 / sigma² in radians.
     assert found.concentration == pytest.approx(1 / torch.deg2rad(torch.tensor(3.0)) ** 2, rel=0.5)
+
+
+@pytest.mark.parametrize("axis", [0.0, 45.0, 89.0, 90.0, -89.0])
+def test_the_error_of_the_angle_is_the_same_about_any_axis(axis):
+    """Where axes are near to y, the tilts of some pairs have the other sign about the other end."""
+    found = compare_tilts(*pairs(200, turn(20.0, axis, in_plane=30.0)), group="C1")
+    assert found.angle_error_deg == pytest.approx(3 / 200**0.5, rel=0.15)
+
+
+def test_pairs_that_are_not_near_do_not_make_the_rest_concentrated():
+    before, after = pairs(600, turn(30.0, 60.0), scatter=7.0)
+    found = compare_tilts(before, after, group="C1")
+    # Those within 15° alone scatter by 5.6°, not 7°.
+    assert 0.7 < found.share < 0.85
+    assert found.concentration == pytest.approx(1 / math.radians(7.0) ** 2, rel=0.2)
 
 
 @pytest.mark.parametrize("group", ["C1", "D3", "O"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from validate_given import given
 
-from halfmap.errors import ShapeError
 from halfmap.io.half_maps import HalfMaps
 from halfmap.io.models import read_model, scattering_coefficients
 from halfmap.ops.filters import low_pass
@@ -80,11 +79,19 @@ def test_coarse_maps_do_not_tell(tmp_path):
 
 def test_a_map_is_cut_to_the_particle(shared_data):
     what = maps(shared_data, "4hhb.cif.gz", "A")
-    cut, mask, pixel_size = prepare(what, what.halves.mean, 4.5)
+    cut, mask, pixel_size, origin = prepare(what, 4.5)
     assert pixel_size == pytest.approx(1.5, abs=0.05)
     assert cut.shape == mask.shape
     assert len(cut) % 2 == 0
     volumes = float(mask.sum()) * pixel_size**3, float(what.mask.sum()) * PIXEL**3
     assert volumes[0] == pytest.approx(volumes[1], rel=0.01)
-    with pytest.raises(ShapeError, match="not of half maps"):
-        prepare(what, what.halves.mean[1:], 4.5)
+    # The middle of the box is where it was: masks' centres of mass are as far from it.
+    centres = []
+    for each, middle, voxel in (
+        (what.mask, torch.full((3,), len(what.mask) // 2), PIXEL),
+        (mask, origin, pixel_size),
+    ):
+        places = each.nonzero().double().flip(1)
+        weights = each[each != 0].double()[:, None]
+        centres.append(((places * weights).sum(0) / weights.sum() - middle) * voxel)
+    torch.testing.assert_close(centres[0], centres[1], atol=0.05, rtol=0)

@@ -21,8 +21,8 @@ def table(rotations: torch.Tensor) -> ParticleSet:
     return ParticleSet(OPTICS, rows).with_poses(Poses(rotations, torch.zeros(n, 2)))
 
 
-def check(tmp_path, tilt_angle: float | None = 20.0, tilt_axis: float | None = None, **how):
-    before, after = pairs(60, turn(20.0, 30.0), **how)
+def check(tmp_path, tilt_angle: float | None = 20.0, tilt_axis: float | None = None, axis=30.0, **how):
+    before, after = pairs(60, turn(20.0, axis), **how)
     group = how.get("group", "C1")
     return check_tilt(
         tmp_path, table(before), table(after), group=group, tilt_angle=tilt_angle, tilt_axis=tilt_axis
@@ -65,6 +65,21 @@ def test_the_direction_tells_the_hand(tmp_path, angle, axis, light):
     found = check(tmp_path, tilt_angle=angle, tilt_axis=axis)
     assert found.light == light
     assert found.values["other_hand"] == (light == "red")
+
+
+@pytest.mark.parametrize("given", [0.0, 60.0, 120.0, 240.0, -60.0])
+def test_another_axis_tells_no_hand(tmp_path, given):
+    found = check(tmp_path, tilt_axis=given, axis=92.0)
+    assert found.light == "amber"
+    assert f"the axis is not the one given, {given:g}°" in found.sentence
+    assert "hand:" in found.sentence
+    assert "other_hand" not in found.values
+    assert found.values["tilt_axis_off_deg"] == pytest.approx(88 if given == 0 else 30, abs=8)
+
+
+@pytest.mark.parametrize(("given", "light"), [(80.0, "green"), (-88.0, "red"), (100.0, "green")])
+def test_an_axis_near_the_one_given_tells_the_hand(tmp_path, given, light):
+    assert check(tmp_path, tilt_axis=given, axis=92.0).light == light
 
 
 def test_tables_of_other_lengths_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops._healpix import pixel_centres, pixel_count
-from halfmap.ops.rotations import view_direction
+from halfmap.ops.rotations import from_rotation_vector, view_direction
 from halfmap.ops.symmetry import in_asymmetric_unit, operators, order
 
 _ORDER, _MOST = 4, 6
@@ -16,11 +16,16 @@ _ORDER, _MOST = 4, 6
 _FEWEST = 200
 """Directions of an asymmetric unit at least."""
 
+_OFF_AXES = (0.13, 0.19, 1.1)
+"""Rotation vector in degrees that takes the grid's directions off the borders of asymmetric units. Its ring
+on the equator stays in the slice of a view along z."""
+
 
 def sphere(group: str = "C1", *, healpix_order: int | None = None) -> Tensor:
     """Directions (d, 3) spread evenly over the sphere: those of one asymmetric unit, then their equivalents.
 
-    By default 3072 or so, 3.7° apart; more for a group of many operators, each of whose units is to have 200.
+    No two are the same, and each has the same area but near the units' borders. By default
+    3072 or so, 3.7° apart; more for a group of many operators, each of whose units is to have 200.
     """
     if healpix_order is None:
         healpix_order = _ORDER
@@ -29,6 +34,7 @@ def sphere(group: str = "C1", *, healpix_order: int | None = None) -> Tensor:
     centres = pixel_centres(torch.arange(pixel_count(healpix_order)), order=healpix_order)
     rot, tilt = torch.deg2rad(centres[:, 0]), torch.deg2rad(centres[:, 1])
     directions = torch.stack([tilt.sin() * rot.cos(), tilt.sin() * rot.sin(), tilt.cos()], dim=1)
+    directions = directions @ from_rotation_vector(torch.tensor(_OFF_AXES, dtype=torch.float64)).T
     unit = directions[in_asymmetric_unit(directions, group)]
     return torch.cat([unit @ operator for operator in operators(group)])
 

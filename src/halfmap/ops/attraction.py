@@ -22,6 +22,9 @@ _CELLS, _FINE = 3, 6
 _FEWEST_PARTICLES = 50
 """That agree, and that do not, for attraction to be told."""
 
+_PARTS = 26
+"""Tried of the lost views that may be right."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attraction:
@@ -105,13 +108,19 @@ def attraction(
 
     Notes
     -----
-    Of N particles, A agree. As the sets are independent, the part of poses that are wrong is
-    ``e = 1 - sqrt(A / N)``; of both views of the lost particles ``W = 2 e N`` are wrong and
-    ``C = 2 (N - A) - W`` right. If d of all these, and a of both views of those that agree, are in a cone,
-    ``w = d - C a / (2 A)`` wrong ones are. Were they anywhere, ``W u`` would be in a cone that holds the part
-    u of the sphere: the gain is ``w / (W u)``. The index is the mean over the sphere of what the gain exceeds
-    1 by. The null distribution is drawn: right views as those of the particles that agree, wrong ones evenly
-    over the sphere, a with the scatter of as many particles.
+    Of N particles, A agree. Of both views of the other L, ``W`` are wrong and ``C = 2 L - W`` right. If d of
+    all these, and a of both views of those that agree, are in a cone, ``w = d - C a / (2 A)`` wrong ones are.
+    Were they anywhere, ``W u`` would be in a cone that holds the part u of the sphere: the gain is
+    ``w / (W u)``. The index is the mean over the sphere of what the gain exceeds 1 by.
+
+    How many of the views are right is not known. If both sets lost particles independently, it would be
+    ``C = 2 (sqrt(A N) - A)``; but junk is lost in both, and then it is less, down to none. Of all C up to
+    that, the one is taken whose greatest deviation from chance is least: nothing is reported that particles
+    lost in both explain, and gains are lower bounds.
+
+    The null distribution is drawn, and each draw treated likewise: as many views of the lost are right as was
+    found, as those of the particles that agree, the wrong ones evenly over the sphere, a with the scatter of
+    as many particles.
 
     Particles that both sets have lost to the same direction count as right, which makes the gain smaller than
     it is.
@@ -135,8 +144,8 @@ def attraction(
     area /= area.sum()
     found = _in_cells(torch.cat([each[~agree] for each in views]), directions, order(group))
     own = _Excess.of(found[:, None], known[:, None], area, np.array([agreed]), len(agree), cones)
-    by_chance = _by_chance(known, area, agreed, len(agree), draws, seed)
-    chance = _Excess.of(by_chance[0], by_chance[1], area, by_chance[2], len(agree), cones)
+    drawn = _by_chance(known, area, agreed, len(agree), float(own.right[0]), draws, seed)
+    chance = _Excess.of(*drawn[:2], area, drawn[2], len(agree), cones)
     above = own.deviations[:, 0]
     greatest = chance.deviations.max(0)
     return Attraction(
@@ -156,6 +165,8 @@ class _Excess(NamedTuple):
     relative: NDArray[np.float64]
     """Over these."""
     deviations: NDArray[np.float64]
+    right: NDArray[np.float64]
+    """Part of the views of the lost that is right (data sets), by which the greatest deviation is least."""
 
     @classmethod
     def of(
@@ -168,22 +179,43 @@ class _Excess(NamedTuple):
         cones: NDArray[np.float64],
     ) -> _Excess:
         """Of both views of the lost (cells, sets), and the parts of the known that each cell has."""
-        wrong = 2 * total * (1 - np.sqrt(agreed / total))
-        right = 2 * (total - agreed) - wrong
-        even = wrong * area[:, None]
-        excess = cones @ (found - right * known - even)
-        # Counts scatter as Poisson's, the known ones by their number.
-        spread = cones**2 @ (even + right * (1 + right / agreed) * known)
-        return cls(excess / (cones @ even), excess / np.sqrt(spread))
+        views = 2 * (total - agreed)
+        if_independent = 2 * (np.sqrt(agreed * total) - agreed) / views
+        found, usual, evenly = cones @ found, cones @ known, (cones @ area)[:, None]
+        scatter, even_scatter = cones**2 @ known, (cones**2 @ area)[:, None]
+        relative, deviations = (np.full(found.shape, np.inf) for _ in range(2))
+        right = np.zeros(len(agreed))
+        for part in np.linspace(1, 0, _PARTS)[:, None] * if_independent:
+            seen, wrong = part * views, (1 - part) * views
+            excess = found - seen * usual - wrong * evenly
+            # Counts scatter as Poisson's, the known ones by their number.
+            spread = wrong * even_scatter + seen * (1 + seen / agreed) * scatter
+            above = excess / np.sqrt(spread)
+            less = above.max(0) < deviations.max(0)
+            deviations, right = np.where(less, above, deviations), np.where(less, part, right)
+            relative = np.where(less, excess / (wrong * evenly), relative)
+        return cls(relative, deviations, right)
 
 
 def _by_chance(
-    known: NDArray[np.float64], area: NDArray[np.float64], agreed: int, total: int, draws: int, seed: int
+    known: NDArray[np.float64],
+    area: NDArray[np.float64],
+    agreed: int,
+    total: int,
+    right: float,
+    draws: int,
+    seed: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Lost views and parts of known ones in each cell (cells, draws), and how many agree, by chance."""
+    """Lost views and parts of known ones in each cell (cells, draws), and how many agree, by chance.
+
+    A part of the lost views is right.
+    """
     generator = np.random.default_rng(seed)
-    kept = math.sqrt(agreed / total)
-    both, one, none = generator.multinomial(total, (kept**2, 2 * kept * (1 - kept), (1 - kept) ** 2), draws).T
+    lost = 1 - agreed / total
+    # A particle that one set has lost has one right view, of two.
+    both, one, none = generator.multinomial(
+        total, (1 - lost, 2 * right * lost, (1 - 2 * right) * lost), draws
+    ).T
     found = generator.multinomial(one + 2 * none, area) + generator.multinomial(one, known)
     return found.T.astype(float), (generator.multinomial(both, known) / both[:, None]).T, both
 

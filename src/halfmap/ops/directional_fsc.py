@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ class DirectionalFSC:
     whole : Tensor (shells,), float64
         In all of each shell.
     numbers : Tensor (d, shells), float64
-        Coefficients of the full spectrum that each is of: 200 or more, from neighbouring shells if need be.
+        Coefficients of the full spectrum in each cone and shell. Where these are fewer than 200, the curves
+        take in neighbouring shells (`widened`).
     half_angle : float
         Of the cones, degrees.
     """
@@ -66,11 +67,30 @@ class DirectionalFSC:
 
     def last_shells(self, threshold: float = THRESHOLD) -> Tensor:
         """Shell (d,) at which each curve first falls below a threshold, between shells; the last if never."""
-        return torch.stack([_falls(curve, threshold) for curve in self.curves])
+        return _falls(self.curves, threshold)
 
     def resolutions(self, side: float, threshold: float = THRESHOLD) -> Tensor:
         """Resolution (d,) in Å along each direction, for a box `side` Å wide."""
         return side / self.last_shells(threshold)
+
+    def corrected(self, randomised: Tensor, *, from_shell: int, last_shell: int) -> DirectionalFSC:
+        """Take off what a mask correlates, the same in all directions, and end where a filter ends noise.
+
+        Parameters
+        ----------
+        randomised : Tensor (shells,)
+            Correlation r of the masked maps with random phases: (c - r) / (1 - r) takes c's place.
+        from_shell : int
+            First shell with random phases; curves are corrected from two shells later on.
+        last_shell : int
+            Beyond it curves are 0.
+        """
+        start, r = from_shell + 2, randomised.double()[from_shell + 2 :]
+        kept = (torch.arange(len(self.whole)) <= last_shell).double()
+        curves, whole = self.curves.clone(), self.whole.clone()
+        for each in (curves, whole):
+            each[..., start:] = (each[..., start:] - r) / (1 - r).clamp_min(_TINY)
+        return replace(self, curves=curves * kept, whole=whole * kept)
 
 
 def even_directions(count: int) -> Tensor:
@@ -121,7 +141,8 @@ def directional_fsc(
     whose middle is within. The memory is that of two half-spectra, and the time hardly grows with the number
     of directions. What the mask correlates is not taken off: it spreads what was measured into what was not,
     in both half maps alike, so that gaps seem narrower than they are, and that of views along one axis is
-    missed. The sampling of the views shows it (`orientation.sample_fourier`).
+    missed. The sampling of the views shows it (`orientation.sample_fourier`). What it correlates in the mean
+    of all directions, `DirectionalFSC.corrected` takes off.
     """
     n = len(first)
     masked = () if mask is None else (mask,)
@@ -140,8 +161,9 @@ def directional_fsc(
     # Shells that are taken together count by their numbers, not by their power.
     power = torch.stack([(whole[1] * whole[2]).sqrt(), whole[1], whole[2]]).clamp_min(_TINY)
     sums[:3] *= (whole[3] / power)[:, None]
-    within = _widened(torch.einsum("dc,kcs->kds", inside.double(), sums))
-    return DirectionalFSC(axes, _correlation(within), correlation, within[3], float(half_angle))
+    within = torch.einsum("dc,kcs->kds", inside.double(), sums)
+    curves = _correlation(widened(within, windows(within[3])))
+    return DirectionalFSC(axes, curves, correlation, within[3], float(half_angle))
 
 
 def area_ratio(found: DirectionalFSC, threshold: float = THRESHOLD) -> float:
@@ -150,16 +172,12 @@ def area_ratio(found: DirectionalFSC, threshold: float = THRESHOLD) -> float:
     Each area ends where its curve first falls below the threshold. CryoSPARC calls it cFAR, and values below
     0.5 a sign of missing views.
     """
-    ends = found.last_shells(threshold)
-    shells = torch.arange(found.curves.shape[1], dtype=torch.float64)
-    areas = []
-    for curve, end in zip(found.curves, ends, strict=True):
-        before = shells <= end
-        last = int(before.sum()) - 1
-        rest = (end - last) * (float(curve[last]) + threshold) / 2
-        areas.append(torch.trapezoid(curve[before][1:]) + rest)
-    stacked = torch.stack(areas).clamp_min(0)
-    return float(stacked.min() / stacked.max().clamp_min(_TINY))
+    ends = found.last_shells(threshold)[:, None]
+    last = ends.long()
+    upto = torch.nn.functional.pad(torch.cumulative_trapezoid(found.curves[:, 1:]), (2, 0))
+    rest = (ends - last) * (found.curves.gather(1, last) + threshold) / 2
+    areas = (upto.gather(1, last) + rest).clamp_min(0)
+    return float(areas.min() / areas.max().clamp_min(_TINY))
 
 
 def sphericity(found: DirectionalFSC, threshold: float = THRESHOLD) -> float:
@@ -207,7 +225,7 @@ class Occupancy:
         return self.shell_of(0.1) / self.shell_of(0.9)
 
 
-def occupancy(found: DirectionalFSC, threshold: float = THRESHOLD) -> Occupancy:
+def occupancy(found: DirectionalFSC, threshold: float = THRESHOLD, *, order: int = 1) -> Occupancy:
     """Fourier shell occupancy, with Bingham's test of the directions that are left.
 
     Parameters
@@ -215,6 +233,8 @@ def occupancy(found: DirectionalFSC, threshold: float = THRESHOLD) -> Occupancy:
     found : DirectionalFSC
     threshold : float
         Of the correlation.
+    order : int
+        Of the maps' point group: equivalent directions are one.
 
     Returns
     -------
@@ -225,7 +245,8 @@ def occupancy(found: DirectionalFSC, threshold: float = THRESHOLD) -> Occupancy:
     Of n directions left with the scatter matrix T, Bingham's statistic is ``15/2 n (tr T² - 1/3)``, which has
     the χ² distribution of 5 degrees of freedom for independent even directions. Cones that overlap are not
     independent: n is 1.7 times the number of cones of this size that fit into the sphere, ``2 / (1 - cos)``,
-    by the part that is left. Taken as independent, 300 directions would fail the test in any map.
+    by the part that is left, over the group's order. Taken as independent, 300 directions would fail the test
+    in any map. Whatever is left, T is even in the groups T, O and I: the test is blind there.
 
     A map is isotropic if the occupancy falls from 0.9 to 0.1 within a few shells, and the test is passed
     between.
@@ -240,7 +261,7 @@ def occupancy(found: DirectionalFSC, threshold: float = THRESHOLD) -> Occupancy:
     axes = found.directions
     scatter = torch.einsum("ds,di,dj->sij", left, axes, axes) / left.sum(0).clamp_min(1)[:, None, None]
     squared = (scatter @ scatter).diagonal(dim1=1, dim2=2).sum(1)
-    independent = 2 / (1 - math.cos(math.radians(found.half_angle))) * _ALIKE
+    independent = 2 / (1 - math.cos(math.radians(found.half_angle))) * _ALIKE / order
     bingham = 7.5 * independent * part * (squared - 1 / 3).clamp_min(0)
     return Occupancy(part, bingham.where(part > 0, 0.0), float(chi2.ppf(_SURE, 5)))
 
@@ -288,18 +309,26 @@ def _summed(a: Tensor, b: Tensor, cells: _Cells) -> Tensor:
     return sums.reshape(4, count, shells)
 
 
-def _widened(sums: Tensor) -> Tensor:
-    """Sums (4, directions, shells) with as many shells to either side as it takes to hold enough."""
-    shells = sums.shape[2]
-    upto = torch.nn.functional.pad(sums.cumsum(2), (1, 0))
-    numbers = upto[3].mean(0)
+def windows(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """First shell (shells,) of those to either side of each that hold 200 coefficients, and end of these.
+
+    By the numbers (d, shells) that single cones and shells hold, in the mean over directions.
+    """
+    shells = numbers.shape[1]
+    held = torch.nn.functional.pad(numbers.mean(0).cumsum(0), (1, 0))
     low, high = torch.arange(shells), torch.arange(shells) + 1
     for _ in range(shells):
-        few = numbers[high] - numbers[low] < _ENOUGH
+        few = held[high] - held[low] < _ENOUGH
         # The shells before the first hold what all directions share.
         low = torch.where(few, (low - 1).clamp_min(0), low)
         high = torch.where(few, (high + 1).clamp_max(shells), high)
-    return upto[:, :, high] - upto[:, :, low]
+    return low, high
+
+
+def widened(sums: Tensor, shells: tuple[Tensor, Tensor]) -> Tensor:
+    """Sums (..., shells) over the shells about each, from a first one to before an end."""
+    upto = torch.nn.functional.pad(sums.cumsum(-1), (1, 0))
+    return upto[..., shells[1]] - upto[..., shells[0]]
 
 
 def _power(values: Tensor) -> Tensor:
@@ -311,16 +340,14 @@ def _correlation(sums: Tensor) -> Tensor:
     return torch.where(norm > 0, sums[0] / norm.where(norm > 0, 1.0), 0.0)
 
 
-def _falls(curve: Tensor, threshold: float) -> Tensor:
-    """Where a curve (shells,) first falls below a threshold, between shells."""
-    low = (curve[_FIRST:] < threshold).nonzero()
-    if not len(low):
-        return curve.new_tensor(len(curve) - 1.0)
-    at = int(low[0]) + _FIRST
-    before = float(curve[at - 1])
-    if before <= threshold:
-        return curve.new_tensor(float(at))
-    return curve.new_tensor(at - 1 + (before - threshold) / (before - float(curve[at])))
+def _falls(curves: Tensor, threshold: float) -> Tensor:
+    """Where curves (..., shells) first fall below a threshold, between shells."""
+    low = curves[..., _FIRST:] < threshold
+    at = low.long().argmax(-1, keepdim=True) + _FIRST
+    before, after = curves.gather(-1, at - 1), curves.gather(-1, at)
+    part = ((before - threshold) / (before - after).clamp_min(_TINY)).where(before > threshold, 1.0)
+    last = float(curves.shape[-1] - 1)
+    return (at - 1 + part).squeeze(-1).where(low.any(-1), last)
 
 
 def _roundness(corners: NDArray[np.float64], faces: NDArray[np.int32], radius: NDArray[np.float64]) -> float:

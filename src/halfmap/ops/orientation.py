@@ -37,6 +37,9 @@ RADIUS = 50.0
 _PAIRS = 1 << 22
 """Views times directions that are compared at a time."""
 
+_ROWS = 256
+"""Directions that are compared with all others at a time."""
+
 _SURFACE = math.exp(-2)
 """Of the point spread function's maximum, where its surface is."""
 
@@ -63,11 +66,14 @@ class Sampling:
         Slices, or sum of their weights, within reach; equivalents of the particles counted.
     one : float
         What one slice counts: 1, or the mean weight.
+    unit : int
+        Directions of one asymmetric unit.
     """
 
     directions: Tensor
     slices: Tensor
     one: float
+    unit: int
 
     @property
     def relative(self) -> Tensor:
@@ -90,21 +96,28 @@ class Sampling:
 
     @property
     def scf_star(self) -> float:
-        """SCF*, the factor where gaps are counted as if one slice went through them.
+        """SCF*: the sampled part of Fourier space, by the factor where gaps count as if one slice was there.
 
-        The same without gaps. With gaps it falls with the number of particles, as these are of no use there.
+        ``(1 - g) / (m <1/s>)`` with the part g in gaps, the mean m of all slices s, and the mean <> over all
+        directions, in gaps with s = 1. The same as `scf` without gaps. With gaps it falls with the number of
+        particles, as these are of no use there. It is ``SCF / (1 + g / (1 - g) m SCF)``, with the SCF of what
+        is sampled alone, as the authors' first program has it; later ones put two slices into gaps.
         """
-        gaps = self.unsampled
-        sampled = float((1 / self.slices[self.slices > 0]).mean())
-        return 1 / (float(self.slices.mean()) * (sampled + gaps / (1 - gaps) / self.one))
+        filled = self.slices.where(self.slices > 0, self.one)
+        return (1 - self.unsampled) / float(self.slices.mean() * (1 / filled).mean())
 
     def worst(self, count: int = 1) -> tuple[Tensor, Tensor]:
         """Directions (count, 3) about which fewest slices pass, and the relative sampling (count,) there.
 
-        Means about each direction, by the eighth power of the cosine: in a gap, its middle is the worst.
+        Of one asymmetric unit. Means about each direction, by the eighth power of the cosine: in a gap, its
+        middle is the worst.
         """
-        near = (self.directions.float() @ self.directions.float().T) ** 8
-        about = ((near @ self.relative.float()) / near.sum(1)).double()
+        directions, relative = self.directions.float(), self.relative.float()
+        means = []
+        for some in directions[: self.unit].split(_ROWS):
+            near = (some @ directions.T).pow_(8)
+            means.append((near @ relative) / near.sum(1))
+        about = torch.cat(means).double()
         first = torch.argsort(about, stable=True)[:count]
         return self.directions[first], about[first]
 
@@ -149,7 +162,7 @@ def sample_fourier(
     reach = 0.5 / radius
     directions = sphere(group)
     slices = _summed(views, weight, directions, group, lambda cosine: cosine.abs() <= reach)
-    return Sampling(directions, slices, float(weight.mean()))
+    return Sampling(directions, slices, float(weight.mean()), len(directions) // order(group))
 
 
 def view_density(

@@ -20,6 +20,7 @@ from halfmap.ops.interpolation import rotate_volume, sample_volume
 from halfmap.ops.masks import soft_sphere
 from halfmap.ops.potential import atomic_volume
 from halfmap.ops.rotations import from_rotation_vector, healpix_grid, view_direction
+from halfmap.ops.symmetry import operators
 
 RESIDUES = 11
 
@@ -35,8 +36,9 @@ _SPHERE_A = 8.0
 _ORDER = 2
 """HEALPix order of the directions: neighbours are 15° apart."""
 
-_APART_A = 8.0
-"""Least distance of two places: half a helix."""
+_ALONG_A, _ACROSS_A = _HALF_A, 8.0
+"""Least distance of two places along the axis of one or across it: of cylinders one after the other half is
+shared at most, of those side by side a tenth."""
 
 _PLACES = 150
 """That are looked at more closely."""
@@ -98,13 +100,22 @@ class HelixHand:
         return float(binomtest(int((self.right > self.left).sum()), len(self.right)).pvalue)
 
 
-def fit_helices(volume: Tensor, *, pixel_size: float, resolution: float, mask: Tensor) -> HelixHand:
+def fit_helices(
+    volume: Tensor,
+    *,
+    pixel_size: float,
+    resolution: float,
+    mask: Tensor,
+    group: str = "C1",
+    origin_px: Tensor | None = None,
+) -> HelixHand:
     """Fit right-handed and left-handed alpha helices to the places of a map that look most like one.
 
     Places and directions are found with the mean of a helix over all turns about its axis and both hands,
     which prefers none. At each place, ideal helices of both hands are then compared with the map: all turns
     about the axis, axes and centres nearby. What is compared lies within a cylinder about the helix, its
-    mean taken off and divided by its deviation.
+    mean taken off and divided by its deviation. Cylinders of two places share half at most,
+    and a place and its copies by the map's symmetry count as one, so that places are evidence of their own.
 
     Parameters
     ----------
@@ -116,6 +127,10 @@ def fit_helices(volume: Tensor, *, pixel_size: float, resolution: float, mask: T
         Å, to which the helix is taken.
     mask : Tensor (d, d, d)
         Where centres of helices may be.
+    group : str
+        Point group of the map.
+    origin_px : Tensor (3,), optional
+        (x, y, z) where its axes meet; default: voxel ``d // 2``.
 
     Returns
     -------
@@ -127,7 +142,10 @@ def fit_helices(volume: Tensor, *, pixel_size: float, resolution: float, mask: T
     A turn of a helix is 5.4 Å high, so that its hand shows at 5.5 Å and better.
     """
     helix = _helix(pixel_size, resolution)
-    places, axes = _places(volume, helix, pixel_size, mask)
+    origin = torch.full((3,), float(len(volume) // 2)) if origin_px is None else origin_px
+    score, found = _likeness(volume, helix, pixel_size)
+    score[mask < 0.5] = -math.inf
+    places, axes = _separate(score, found, pixel_size, operators(group).to(score), origin.to(score))
     points = _cylinder(pixel_size)
     templates = _templates(helix, points)
     fits = [_fit(volume, place, axis, points, templates) for place, axis in zip(places, axes, strict=True)]
@@ -177,8 +195,8 @@ def _templates(helix: Tensor, points: Tensor) -> Tensor:
     return torch.stack(hands)
 
 
-def _places(volume: Tensor, helix: Tensor, pixel_size: float, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (n, 3) and axes (n, 3) of what looks most like a helix of any hand."""
+def _likeness(volume: Tensor, helix: Tensor, pixel_size: float) -> tuple[Tensor, Tensor]:
+    """How much the place at each voxel looks like a helix of any hand, and along which axis (d, d, d, 3)."""
     rod = _rod(helix, pixel_size)
     size = len(volume) + len(rod) // 2 + 1
     shape = (int(next_fast_len(size, real=True) or size),) * 3
@@ -200,10 +218,7 @@ def _places(volume: Tensor, helix: Tensor, pixel_size: float, mask: Tensor) -> t
         better = score > best
         best = torch.where(better, score, best)
         which = torch.where(better, number, which)
-    best[mask < 0.5] = -math.inf
-    places = _separate(best, _APART_A / pixel_size)
-    z, y, x = places.unbind(1)
-    return places.flip(1).float(), view_direction(directions)[which[z, y, x]]
+    return best, view_direction(directions)[which]
 
 
 def _rod(helix: Tensor, pixel_size: float) -> Tensor:
@@ -234,26 +249,42 @@ def _local_deviation(padded: Tensor, inside: Tensor, pixel_size: float) -> Tenso
     return deviation.clamp_min(_FLAT * float(padded[inside > 0].std()))
 
 
-def _separate(score: Tensor, distance: float) -> Tensor:
-    """Highest places (n, 3) of scores, (z, y, x), that are as far apart."""
+def _separate(
+    score: Tensor, axes: Tensor, pixel_size: float, turns: Tensor, origin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Highest places (n, 3), (x, y, z), and their axes (n, 3), apart from others and their copies."""
     score = score.clone()
-    reach = math.ceil(distance)
-    found = []
+    places, along = [], []
     for _ in range(_PLACES):
         flat = int(score.argmax())
-        place = tuple(int(each) for each in np.unravel_index(flat, score.shape))
-        if not math.isfinite(float(score[place])):
+        z, y, x = (int(each) for each in np.unravel_index(flat, score.shape))
+        if not math.isfinite(float(score[z, y, x])):
             break
-        found.append(place)
-        around = tuple(slice(max(0, p - reach), p + reach + 1) for p in place)
-        part = score[around]
-        z, y, x = (
-            torch.arange(n) + each.start - middle
-            for n, each, middle in zip(part.shape, around, place, strict=True)
-        )
-        square = z.square()[:, None, None] + y.square()[:, None] + x.square()
-        part[square <= distance**2] = -math.inf
-    return torch.tensor(found, dtype=torch.int64).reshape(-1, 3)
+        place, axis = score.new_tensor([x, y, z]), axes[z, y, x].to(score)
+        places.append(place)
+        along.append(axis)
+        for copy, turned in zip(turns @ (place - origin) + origin, turns @ axis, strict=True):
+            _clear(score, copy, turned, pixel_size)
+        score[z, y, x] = -math.inf
+    if not places:
+        return torch.zeros(0, 3), torch.zeros(0, 3)
+    return torch.stack(places), torch.stack(along)
+
+
+def _clear(score: Tensor, place: Tensor, axis: Tensor, pixel_size: float) -> None:
+    """Leave nothing within a cylinder about a place."""
+    reach = math.ceil(math.hypot(_ALONG_A, _ACROSS_A) / pixel_size)
+    middle = [round(float(each)) for each in place.flip(0)]
+    around = tuple(slice(max(0, m - reach), max(0, m + reach + 1)) for m in middle)
+    part = score[around]
+    z, y, x = (
+        (torch.arange(n) + each.start - centre) * pixel_size
+        for n, each, centre in zip(part.shape, around, place.flip(0), strict=True)
+    )
+    apart = torch.stack(torch.broadcast_tensors(x, y[:, None], z[:, None, None]), dim=-1)
+    up = apart @ axis
+    across = apart.square().sum(-1) - up.square()
+    part[(up.abs() < _ALONG_A) & (across < _ACROSS_A**2)] = -math.inf
 
 
 def _fit(volume: Tensor, place: Tensor, axis: Tensor, points: Tensor, templates: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from halfmap.ops.interpolation import sample_volume
 from halfmap.ops.rotations import angular_distance, from_rotation_vector, healpix_grid
 from halfmap.ops.threads import one_blas_thread, one_torch_thread
 from halfmap.search._fit_kernels import density_and_slopes
+from halfmap.search.fit_places import Place, Range, distinct
 from halfmap.search.model_density import model_map
 
 FINEST_A, COARSE_A = 5.0, 10.0
@@ -51,28 +52,6 @@ _KEPT, _FEWEST, _STEPS, _POINTS = 10, 4, 60, 30_000
 
 _ENOUGH = 1e-7
 """Relative gain of the correlation in a step below which an ascent ends."""
-
-_SAME_deg, _SAME_A = 10.0, 3.0
-"""Turn and shift below which two places are one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where a model is.
-
-    Attributes
-    ----------
-    rotation : Tensor (3, 3), float64
-        That the model is turned by about its centre.
-    centre : Tensor (3,), float64
-        (x, y, z) of this centre then, in Å from the map's first voxel.
-    correlation : float
-        Of the densities of map and model, where the model is.
-    """
-
-    rotation: Tensor
-    centre: Tensor
-    correlation: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +118,8 @@ def find_places(
     origin : sequence of 3 float
         (x, y, z) of the map's first voxel in the model's coordinates, Å.
     angle, shift : float
-        Largest turn and shift from where the model is, in degrees and Å, that are searched. What ascents
-        add is not bounded. 0 both: only the ascents, from where the model is.
+        Largest turn and shift from where the model is, in degrees and Å. An ascent that leaves the range is
+        taken back to its border. 0 both: only the ascents, from where the model is, not bounded.
     coarse, fine : float
         Detail in Å that the search begins at, if the model is small enough, and that the last ascents are at.
 
@@ -172,14 +151,15 @@ def find_places(
     fine = max(fine, _SEARCHED * pixel_size)
     detail = max(coarse, fine)
     start = Place(torch.eye(3, dtype=torch.float64), torch.from_numpy(model.positions.mean(0)))
-    places = [start]
+    places, limits = [start], Range(start)
     if angle > 0 or shift > 0:
         detail = max(detail, scale / _TURNS, _SEARCHED * side / _LARGEST)
-        places = _candidates(volume, model, start, pixel_size, detail, angle, shift)
-        climbed = _climbed(places, volume, model, pixel_size, detail, _FIRST_POINTS, _FIRST_STEPS)
+        limits = Range(start, angle, shift)
+        places = _candidates(volume, model, limits, pixel_size, detail)
+        climbed = _climbed(places, volume, model, limits, pixel_size, detail, _FIRST_POINTS, _FIRST_STEPS)
         places = distinct(climbed, _KEPT)
     while True:
-        climbed = _climbed(places, volume, model, pixel_size, detail, _POINTS, _STEPS)
+        climbed = _climbed(places, volume, model, limits, pixel_size, detail, _POINTS, _STEPS)
         places = distinct(climbed, max(_FEWEST, len(places) // 2))
         if detail <= fine * (1 + 1e-6):
             break
@@ -193,14 +173,9 @@ def find_places(
 
 
 def _candidates(
-    volume: Tensor,
-    model: AtomicModel,
-    start: Place,
-    pixel_size: float,
-    detail: float,
-    angle: float,
-    shift: float,
+    volume: Tensor, model: AtomicModel, limits: Range, pixel_size: float, detail: float
 ) -> list[Place]:
+    start, angle, shift = limits
     grid = sampled(volume, pixel_size=pixel_size, detail=detail, voxels=_SEARCHED)
     # The model is turned, the map is not: it is sampled finer, so that turning costs no detail.
     shape = shape_of(model, detail=detail, pixel_size=float(grid.voxel.mean()) / 1.5)
@@ -216,6 +191,7 @@ def _climbed(
     places: list[Place],
     volume: Tensor,
     model: AtomicModel,
+    limits: Range,
     pixel_size: float,
     detail: float,
     points: int,
@@ -224,7 +200,12 @@ def _climbed(
     grid = sampled(volume, pixel_size=pixel_size, detail=detail, voxels=_CLIMBED)
     shape = shape_of(model, detail=detail, pixel_size=float(grid.voxel.mean()), most=points)
     scale = max(gyration(model), 1.0)
-    return [climb(grid, shape, place, scale=scale, steps=steps) for place in places]
+    climbed = []
+    for place in places:
+        top = climb(grid, shape, place, scale=scale, steps=steps)
+        kept = limits.nearest(top)
+        climbed.append(top if kept is top else replace(kept, correlation=correlation(grid, shape, kept)))
+    return climbed
 
 
 def gyration(model: AtomicModel) -> float:
@@ -373,21 +354,3 @@ def _distance(size: Sequence[int], voxel: Tensor, place: Tensor) -> Tensor:
     """Distance in Å of each voxel from a place."""
     z, y, x = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in size], indexing="ij")
     return (torch.stack([x, y, z], dim=-1) * voxel - place).norm(dim=-1)
-
-
-def distinct(places: Sequence[Place], most: int, *, apart: float = _SAME_A) -> list[Place]:
-    """Best places of which no two are the same."""
-    kept: list[Place] = []
-    for place in sorted(places, key=lambda each: -each.correlation):
-        if not any(same_place(place, other, apart=apart) for other in kept):
-            kept.append(place)
-            if len(kept) == most:
-                break
-    return kept
-
-
-def same_place(one: Place, other: Place, *, apart: float = _SAME_A) -> bool:
-    """Whether two places differ by next to nothing."""
-    if float((one.centre - other.centre).norm()) > apart:
-        return False
-    return float(angular_distance(one.rotation, other.rotation)) < _SAME_deg

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import root_scalar
+from scipy.special import chdtr
 from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
@@ -26,7 +28,9 @@ _DRAWS = 99
 """Times that images are paired at random."""
 
 _CELLS = 1 << 22
-_STRAIGHT = 1e-9
+
+_STRAIGHT, _WIDE = 1e-9, 2.0
+"""Least and greatest variance that is told from none and from any, over the square of `NEAR_DEG`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +69,25 @@ class TiltPairs:
 
     @property
     def concentration(self) -> float:
-        """Fisher's concentration of the tilted directions of these pairs; 0 if there are fewer than three."""
+        """Fisher's concentration of the tilted directions; 0 if they scatter as evenly as is looked at.
+
+        It is that of near pairs, corrected for those which scatter farther, as if alike about all axes.
+        """
         directions = self.turns[self.near][:, :, 2]
         n, resultant = len(directions), float(directions.sum(0).norm())
-        return (n - 1) / max(n - resultant, _STRAIGHT) if n > 2 else 0.0
+        return _untruncated((n - resultant) / (n - 1)) if n > 2 else 0.0
 
     @property
     def angle_error_deg(self) -> float:
-        """Standard error of the common tilt angle."""
-        angles, _ = tilts(self.turns[self.near])
-        return float(angles.std() / len(angles) ** 0.5) if len(angles) > 1 else math.inf
+        """Standard error of the common tilt angle: of what near pairs are tilted by about the common axis."""
+        directions = self.turns[self.near][:, :, 2]
+        if len(directions) < 2:
+            return math.inf
+        axis = torch.deg2rad(tilts(self.common)[1])
+        # A tilt about this axis moves the direction from z towards (sin, -cos).
+        sideways = directions[:, 0] * axis.sin() - directions[:, 1] * axis.cos()
+        angles = torch.rad2deg(torch.atan2(sideways, directions[:, 2]))
+        return float(angles.std() / len(angles) ** 0.5)
 
 
 def compare_tilts(untilted: Tensor, tilted: Tensor, *, group: str, seed: int = 0) -> TiltPairs:
@@ -130,6 +143,27 @@ def compare_tilts(untilted: Tensor, tilted: Tensor, *, group: str, seed: int = 0
         shares.append(float((apart < NEAR_DEG).double().mean()))
     probability = (1 + sum(each >= support for each in supports)) / (1 + _DRAWS)
     return TiltPairs(common, turns, residual, probability, sum(shares) / _DRAWS)
+
+
+def _untruncated(square: float) -> float:
+    """Concentration of directions that rotations within `NEAR_DEG` scatter by a mean square about each axis.
+
+    Rotations that scatter alike about three axes are near with the probability that a chi-squared variable of
+    three degrees of freedom is below ``t = (NEAR_DEG / sigma)**2``; their mean square about one is that of
+    all by the ratio of the probabilities for five degrees and for three.
+    """
+    reach = math.radians(NEAR_DEG) ** 2
+
+    def excess(log_variance: float) -> float:
+        t = reach / math.exp(log_variance)
+        return math.exp(log_variance) * float(chdtr(5, t) / chdtr(3, t)) - square
+
+    narrow, wide = math.log(reach * _STRAIGHT), math.log(_WIDE * reach)
+    if excess(narrow) >= 0:
+        return 1 / (reach * _STRAIGHT)
+    if excess(wide) <= 0:
+        return 0.0
+    return math.exp(-float(root_scalar(excess, bracket=(narrow, wide)).root))
 
 
 def tilts(turns: Tensor) -> tuple[Tensor, Tensor]:

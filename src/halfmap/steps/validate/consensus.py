@@ -43,7 +43,8 @@ _METHOD = (
     "The frames of both maps may differ by a rotation, a shift and the hand; the one that most particles "
     "agree in is found from the poses alone. A particle agrees if its rim and its centre move by less than "
     "the map's resolution. Orientations of different particles show what chance gives. Views that hold more "
-    "of the poses that disagree than their part of the sphere draw particles. "
+    "of the poses that disagree than their part of the sphere, however many particles both have lost, draw "
+    "particles. "
     "DOI 10.1107/S2059798322001978"
 )
 
@@ -296,7 +297,7 @@ def _judge(compared: Compared, pull: Attraction | None, *, most: int) -> tuple[L
         values = _pulled(pull)
         sentence += (
             f"; the view at rot {values['attracting_rot_deg']:.0f}°, tilt "
-            f"{values['attracting_tilt_deg']:.0f}° of the second map has drawn "
+            f"{values['attracting_tilt_deg']:.0f}° of the second map has drawn at least "
             f"{values['attraction_gain']:.1f} times its part of the wrong ones"
         )
     if found.sigmas_above_chance <= _SURE or found.beyond_chance < _RED:

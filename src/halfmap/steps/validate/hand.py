@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from halfmap.errors import ShapeError
 from halfmap.ops.filters import low_pass, radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, resample, rfft3
 from halfmap.pictures import INK, MARGIN, QUIET, add_panel, add_text, dress, new_figure, save
@@ -25,6 +25,8 @@ _HELIX = 0.65
 any place reaches it, of helices most do."""
 
 _FEWEST = 8
+"""Places, copies by the symmetry counted once: of fewer even the sign test of one hand alone is not rare."""
+
 _SURE, _RARE = 3.0, 0.01
 """Standard errors by which one hand must fit better, and the sign test's probability."""
 
@@ -37,32 +39,25 @@ _VOXELS = 3.0
 _METHOD = (
     "Ideal alpha helices of 11 residues, right-handed and left-handed, were fitted to the places that look "
     "most like a helix of either hand, by their correlation within a cylinder. Those of proteins are "
-    "right-handed."
+    "right-handed. Places share half of it at most, and copies by the symmetry count once."
 )
 
 
-def check_hand(given: Given, folder: Path, volume: Tensor | None = None) -> Finding:
+def check_hand(given: Given, folder: Path) -> Finding:
     """Find whether the helices of a map are right-handed, and draw how well either hand fits.
 
     Parameters
     ----------
     given : Given
-        With half maps, mask and resolution.
+        With half maps, mask, resolution and the map's symmetry.
     folder : path
         Where the picture goes.
-    volume : Tensor (n, n, n), optional
-        Map to be looked at, of the half maps' box; default: their mean.
 
     Returns
     -------
     Finding
         Red if left-handed helices fit better, amber if neither do; grey if the resolution is not enough or
         there are no helices.
-
-    Raises
-    ------
-    ShapeError
-        If the map is of another box.
     """
     if given.resolution > _COARSEST_A:
         sentence = (
@@ -71,8 +66,15 @@ def check_hand(given: Given, folder: Path, volume: Tensor | None = None) -> Find
         )
         return Finding(NAME, "grey", sentence, method=_METHOD)
     detail = max(given.resolution, _FINEST_A)
-    prepared, mask, pixel_size = prepare(given, given.halves.mean if volume is None else volume, detail)
-    every = fit_helices(prepared, pixel_size=pixel_size, resolution=detail, mask=mask)
+    ready = prepare(given, detail)
+    every = fit_helices(
+        ready.volume,
+        pixel_size=ready.pixel_size,
+        resolution=detail,
+        mask=ready.mask,
+        group=given.step.symmetry,
+        origin_px=ready.origin_px,
+    )
     found = every.above(_HELIX)
     values: dict[str, Any] = {
         "places": len(every.right),
@@ -85,8 +87,8 @@ def check_hand(given: Given, folder: Path, volume: Tensor | None = None) -> Find
     pictures = (picture.name,) if len(every.right) else ()
     if len(found.right) < _FEWEST:
         sentence = (
-            f"The hand was not told: {len(found.right)} places of the map look like an alpha helix, and "
-            f"{_FEWEST} are needed; nucleic acids and beta sheets do not show it this way."
+            f"The hand was not told: {len(found.right)} places of the map look like an alpha helix, copies "
+            f"counted once, and {_FEWEST} are needed; nucleic acids and beta sheets do not show it this way."
         )
         return Finding(NAME, "grey", sentence, values=values, pictures=pictures, method=_METHOD)
     values |= {
@@ -101,19 +103,19 @@ def check_hand(given: Given, folder: Path, volume: Tensor | None = None) -> Find
     return Finding(NAME, light, sentence, values=values, pictures=pictures, method=_METHOD)
 
 
-def prepare(given: Given, volume: Tensor, detail: float) -> tuple[Tensor, Tensor, float]:
-    """Map with even power to some detail, and its mask, cut to the particle in voxels of a third of that.
+class Prepared(NamedTuple):
+    """Map to be searched, its mask, voxels in Å, and where (x, y, z) the middle of the half maps is in it."""
 
-    Raises
-    ------
-    ShapeError
-        If map and mask are of different boxes.
-    """
+    volume: Tensor
+    mask: Tensor
+    pixel_size: float
+    origin_px: Tensor
+
+
+def prepare(given: Given, detail: float) -> Prepared:
+    """Mean of the half maps with even power to some detail, cut to the particle in voxels of a third."""
     shape, mask, pixel_size = tuple(given.mask.shape), given.mask, given.halves.pixel_size
-    if tuple(volume.shape) != shape:
-        message = f"a map of {tuple(volume.shape)} voxels is not of half maps of {shape}"
-        raise ShapeError(message, hint="give a map of the same box")
-    spectrum = rfft3(volume * mask)
+    spectrum = rfft3(given.halves.mean * mask)
     power = radial_average(spectrum.abs().square(), shape=shape)
     first = min(round(given.side / _EVEN_A), len(power) - 1)
     # What is coarser has the shape of the particle, which helices in it have too.
@@ -127,7 +129,8 @@ def prepare(given: Given, volume: Tensor, detail: float) -> tuple[Tensor, Tensor
     part, side = _around(mask)
     new = 2 * round(side * pixel_size * _VOXELS / detail / 2)
     cut, inside = (resample(each[part].contiguous(), new_shape=(new,) * 3) for each in (even, mask))
-    return cut, inside, side * pixel_size / new
+    origin = torch.tensor([len(mask) // 2 - each.start for each in reversed(part)]) * new / side
+    return Prepared(cut, inside, side * pixel_size / new, origin)
 
 
 def _around(mask: Tensor) -> tuple[tuple[slice, ...], int]:

@@ -25,6 +25,9 @@ _HALF = 0.5
 _OFF_DEG, _SURE = 5.0, 3.0
 """Difference from the nominal tilt that matters, and the standard errors that it must exceed."""
 
+_ALONG_DEG = 20.0
+"""From the axis given, or from its other end, within which it tells the hand."""
+
 _METHOD = (
     "The poses of each pair give the rotation from the untilted to the tilted image; of all that the point "
     "group allows, the one nearest to what most pairs show. Images paired at random show what chance gives. "
@@ -63,7 +66,7 @@ def check_tilt(
     -------
     Finding
         Red if pairs show no common tilt, or that of the other hand; amber if less than half of them do, or
-        it is not the nominal one.
+        angle or axis are not the nominal ones: an axis that is not the one given tells no hand.
 
     Raises
     ------
@@ -80,23 +83,34 @@ def check_tilt(
         )
     found = compare_tilts(untilted.poses.rotations, tilted.poses.rotations, group=group, seed=seed)
     other_hand = _other_hand(found, tilt_angle, tilt_axis)
-    values = _values(found, tilt_angle, other_hand)
+    values = _values(found, tilt_angle, tilt_axis, other_hand)
     picture = folder / "tilt.png"
     draw(picture, found, tilt_angle)
-    light, sentence = _judge(found, values, tilt_angle, other_hand)
+    light, sentence = _judge(found, values, tilt_angle, tilt_axis)
     return Finding(NAME, light, sentence, values=values, pictures=(picture.name,), method=_METHOD)
 
 
+def _off_axis(found: TiltPairs, tilt_axis: float | None) -> float | None:
+    """Angle in degrees, up to 90, between the axis and the one given, whichever way they point."""
+    if tilt_axis is None:
+        return None
+    _, axis = tilts(found.common)
+    return abs((float(axis) - tilt_axis + 90) % 180 - 90)
+
+
 def _other_hand(found: TiltPairs, tilt_angle: float | None, tilt_axis: float | None) -> bool | None:
-    """Whether pairs show the tilt in the other direction, if that is known."""
-    if tilt_angle is None or tilt_axis is None or tilt_angle == 0:
+    """Whether pairs show the tilt in the other direction, if that can be told."""
+    off = _off_axis(found, tilt_axis)
+    if not tilt_angle or tilt_axis is None or off is None or off > _ALONG_DEG:
         return None
     angle, axis = (float(each) for each in tilts(found.common))
     along = np.cos(np.radians(axis - tilt_axis)) * angle * tilt_angle
     return bool(along < 0)
 
 
-def _values(found: TiltPairs, tilt_angle: float | None, other_hand: bool | None) -> dict[str, Any]:
+def _values(
+    found: TiltPairs, tilt_angle: float | None, tilt_axis: float | None, other_hand: bool | None
+) -> dict[str, Any]:
     angle, axis = (float(each) for each in tilts(found.common))
     values: dict[str, Any] = {
         "pairs": len(found.turns),
@@ -111,13 +125,16 @@ def _values(found: TiltPairs, tilt_angle: float | None, other_hand: bool | None)
     }
     if tilt_angle is not None:
         values["nominal_tilt_angle_deg"] = tilt_angle
+    if tilt_axis is not None:
+        values["nominal_tilt_axis_deg"] = tilt_axis
+        values["tilt_axis_off_deg"] = _off_axis(found, tilt_axis)
     if other_hand is not None:
         values["other_hand"] = other_hand
     return values
 
 
 def _judge(
-    found: TiltPairs, values: dict[str, Any], tilt_angle: float | None, other_hand: bool | None
+    found: TiltPairs, values: dict[str, Any], tilt_angle: float | None, tilt_axis: float | None
 ) -> tuple[Light, str]:
     n, angle, axis = values["pairs"], values["tilt_angle_deg"], values["tilt_axis_deg"]
     if found.probability > _RARE:
@@ -130,6 +147,7 @@ def _judge(
     tilt = f"{abs(angle):.1f} ± {error:.1f}° about an axis at {direction:.0f}°"
     by_chance = f"by chance {100 * found.chance:.0f} %"
     sentence = f"{100 * found.share:.0f} % of {n} tilt pairs show a tilt of {tilt}, {by_chance}"
+    other_hand = values.get("other_hand")
     if other_hand is not None:
         sentence += f"; its direction supports {'the other' if other_hand else 'this'} hand"
     if other_hand:
@@ -141,6 +159,9 @@ def _judge(
                 f"the stage was tilted by {abs(tilt_angle):.0f}°: look at the magnification and the poses"
             )
             return "amber", f"{sentence}; {advice}."
+    if values.get("tilt_axis_off_deg", 0.0) > _ALONG_DEG:
+        advice = f"the axis is not the one given, {tilt_axis:g}°, and tells no hand: look at its convention"
+        return "amber", f"{sentence}; {advice}."
     if found.share < _HALF:
         return "amber", f"{sentence}; the poses of the others are wrong: refine those that agree alone."
     return "green", f"{sentence}."
