@@ -35,6 +35,9 @@ _NONE = 900.0
 _OVER_CHANCE, _HARDLY = 1 / 3, 0.25
 """Correlation over that of chance from which on maps are the same, and under which they are not."""
 
+_ALIKE = 0.9
+"""Correlation by chance from which on maps are too coarse for one to be told from another."""
+
 _FINE, _FINER = 10.0, 1.5
 """Resolution that maps which are the same agree to: the diameter over this, or this times the finest."""
 
@@ -73,7 +76,7 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
             "like; compare refinements from different references (--other)."
         )
         return Finding(name, "amber", sentence, {"runs_agree_A": None}, (), method)
-    finest = max(agreement, 2.5 * given.resolution)
+    finest = max(agreement, _FINER * given.resolution)
     # Finer voxels would hold nothing that both maps have.
     small = min(given.halves.box, max(_ACROSS, 2 * round(1.5 * given.side / finest)))
     fixed, moving = (resample(volume, new_shape=(small,) * 3) for volume in (given.halves.mean, anew))
@@ -96,7 +99,7 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
     curve = fsc(placed * mask, fixed * mask)
     common = resolution(curve, pixel_size=voxel, box=small, threshold=_THRESHOLD)
     same = common <= limit and found.over_chance >= _OVER_CHANCE
-    other = found.over_chance < _HARDLY or common > 2 * limit
+    other = found.chance < _ALIKE and (found.over_chance < _HARDLY or common > 2 * limit)
     if same:
         light, words = "green", "the map is the particles', not its reference's"
     elif other:
