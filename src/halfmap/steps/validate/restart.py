@@ -109,11 +109,12 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
         )
     else:
         light, words = "amber", "not surely the same map: refine from it, and compare by --other"
+    above = f"{found.over_chance:.2f} above chance" if found.over_chance > 0 else "no more than by chance"
     hand = ", in the other hand" if found.mirrored else ""
     at = f"to {common:.0f} Å" if np.isfinite(common) and common < given.side else "at no resolution"
     sentence = (
         f"A map made from random poses without a reference (runs agree to {agreement:.0f} Å) agrees with "
-        f"this one {at} at a correlation of {_THRESHOLD}{hand}, {found.over_chance:.2f} above chance: "
+        f"this one {at} at a correlation of {_THRESHOLD}{hand}, {above}: "
         f"{words}."
     )
     path = ctx.folder / "restart.png"
