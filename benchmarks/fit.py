@@ -176,7 +176,7 @@ def main() -> None:
     """Run what is asked, print the figures and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the maps")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/fit"))
+    parser.add_argument("--scratch", type=Path, required=True, help="folder of projects, kept")
     parser.add_argument("--fits", type=int, default=10, help="local fits of each model")
     parser.add_argument("--global-fits", type=int, default=2, help="global fits of each model that fits")
     parser.add_argument("--record", type=Path, default=RESULTS, help="JSON file to write")
