@@ -19,9 +19,9 @@ from halfmap.ops.fourier import irfft3, resample, rfft3
 from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.masks import soft_sphere
 from halfmap.pictures import MARGIN, QUIET, add_panel, add_text, new_figure, save
-from halfmap.search.volume_alignment import align_volume
+from halfmap.search.volume_alignment import Alignment, align_volume
 from halfmap.steps.validate import controls
-from halfmap.steps.validate.finding import Finding, Given
+from halfmap.steps.validate.finding import Finding, Given, Light
 from halfmap.steps.validate.sample import Sample
 
 if TYPE_CHECKING:
@@ -98,17 +98,7 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
     placed = found.apply(moving)
     curve = fsc(placed * mask, fixed * mask)
     common = resolution(curve, pixel_size=voxel, box=small, threshold=_THRESHOLD)
-    same = common <= limit and found.over_chance >= _OVER_CHANCE
-    other = found.chance < _ALIKE and (found.over_chance < _HARDLY or common > 2 * limit)
-    if same:
-        light, words = "green", "the map is the particles', not its reference's"
-    elif other:
-        light, words = (
-            "red",
-            "it is another map; refine from the new one, and compare",
-        )
-    else:
-        light, words = "amber", "not surely the same map: refine from it, and compare by --other"
+    light, words = _judge(found, common, limit)
     above = f"{found.over_chance:.2f} above chance" if found.over_chance > 0 else "no more than by chance"
     hand = ", in the other hand" if found.mirrored else ""
     at = f"to {common:.0f} Å" if np.isfinite(common) and common < given.side else "at no resolution"
@@ -129,6 +119,15 @@ def check_restart(ctx: Context, given: Given, sample: Sample) -> Finding:
         "mirrored": found.mirrored,
     }
     return Finding(name, light, sentence, values, (path.name,), method)
+
+
+def _judge(found: Alignment, common: float, limit: float) -> tuple[Light, str]:
+    """Whether maps that agree to `common` Å, and would to `limit` if they were the same, are."""
+    if common <= limit and found.over_chance >= _OVER_CHANCE:
+        return "green", "the map is the particles', not its reference's"
+    if found.chance < _ALIKE and (found.over_chance < _HARDLY or common > 2 * limit):
+        return "red", "it is another map; refine from the new one, and compare"
+    return "amber", "not surely the same map: refine from it, and compare by --other"
 
 
 def _draw(path: Path, own: Tensor, anew: Tensor, voxel: float) -> None:
