@@ -134,6 +134,36 @@ def _resume(words: list[str]) -> None:
     project.resume(values["job"], run)
 
 
+def _run_chain(words: list[str]) -> None:
+    """Run the whole chain: from movies, micrographs or particles to a validated map and a report."""
+    from halfmap.project import Project
+    from halfmap.workflow.run import run_chain
+    from halfmap.workflow.settings import RunSettings
+
+    description = inspect.getdoc(RunSettings) or ""
+    values, run = parse_options(words, RunSettings, prog="halfmap run", description=description)
+    given = {name: value for name, value in values.items() if value != RunSettings.model_fields[name].default}
+    project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
+    run_chain(project, given, run)
+
+
+def _status(words: list[str]) -> None:
+    """Show the graph of a project: how far each job is, what it stands on, and why it no longer holds."""
+    if words[:1] in (["-h"], ["--help"]):
+        return _print_list("halfmap status [PROJECT]", {})
+    from rich.console import Console
+
+    from halfmap.project import Project
+    from halfmap.workflow.status import describe
+
+    path = Path(words[0] if words else ".")
+    project = Project.find(path)
+    if project is None:
+        raise ParameterError("is not a project", path=path, hint="a project has a default_pipeline.star")
+    Console().print(describe(project))
+    return None
+
+
 def _info(words: list[str]) -> None:
     """Show what is in a file (MRC, STAR, CS, TIFF, EER), a job or a project, in one screen."""
     if not words or words[0] in ("-h", "--help"):
@@ -181,6 +211,8 @@ def _version(words: list[str]) -> None:
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": _run_chain,
+    "status": _status,
     "info": _info,
     "resume": _resume,
     "doctor": _doctor,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halfmap.engine import Step
-from halfmap.engine.parameters import Parameter
+from halfmap.engine.parameters import Form, Parameter
 from halfmap.io.names import find_files, name_in
 
 _END = 2**14
@@ -20,7 +20,7 @@ _BLOCK = 2**22
 Entry = dict[str, Any]
 
 
-def input_paths(step: Step, parameter: Parameter) -> tuple[Path, ...]:
+def input_paths(step: Form, parameter: Parameter) -> tuple[Path, ...]:
     """Names and patterns of files that a step was given by a parameter; none if that takes no files."""
     value = getattr(step, parameter.name)
     if parameter.node is None or value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from halfmap.engine import RunOptions, Step
 from halfmap.engine.device import choose_device
 from halfmap.engine.executor import prepare_workers
+from halfmap.engine.parameters import FormType
 from halfmap.errors import HalfmapError, ParameterError, ProjectError
 from halfmap.io.atomic import writing
 from halfmap.io.names import find_files, name_in, without_dots
@@ -133,7 +134,7 @@ class Project:
             # What goes on in a project makes none of a name typed wrongly.
             hint = "is its name right? Only an import or a simulation makes it"
             raise ProjectError("there is no such project folder", path=self.root, hint=hint)
-        step = self._with_project_paths(step)
+        step = self.with_project_paths(step)
         for parameter in step.parameters():
             for path in input_paths(step, parameter):
                 found = find_files(path, self.root)
@@ -180,8 +181,23 @@ class Project:
                         os.path.relpath(other),
                     )
 
-    def run(self, step: Step, options: RunOptions | None = None) -> Job:
+    def run(
+        self,
+        step: Step,
+        options: RunOptions | None = None,
+        *,
+        on_made: Callable[[Job], None] | None = None,
+    ) -> Job:
         """Run `step` as a new job and wait for its end; one that is refused before any work is taken back.
+
+        Parameters
+        ----------
+        step : Step
+            What to run.
+        options : RunOptions, optional
+            How.
+        on_made : callable, optional
+            Told of the job before it begins.
 
         Raises
         ------
@@ -192,6 +208,8 @@ class Project:
         step = self._checked(step)
         _check_machine(options)  # what is refused leaves no job behind
         job = self._make_job(step)
+        if on_made is not None:
+            on_made(job)
         try:
             self._run(job, options, is_new=True)
         except HalfmapError as error:
@@ -270,7 +288,7 @@ class Project:
                 }
                 pipeline.connect(job.name, [], outputs)
 
-    def _with_project_paths(self, step: Step) -> Step:
+    def with_project_paths(self, step: FormType) -> FormType:
         """Inputs as the project's tables name them: relative to its root where they lie inside it."""
 
         def localise(path: Path) -> Path:

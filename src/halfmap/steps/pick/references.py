@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 import scipy.ndimage
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
 from halfmap.io.mrc import read_mrc
 from halfmap.io.mrc_header import read_header
+from halfmap.io.star import read_star
 from halfmap.log import log
 from halfmap.ops._healpix import pixel_centres, pixel_count
 from halfmap.ops.fourier import resample
@@ -55,17 +57,16 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
         If the references' pixels are too coarse for the resolution.
     """
     path = ctx.resolve(step.references)
-    header = read_header(path)
-    size = step.pixel_size or header.pixel_size
+    stored, stated = _read(ctx, path)
+    size = step.pixel_size or stated
     if not size:
         raise FileFormatError("states no pixel size", path=path, hint="give --pixel-size")
-    stored = np.asarray(read_mrc(path), np.float32)
     d, h, w = stored.shape
     if h != w:
         raise ShapeError(f"references of {w} × {h} px are not square", path=path, hint="cut them to squares")
     if not np.isfinite(stored).all() or float(stored.std()) == 0:
         raise FileFormatError("is blank or holds pixels that are no numbers", path=path)
-    is_map = d == w and path.suffix.lower() != ".mrcs"
+    is_map = d == w and path.suffix.lower() not in (".mrcs", ".star")
     central = stored.sum(axis=0)[None] if is_map else stored
     diameter = step.diameter or diameter_of(central - _border(central)[:, None, None], size)
     resolution = step.resolution or max(min(_RESOLUTION_A, diameter / 5), 2 * size)
@@ -101,6 +102,25 @@ def prepare(step: PickTemplate, ctx: Context) -> Template:
     held = 100 * np.sum((kernels @ parts.T) ** 2) / np.sum(kernels**2)
     log.info("%d images hold %.1f %% of them all", len(parts), held)
     return template
+
+
+def _read(ctx: Context, path: Path) -> tuple[NDArray[np.float32], float | None]:
+    """Images (n, h, w) of a stack, a map, or a table of class averages, and their pixel size."""
+    if path.suffix.lower() != ".star":
+        return np.asarray(read_mrc(path), np.float32), read_header(path).pixel_size
+    column = "rlnReferenceImage"
+    tables = [each for each in read_star(path).values() if isinstance(each, pl.DataFrame)]
+    names = next((list(each[column]) for each in tables if column in each.columns), None)
+    if not names:
+        raise FileFormatError(
+            "names no class averages (_rlnReferenceImage)",
+            path=path,
+            hint="give class_averages.star of `halfmap select`, a stack (.mrcs) or a map (.mrc)",
+        )
+    places = [str(name).rpartition("@") for name in names]
+    stacks = {stack: np.asarray(read_mrc(ctx.resolve(stack)), np.float32) for _, _, stack in places}
+    images = np.stack([stacks[stack][int(number or 1) - 1] for number, _, stack in places])
+    return images, read_header(ctx.resolve(places[0][2])).pixel_size
 
 
 def refuse_micrograph(path: Path, items: Sequence[MicrographItem]) -> None:

@@ -166,7 +166,9 @@ class PickTemplate(PickMicrographs, name="pick template", label=AUTOPICK):
     .. [2] Scheres 2015, J. Struct. Biol. 189, 114-122, DOI 10.1016/j.jsb.2014.11.010
     """
 
-    references: Path = Input("class averages (.mrcs), bright particles, or a map (.mrc)")
+    references: Path = Input(
+        "class averages (.mrcs, or class_averages.star of `halfmap select`), bright particles, or a map (.mrc)"
+    )
     pixel_size: float | None = Param(
         None, "pixel size of the references; default: their header's", unit="Å/px", section=REFERENCES, gt=0
     )

@@ -1,0 +1,181 @@
+"""Run stage after stage: what is done and still valid is kept, what is not is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from halfmap.engine import RunOptions, Step, parse_step, registered_steps
+from halfmap.errors import HalfmapError, ParameterError, ProjectError
+from halfmap.log import log
+from halfmap.project import Job, Project
+from halfmap.workflow.record import Decision, Record, Stage, write_record
+from halfmap.workflow.settings import RunSettings, overrides, parse_override
+
+GROWING = {
+    "import movies",
+    "import micrographs",
+    "motion",
+    "ctf",
+    "curate",
+    "pick blob",
+    "pick template",
+    "extract",
+}
+"""Steps that go on with new items when their input has become more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage is to run: a step with its values, and the decisions behind them."""
+
+    step: str
+    values: dict[str, Any]
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A stage that is not to run, and why."""
+
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass
+class Chain:
+    """The chain in a project while it runs.
+
+    Parameters
+    ----------
+    project : Project
+        Where its jobs are.
+    settings : RunSettings
+        What is known of the data set.
+    options : RunOptions
+        How each job runs.
+    record : Record
+        What the chain has done there before.
+    """
+
+    project: Project
+    settings: RunSettings
+    options: RunOptions
+    record: Record = field(default_factory=Record)
+    done: dict[str, Stage] = field(default_factory=dict)
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage has a job, in this run of the chain or kept from an earlier one."""
+        return stage in self.done and bool(self.done[stage].job)
+
+    def job(self, stage: str) -> Job:
+        """The job of a stage."""
+        return self.project.job(self.done[stage].job)
+
+    def output(self, stage: str, name: str) -> Path:
+        """An output of a stage's job, absolute."""
+        outputs = self.job(stage).outputs
+        if name not in outputs:
+            raise ProjectError(
+                f"its output {name!r} is gone",
+                path=self.job(stage).folder,
+                hint=f"make it again with --anew {stage}",
+            )
+        return outputs[name]
+
+    def run(self, stages: Sequence[tuple[str, Callable[[Chain], Plan | Skip | None]]]) -> None:
+        """Run `stages` in order, up to the one that the settings name.
+
+        A stage's function sees the chain with all stages before it done, and returns what to run, `Skip`,
+        or None where the stage has no place in this chain.
+
+        Raises
+        ------
+        ParameterError
+            If the settings name a stage or a parameter that there is not.
+        HalfmapError
+            What stopped a job.
+        """
+        self._check_names([name for name, _ in stages])
+        before = {stage.name: stage for stage in self.record.stages}
+        force = False
+        for name, plan_stage in stages:
+            force = force or name == self.settings.anew
+            plan = plan_stage(self)
+            if plan is None:
+                continue
+            for decision in plan.decisions:
+                log.info("%s: %s", name, decision)
+            job = ""
+            if isinstance(plan, Plan):
+                step = self._step(name, plan)
+                job = self._bring_up_to_date(name, step, before.get(name), plan.decisions, force=force).name
+            self._note(name, job, plan.decisions)
+            if name == self.settings.until:
+                log.info("stopped after %s, as asked; `halfmap run` without --until goes on", name)
+                return
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        by_hand = (parse_override(word)[0] for word in self.settings.set)
+        asked = (self.settings.until, self.settings.anew, *by_hand)
+        for name in asked:
+            if name is not None and name not in names:
+                raise ParameterError(f"there is no stage {name!r}", hint=f"stages: {', '.join(names)}")
+
+    def _step(self, stage: str, plan: Plan) -> Step:
+        """The step of a stage, with what was set by hand in the place of what was planned."""
+        cls = registered_steps()[plan.step]
+        values = {name: value for name, value in plan.values.items() if value is not None}
+        parameters = {parameter.name: parameter for parameter in cls.parameters()}
+        for name, text in overrides(self.settings.set, stage).items():
+            if name not in parameters:
+                raise ParameterError(
+                    f"{stage} has no parameter {name!r}", hint=f"see: halfmap {plan.step} --help"
+                )
+            is_tuple = "tuple" in str(parameters[name].annotation)
+            values[name] = tuple(filter(None, text.split(","))) if is_tuple else text
+        return parse_step(cls, values)
+
+    def _bring_up_to_date(
+        self, stage: str, step: Step, before: Stage | None, decisions: tuple[Decision, ...], *, force: bool
+    ) -> Job:
+        """The stage's job of an earlier run if it still holds, gone on with if it stopped, else a new one."""
+        job = self._earlier(before)
+        wanted = self.project.with_project_paths(step)
+        if job is None or force or job.step != wanted:
+            return self._run_anew(stage, step, decisions)
+        changed, new = job.changed_inputs()
+        grows = step.name in GROWING
+        is_first = step.name.startswith("import")
+        if changed and (is_first or not grows):
+            log.info("%s: runs again, as %s has changed", stage, ", ".join(changed[:3]))
+            return self._run_anew(stage, step, decisions)
+        if job.status == "Succeeded" and not (changed or new):
+            log.info("%s: done before, in %s", stage, job.name)
+            return job
+        log.info("%s: goes on with %s", stage, job.name)
+        return self.project.resume(job.name, self.options)
+
+    def _earlier(self, before: Stage | None) -> Job | None:
+        if before is None or not before.job:
+            return None
+        try:
+            return self.project.job(before.job)
+        except HalfmapError:
+            return None  # deleted, or of another version
+
+    def _run_anew(self, stage: str, step: Step, decisions: tuple[Decision, ...]) -> Job:
+        # Noted before it runs: a kill must not make the next run begin it once more.
+        return self.project.run(
+            step, self.options, on_made=lambda job: self._note(stage, job.name, decisions)
+        )
+
+    def _note(self, name: str, job: str, decisions: tuple[Decision, ...]) -> None:
+        before = next((each for each in self.record.stages if each.name == name), Stage(name, ""))
+        replaced = dict.fromkeys((*before.replaced, *((before.job,) if before.job else ())))
+        replaced.pop(job, None)
+        self.done[name] = Stage(name, job, decisions, tuple(replaced))
+        later = [each for each in self.record.stages if each.name not in self.done]
+        options = self.settings.model_dump(mode="json", exclude_defaults=True, exclude={"until", "anew"})
+        write_record(self.project.root, Record(options, (*self.done.values(), *later)))

@@ -1,0 +1,72 @@
+"""Numbers that finished jobs have left in their tables, from which later stages are decided."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Particles:
+    """What a table of particles says of all of them.
+
+    Attributes
+    ----------
+    number : int
+        Of particles.
+    pixel_size : float
+        Of their images, Å.
+    box : int
+        Side of their images, px.
+    diameter : float or None
+        Of the particle, Å.
+    """
+
+    number: int
+    pixel_size: float
+    box: int
+    diameter: float | None
+
+
+def read_particle_facts(path: Path) -> Particles:
+    """Number, sizes and diameter of the particles of a table."""
+    from halfmap.io.tables import read_particles
+
+    table = read_particles(path)
+    diameter = None
+    if "hmParticleDiameter" in table.rows.columns:
+        diameter = float(table.rows["hmParticleDiameter"].median())  # type: ignore[arg-type]
+        diameter = diameter if math.isfinite(diameter) and diameter > 0 else None
+    return Particles(len(table), float(table.pixel_size), int(table.box_size), diameter)
+
+
+def farthest_origins(path: Path, *, share: float = 0.95) -> float | None:
+    """Distance in Å from the centres of their boxes that a share of the particles stays within."""
+    from halfmap.io.tables import read_particles
+
+    rows = read_particles(path).rows
+    names = "rlnOriginXAngst", "rlnOriginYAngst"
+    if not set(names) <= set(rows.columns) or not len(rows):
+        return None
+    far = (rows[names[0]].pow(2) + rows[names[1]].pow(2)).sqrt()
+    value = far.quantile(share)
+    return None if value is None else float(value)
+
+
+def read_block(path: Path, block: str) -> list[dict[str, Any]]:
+    """Rows of a block of a STAR file, one for a list of pairs; none where there is no such block."""
+    from halfmap.io.star import read_star
+
+    found = read_star(path).get(block)
+    if found is None:
+        return []
+    return [found] if isinstance(found, dict) else found.to_dicts()
+
+
+def picks(path: Path) -> tuple[int, float]:
+    """Number of picks of a picking job's table, and how many of them are false on average."""
+    rows = read_block(path, "coordinate_files")
+    number = sum(int(row["hmPicks"]) for row in rows)
+    return number, sum(float(row.get("hmPicksFalse", 0.0)) for row in rows)

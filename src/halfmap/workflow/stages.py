@@ -1,0 +1,408 @@
+"""The stages of the chain, in order: what each is to run, decided from what is done before it."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from halfmap.workflow import measured
+from halfmap.workflow.chain import Chain, Plan, Skip
+from halfmap.workflow.record import Decision
+
+_FIRST_A = 15.0
+"""Detail that the first classes, which serve as references of picking, are made to."""
+
+_ACROSS = 40.0
+"""Pixels across a particle in images that are scaled down, at the least."""
+
+_COARSEST_PX_A = 3.5
+
+_CLASS = 200
+"""Particles in a 2D class on average."""
+
+_SMALL_SET = 10_000
+_FEW = 100
+"""Particles with which nothing in 3D is worth its while."""
+
+_NYQUIST = 1.2
+"""Resolution over that of two pixels up to which images count as too coarse for what is in them."""
+
+
+def import_(chain: Chain) -> Plan:
+    """List the files with the microscope's settings."""
+    s = chain.settings
+    optics = {
+        "pixel_size": s.pixel_size,
+        "voltage": s.voltage,
+        "spherical_aberration": s.spherical_aberration,
+        "amplitude_contrast": s.amplitude_contrast,
+    }
+    if s.source == "particles":
+        values = {"particles": _given(chain, s.particles), "pixel_size": s.pixel_size}
+        return Plan("import particles", values)
+    files = tuple(_given(chain, path) for path in getattr(s, s.source))
+    if s.source == "micrographs":
+        return Plan("import micrographs", {"micrographs": files, **optics})
+    camera = {
+        "gain": _given(chain, s.gain),
+        "gain_rotation": s.gain_rotation,
+        "gain_flip": s.gain_flip,
+        "defects": _given(chain, s.defects),
+        "dose_per_frame": s.dose_per_frame,
+    }
+    return Plan("import movies", {"movies": files, **optics, **camera})
+
+
+def motion(chain: Chain) -> Plan | None:
+    """Correct the motion of movies."""
+    if chain.settings.source != "movies":
+        return None
+    return Plan("motion", {"movies": chain.output("import", "movies")})
+
+
+def ctf(chain: Chain) -> Plan | None:
+    """Estimate the CTF of micrographs."""
+    if chain.settings.source == "particles":
+        return None
+    before = "motion" if chain.has("motion") else "import"
+    return Plan("ctf", {"micrographs": chain.output(before, "micrographs")})
+
+
+def curate(chain: Chain) -> Plan | None:
+    """Leave out poor micrographs."""
+    if not chain.has("ctf"):
+        return None
+    values = {"micrographs": chain.output("ctf", "micrographs"), "diameter": chain.settings.diameter}
+    return Plan("curate", values)
+
+
+def first_pick(chain: Chain) -> Plan | None:
+    """Pick without references."""
+    if not chain.has("curate"):
+        return None
+    diameter = chain.settings.diameter
+    values = {"micrographs": chain.output("curate", "micrographs"), "diameter": diameter}
+    return Plan("pick blob", values)
+
+
+def first_extract(chain: Chain) -> Plan | None:
+    """Cut small images for the first classes."""
+    return _extract(chain, "first-pick", coarsest=_FIRST_A / 3)
+
+
+def first_class2d(chain: Chain) -> Plan | None:
+    """Make the first classes, quickly and coarsely."""
+    if not chain.has("first-extract"):
+        return None
+    return _class2d(chain, "first-extract", finest=_FIRST_A, iterations=10, full_iterations=1)
+
+
+def first_select(chain: Chain) -> Plan | None:
+    """Choose among the first classes those that serve as references."""
+    if not chain.has("first-class2d"):
+        return None
+    return Plan("select", {"model": chain.output("first-class2d", "model")})
+
+
+def pick(chain: Chain) -> Plan | None:
+    """Pick with the first classes as references."""
+    if not chain.has("first-select"):
+        return None
+    number, false = measured.picks(chain.output("first-pick", "coordinates"))
+    averages = chain.output("first-select", "averages")
+    classes = len(measured.read_block(averages, ""))
+    why = f"made of {number:,} picks without references, {false:,.0f} of them false on average"
+    values = {
+        "micrographs": chain.output("curate", "micrographs"),
+        "references": averages,
+        "diameter": chain.settings.diameter or _diameter(chain, "first-extract"),
+    }
+    decision = Decision(f"{classes} class averages as references", why, "--set first-select.classes=1,2")
+    return Plan("pick template", values, (decision,))
+
+
+def extract(chain: Chain) -> Plan | None:
+    """Cut particles, scaled down."""
+    return _extract(chain, "pick", coarsest=_COARSEST_PX_A)
+
+
+def class2d(chain: Chain) -> Plan:
+    """Sort particles into classes."""
+    before = "extract" if chain.has("extract") else "import"
+    return _class2d(chain, before, finest=8.0, iterations=None, full_iterations=None)
+
+
+def select(chain: Chain) -> Plan:
+    """Keep the classes that show the particle."""
+    return Plan("select", {"model": chain.output("class2d", "model")})
+
+
+def abinitio(chain: Chain) -> Plan:
+    """Make a first map, without symmetry where none is given."""
+    symmetry = chain.settings.symmetry
+    particles = chain.output("select", "particles")
+    shifts = _shift_range(particles)
+    group = Decision("no symmetry", "none was given; it is looked for in this map", "--symmetry")
+    decisions = (() if symmetry else (group,)) + ((shifts[1],) if shifts else ())
+    values = {
+        "particles": particles,
+        "symmetry": symmetry or "C1",
+        "shift_range": shifts[0] if shifts else None,
+        "diameter": _sphere(chain),
+        "seed": chain.settings.seed,
+    }
+    return Plan("abinitio", values, decisions)
+
+
+def symmetry(chain: Chain) -> Plan | None:
+    """Look for a point group in the first map."""
+    if chain.settings.symmetry:
+        return None
+    return Plan("symmetry", {"map": chain.output("abinitio", "map")})
+
+
+def symmetric(chain: Chain) -> Plan | Skip | None:
+    """Make the first map anew in the group that was found."""
+    if not chain.has("symmetry"):
+        return None
+    group, decision = _group(chain)
+    if group == "C1":
+        return Skip((decision,))
+    first = chain.job("abinitio").step.model_dump()
+    return Plan("abinitio", {**first, "symmetry": group}, (decision,))
+
+
+def first_refine(chain: Chain) -> Plan:
+    """Refine the images that are scaled down."""
+    start = "symmetric" if chain.has("symmetric") else "abinitio"
+    particles = chain.output("select", "particles")
+    shifts = _shift_range(particles)
+    values = {
+        "particles": particles,
+        "reference": chain.output(start, "map"),
+        "symmetry": _symmetry(chain),
+        "shift_range": shifts[0] if shifts else None,
+        "diameter": _sphere(chain),
+        "seed": chain.settings.seed,
+    }
+    return Plan("refine", values)
+
+
+def full_extract(chain: Chain) -> Plan | Skip | None:
+    """Cut the particles anew with all the detail that the micrographs hold, if there is more in them."""
+    if not chain.has("extract"):
+        return None
+    reached = _resolution(chain, "first-refine")
+    facts = measured.read_particle_facts(chain.output("extract", "particles"))
+    finest = 2 * facts.pixel_size
+    whole = _micrograph_pixel(chain)
+    override = "--set full-extract.pixel-size=1.5"
+    if facts.pixel_size <= 1.01 * whole:
+        return Skip((Decision("particles stay as they are", "they were not scaled down", override),))
+    if reached > _NYQUIST * finest:
+        why = f"{reached:.1f} Å is far from the {finest:.1f} Å that their pixels hold"
+        return Skip((Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, override),))
+    wanted = max(whole, reached / 5)
+    why = f"{reached:.1f} Å is near the {finest:.1f} Å that pixels of {facts.pixel_size:.2f} Å hold"
+    values = {
+        "micrographs": chain.output("curate", "micrographs"),
+        "coordinates": chain.output("first-refine", "particles"),
+        "pixel_size": None if wanted < 1.05 * whole else wanted,
+        "diameter": chain.settings.diameter,
+    }
+    return Plan(
+        "extract", values, (Decision(f"particles cut anew at {max(whole, wanted):.2f} Å/px", why, override),)
+    )
+
+
+def refine(chain: Chain) -> Plan | Skip:
+    """Refine the whole images."""
+    if not chain.has("full-extract"):
+        return Skip()
+    values = {
+        "particles": chain.output("full-extract", "particles"),
+        "reference": chain.output("first-refine", "map"),
+        "symmetry": _symmetry(chain),
+        "diameter": _sphere(chain),
+        "seed": chain.settings.seed,
+    }
+    return Plan("refine", values)
+
+
+def postprocess(chain: Chain) -> Plan:
+    """Measure the resolution and sharpen the map."""
+    job = _refined(chain)
+    return Plan("postprocess", {"half1": chain.output(job, "half1"), "mask": _mask(chain)})
+
+
+def localres(chain: Chain) -> Plan:
+    """Measure the resolution around each voxel."""
+    values = {
+        "half1": chain.output(_refined(chain), "half1"),
+        "mask": _mask(chain),
+        "show": chain.output("postprocess", "map"),
+    }
+    return Plan("localres", values)
+
+
+def validate(chain: Chain) -> Plan:
+    """Look for what may be wrong with the map."""
+    job = _refined(chain)
+    values = {
+        "half1": chain.output(job, "half1"),
+        "mask": _mask(chain),
+        "particles": chain.output(job, "particles"),
+        "symmetry": _symmetry(chain),
+        "diameter": _sphere(chain),
+        "controls": chain.settings.controls,
+        "seed": chain.settings.seed,
+    }
+    return Plan("validate", values)
+
+
+STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
+    ("import", import_),
+    ("motion", motion),
+    ("ctf", ctf),
+    ("curate", curate),
+    ("first-pick", first_pick),
+    ("first-extract", first_extract),
+    ("first-class2d", first_class2d),
+    ("first-select", first_select),
+    ("pick", pick),
+    ("extract", extract),
+    ("class2d", class2d),
+    ("select", select),
+    ("abinitio", abinitio),
+    ("symmetry", symmetry),
+    ("symmetric", symmetric),
+    ("first-refine", first_refine),
+    ("full-extract", full_extract),
+    ("refine", refine),
+    ("postprocess", postprocess),
+    ("localres", localres),
+    ("validate", validate),
+)
+"""The chain."""
+
+
+def _given(chain: Chain, path: Path | None) -> Path | None:
+    """A file or pattern that the settings name from the project's folder, wherever the command is given."""
+    if path is None or path.is_absolute():
+        return path
+    root = chain.project.root
+    return root / path if (root / path).exists() else Path(glob.escape(str(root))) / path
+
+
+def _extract(chain: Chain, picking: str, *, coarsest: float) -> Plan | None:
+    if not chain.has(picking):
+        return None
+    whole = _micrograph_pixel(chain)
+    diameter = chain.settings.diameter or _picked_diameter(chain, picking)
+    wanted = max(whole, coarsest if diameter is None else min(coarsest, diameter / _ACROSS))
+    stage = "extract" if picking == "pick" else "first-extract"
+    size = "not scaled" if wanted <= whole else f"scaled to {wanted:.2f} Å/px"
+    across = (
+        "" if diameter is None else f"; the particle of {diameter:.0f} Å is {diameter / wanted:.0f} px across"
+    )
+    decision = Decision(
+        f"particles {size}", f"for speed, until they are refined{across}", f"--set {stage}.pixel-size=2"
+    )
+    values: dict[str, Any] = {
+        "micrographs": chain.output("curate", "micrographs"),
+        "coordinates": chain.output(picking, "coordinates"),
+        "pixel_size": None if wanted <= whole else wanted,
+        "diameter": chain.settings.diameter,
+    }
+    return Plan("extract", values, (decision,))
+
+
+def _class2d(
+    chain: Chain, extraction: str, *, finest: float, iterations: int | None, full_iterations: int | None
+) -> Plan:
+    particles = chain.output(extraction, "particles")
+    facts = measured.read_particle_facts(particles)
+    stage = "class2d" if extraction != "first-extract" else "first-class2d"
+    classes = min(max(round(facts.number / _CLASS), 8), 100)
+    resolution = max(finest, 2.2 * facts.pixel_size)
+    made = Decision(f"{classes} classes", f"of {facts.number:,} particles", f"--set {stage}.classes=50")
+    values = {
+        "particles": particles,
+        "classes": classes,
+        "resolution": resolution,
+        "iterations": iterations or (15 if facts.number < _SMALL_SET else 25),
+        "full_iterations": full_iterations,
+        "diameter": None if chain.settings.diameter is None else 1.1 * chain.settings.diameter,
+        "seed": chain.settings.seed,
+    }
+    return Plan("class2d", values, (made,))
+
+
+def _shift_range(particles: Path) -> tuple[float, Decision] | None:
+    """How far particles are searched from their boxes' centres, from where their classes have found them."""
+    far = measured.farthest_origins(particles)
+    if far is None:
+        return None
+    value = math.ceil(1.25 * far + 2.0)
+    why = f"95 % of the particles lie within {far:.1f} Å of their boxes' centres in their classes"
+    return value, Decision(f"shifts to {value} Å", why, "--set abinitio.shift-range=10")
+
+
+def _sphere(chain: Chain) -> float | None:
+    return None if chain.settings.diameter is None else 1.1 * chain.settings.diameter
+
+
+def _diameter(chain: Chain, extraction: str) -> float | None:
+    return measured.read_particle_facts(chain.output(extraction, "particles")).diameter
+
+
+def _picked_diameter(chain: Chain, picking: str) -> float | None:
+    if picking == "pick":
+        return _diameter(chain, "first-extract")
+    rows = measured.read_block(chain.output(picking, "coordinates"), "coordinate_files")
+    for row in rows:
+        table = measured.read_block(chain.project.root / row["rlnMicrographCoordinates"], "")
+        if table and "hmParticleDiameter" in table[0]:
+            return float(table[0]["hmParticleDiameter"])
+    return None
+
+
+def _micrograph_pixel(chain: Chain) -> float:
+    from halfmap.io.tables import read_micrographs
+
+    return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
+
+
+def _group(chain: Chain) -> tuple[str, Decision]:
+    found = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")[0]
+    rows = measured.read_block(chain.output("symmetry", "scores"), "symmetry_groups")
+    group = str(found["rlnSymmetryGroup"])
+    row = next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
+    if group == "C1" or row is None:
+        return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
+    why = (
+        f"its weakest operators correlate by {row['hmWeakestCorrelation']:.2f} in the first map, "
+        f"{100 * row['hmShareOfSignal']:.0f} % of what its noise leaves of a perfect symmetry"
+    )
+    return group, Decision(f"symmetry {group}", why, "--symmetry")
+
+
+def _symmetry(chain: Chain) -> str:
+    return chain.settings.symmetry or _group(chain)[0]
+
+
+def _resolution(chain: Chain, stage: str) -> float:
+    return float(
+        measured.read_block(chain.output(stage, "model"), "model_general")[0]["rlnCurrentResolution"]
+    )
+
+
+def _refined(chain: Chain) -> str:
+    return "refine" if chain.has("refine") else "first-refine"
+
+
+def _mask(chain: Chain) -> Path:
+    return chain.job(_refined(chain)).folder / "mask.mrc"

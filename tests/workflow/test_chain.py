@@ -1,0 +1,215 @@
+"""The chain: what is kept, gone on with, and run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from halfmap.engine import Context, Input, Out, Param, RunOptions, Step
+from halfmap.errors import FileFormatError, ParameterError, TableError
+from halfmap.project import Project
+from halfmap.workflow import chain as chains
+from halfmap.workflow.chain import Chain, Plan, Skip
+from halfmap.workflow.record import RECORD_FILE, Decision, read_record
+from halfmap.workflow.settings import RunSettings, merged
+from halfmap.workflow.status import states
+
+
+class Gathering(Step, name="gathering"):
+    """Join files."""
+
+    outputs = {"text": Out("text.txt", "LogFile.txt.toy")}
+    files: tuple[Path, ...] = Input("files", node="LogFile.txt.toy")
+    end: str = Param("", "written at the end", unit="none", section="Toy")
+    fails: Path | None = Input("fails while this file says so", default=None)
+
+    def run(self, ctx: Context) -> None:
+        if self.fails is not None and ctx.resolve(self.fails).read_text() == "fail":
+            (ctx.folder / "begun").touch()
+            raise TableError("was told to fail")
+        parts = [path.read_text() for name in self.files for path in sorted(ctx.project.glob(str(name)))]
+        (ctx.folder / "text.txt").write_text("".join(parts) + self.end)
+
+
+def stages(root: Path, *, fails: str | None = None):
+    def first(chain: Chain) -> Plan:
+        return Plan("gathering", {"files": (root / "raw*.txt",)}, (Decision("raw files", "they are there"),))
+
+    def skipped(chain: Chain) -> Skip:
+        return Skip((Decision("nothing", "nothing to do"),))
+
+    def absent(chain: Chain) -> None:
+        return None
+
+    def second(chain: Chain) -> Plan:
+        assert not chain.has("skipped")
+        values = {"files": (chain.output("first", "text"),), "end": "b", "fails": fails and root / fails}
+        return Plan("gathering", values)
+
+    def third(chain: Chain) -> Plan:
+        return Plan("gathering", {"files": (chain.output("second", "text"),), "end": "c"})
+
+    pairs = {"first": first, "skipped": skipped, "absent": absent, "second": second, "third": third}
+    return tuple(pairs.items())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "raw1.txt").write_text("a")
+    return Project.open(tmp_path)
+
+
+def run(project: Project, *, fails: str | None = None, **settings) -> Chain:
+    chain = Chain(
+        project,
+        RunSettings(micrographs=(Path("m.mrc"),), **settings),
+        RunOptions(),
+        read_record(project.root),
+    )
+    chain.run(stages(project.root, fails=fails))
+    return chain
+
+
+def jobs(chain: Chain) -> dict[str, str]:
+    return {name: stage.job for name, stage in chain.done.items()}
+
+
+def test_a_chain_runs_in_order_and_is_recorded(project: Project):
+    chain = run(project)
+    assert chain.output("third", "text").read_text() == "abc"
+    record = read_record(project.root)
+    assert [stage.name for stage in record.stages] == ["first", "skipped", "second", "third"]
+    assert record.stages[1].job == "" and record.stages[1].decisions[0].chosen == "nothing"
+    assert record.decisions(chain.done["first"].job)[0].why == "they are there"
+
+
+def test_what_is_done_is_kept(project: Project):
+    before = jobs(run(project))
+    assert jobs(run(project)) == before
+    assert len(project.pipeline.processes) == 3
+
+
+def test_a_parameter_set_by_hand_runs_what_depends_on_it_and_nothing_else(project: Project):
+    before = jobs(run(project))
+    after = run(project, set=("second.end=x",))
+    assert after.output("third", "text").read_text() == "axc"
+    assert jobs(after)["first"] == before["first"]
+    assert {name for name in before if jobs(after)[name] != before[name]} == {"second", "third"}
+    assert after.done["second"].replaced == (before["second"],)
+    stale = {state.job: state.stale for state in states(project)}
+    assert "taken its place" in stale[before["second"]][0]
+    assert stale[jobs(after)["third"]] == ()
+
+
+def test_a_changed_file_is_stale_and_run_again(project: Project):
+    before = jobs(run(project))
+    (project.root / "raw1.txt").write_text("A")
+    found = {state.stage: state.stale for state in states(project)}
+    assert "raw1.txt" in found["first"][0]
+    assert found["third"] == (f"stands on {before['second']}, which is stale",)
+    after = run(project)
+    assert after.output("third", "text").read_text() == "Abc"
+    assert all(not state.stale for state in states(project) if state.stage)
+
+
+def test_the_same_contents_after_a_rerun_leave_what_follows_alone(project: Project):
+    before = run(project)
+    (project.root / "raw2.txt").write_text("")
+    after = run(project)
+    # Files that have come are a step's own to take in; this one is gone on with, and gives what it gave.
+    assert jobs(after) == jobs(before)
+
+
+def test_anew_runs_a_stage_and_all_that_follow(project: Project):
+    before = jobs(run(project))
+    after = jobs(run(project, anew="second"))
+    assert {name for name in before if after[name] != before[name]} == {"second", "third"}
+
+
+def test_until_stops_and_is_forgotten(project: Project):
+    assert set(jobs(run(project, until="second"))) == {"first", "skipped", "second"}
+    assert "third" in jobs(run(project))
+
+
+def test_a_stage_that_failed_is_gone_on_with(project: Project):
+    (project.root / "mood").write_text("fail")
+    with pytest.raises(TableError):
+        run(project, fails="mood")
+    assert [state.status for state in states(project)] == ["Succeeded", "Failed"]
+    kept = read_record(project.root)
+    (project.root / "mood").write_text("well")
+    # The file that it read has changed, so that it is not what it was.
+    after = run(project, fails="mood")
+    assert after.output("third", "text").read_text() == "abc"
+    assert jobs(after)["first"] == kept.stages[0].job
+
+
+def test_growing_steps_take_new_files_in(project: Project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chains, "GROWING", {"gathering"})
+    before = jobs(run(project))
+    (project.root / "raw2.txt").write_text("z")
+    after = run(project)
+    assert after.output("third", "text").read_text() == "azbc"
+    assert jobs(after) == before
+
+
+def test_a_job_that_was_deleted_is_made_again(project: Project):
+    import shutil
+
+    before = run(project)
+    shutil.rmtree(before.job("second").folder)
+    after = run(project)
+    assert jobs(after)["first"] == jobs(before)["first"]
+    assert after.output("third", "text").read_text() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"until": "fourth"}, "no stage 'fourth'; stages: first, skipped"),
+        ({"anew": "fourth"}, "no stage 'fourth'"),
+        ({"set": ("fourth.end=x",)}, "no stage 'fourth'"),
+        ({"set": ("second.begin=x",)}, "second has no parameter 'begin'"),
+        ({"set": ("second",)}, "STAGE.PARAMETER=VALUE"),
+    ],
+)
+def test_wrong_names_are_refused(project: Project, settings, said: str):
+    with pytest.raises(ParameterError, match=said.replace(".", r"\.")):
+        run(project, **settings)
+
+
+def test_options_are_kept_and_added_to():
+    before = {"movies": ["m*.tif"], "dose_per_frame": 1.0, "set": ["ctf.defocus-max=1", "motion.local=no"]}
+    after = merged({"diameter": 120.0, "set": ("ctf.defocus_max=2", "motion.local=")}, before)
+    assert after == {
+        "movies": ["m*.tif"],
+        "dose_per_frame": 1.0,
+        "diameter": 120.0,
+        "set": ("ctf.defocus_max=2",),
+    }
+    other = merged({"particles": "p.star"}, before)
+    assert "movies" not in other and other["particles"] == "p.star"
+    with pytest.raises(ParameterError, match="nothing to begin with"):
+        merged({"diameter": 120.0}, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"movies": ("a",), "micrographs": ("b",), "dose_per_frame": 1.0},
+            "give one of --movies, --micrographs",
+        ),
+        ({"movies": ("a",)}, "--dose-per-frame"),
+    ],
+)
+def test_settings_that_cannot_be(values, said: str):
+    with pytest.raises(ParameterError, match=said):
+        RunSettings(**values)
+
+
+def test_a_broken_record_is_named(project: Project):
+    (project.root / RECORD_FILE).write_text("{}")
+    with pytest.raises(FileFormatError, match="remove it"):
+        read_record(project.root)
