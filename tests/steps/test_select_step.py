@@ -245,3 +245,33 @@ def test_what_cannot_be_is_said_in_a_sentence(project, spoil, values, error, mat
         spoil()
     with pytest.raises(error, match=match):
         _run(project, **values)
+
+
+def _sort_by_maps(folder: Path) -> None:
+    """Turn the classification into one of four maps, each without a detail of its own."""
+    names = [f"class{i + 1:03d}.mrc" for i in range(4)]
+    for name, average in zip(names, _averages(), strict=True):
+        volume = np.repeat(average[None], BOX, axis=0) / BOX
+        write_mrc(folder / name, volume.astype(np.float32), pixel_size=PIXEL)
+    model = read_star(folder / "model.star")
+    assert isinstance(model["model_general"], dict) and isinstance(model["model_classes"], pl.DataFrame)
+    general = model["model_general"] | {"rlnReferenceDimensionality": 3}
+    classes = model["model_classes"].with_columns(pl.Series("rlnReferenceImage", names))
+    write_star(folder / "model.star", {"model_general": general, "model_classes": classes})
+
+
+def test_maps_are_chosen_by_hand(project):
+    _sort_by_maps(project)
+    folder = _run(project, classes=(1,))
+    assert _classes(folder / "particles.star") == [1]
+    kept = read_star(folder / "class_averages.star")[""]
+    assert isinstance(kept, pl.DataFrame) and kept["rlnReferenceImage"].to_list() == ["class001.mrc"]
+    assert "rlnClassScore" not in kept.columns
+    # Seen from z they are the averages again.
+    assert len(np.unique(matplotlib.image.imread(folder / "classes.png")[..., :3])) > 50
+
+
+def test_maps_are_not_chosen_by_scores(project):
+    _sort_by_maps(project)
+    with pytest.raises(ParameterError, match=r"not of maps.*--classes"):
+        _run(project)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_OUTLINE = 0.1
+
 
 @dataclass(frozen=True)
 class Particles:
@@ -55,6 +57,21 @@ def farthest_origins(path: Path, *, share: float = 0.95) -> float | None:
     return None if value is None else float(value)
 
 
+def poor_share(path: Path) -> float:
+    """Share of the particles that fit the map of their refinement far worse than the others do.
+
+    Their log-likelihood is more than three standard deviations, by the median deviation, below the median.
+    """
+    import numpy as np
+
+    from halfmap.io.tables import read_particles
+
+    rows = read_particles(path).rows
+    values = rows["rlnLogLikeliContribution"].to_numpy()
+    middle = np.median(values)
+    return float(np.mean(values < middle - 3 * 1.4826 * np.median(np.abs(values - middle))))
+
+
 def read_block(path: Path, block: str) -> list[dict[str, Any]]:
     """Rows of a block of a STAR file, one for a list of pairs; none where there is no such block."""
     from halfmap.io.star import read_star
@@ -70,3 +87,40 @@ def picks(path: Path) -> tuple[int, float]:
     rows = read_block(path, "coordinate_files")
     number = sum(int(row["hmPicks"]) for row in rows)
     return number, sum(float(row.get("hmPicksFalse", 0.0)) for row in rows)
+
+
+def roundness(averages: Path, root: Path) -> float:
+    """Short over long axis of the outline of class averages, the median of them.
+
+    The axes are those of inertia of what is brighter than a tenth of the brightest pixel, the border's mean
+    taken off.
+
+    Parameters
+    ----------
+    averages : path
+        Table of class averages.
+    root : path
+        Folder that names in it are relative to.
+    """
+    import numpy as np
+
+    from halfmap.io.mrc import read_mrc
+
+    values = []
+    for row in read_block(averages, ""):
+        number, _, stack = str(row["rlnReferenceImage"]).rpartition("@")
+        values.append(_axes(np.asarray(read_mrc(root / stack)[int(number) - 1], np.float64)))
+    return float(np.median(values))
+
+
+def _axes(image: Any) -> float:
+    import numpy as np
+
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean()
+    weight = np.clip(image - border, 0.0, None)
+    weight[weight < _OUTLINE * weight.max()] = 0.0
+    y, x = np.nonzero(weight)
+    if len(x) < 3:
+        return math.nan
+    low, high = np.linalg.eigvalsh(np.cov(np.stack([y, x]), aweights=weight[y, x]))
+    return math.sqrt(max(low, 0.0) / high)

@@ -24,8 +24,17 @@ _CLASS = 200
 """Particles in a 2D class on average."""
 
 _SMALL_SET = 10_000
-_FEW = 100
-"""Particles with which nothing in 3D is worth its while."""
+_ROUND = 0.94
+"""Short over long axis of class averages: 0.98 and more in T, O and I, 0.88 of RNA polymerase II."""
+
+_COMPARED_A = 15.0
+"""Detail of first maps whose symmetry is looked for; the same, as their likelihoods are compared."""
+
+_POOR = 0.02
+"""Share of particles that fit far worse than the others, from which on they are sorted in 3D."""
+
+_AS_FINE = 1.25
+"""Resolution of a 3D class over that of the finest one, up to which it is kept."""
 
 _NYQUIST = 1.2
 """Resolution over that of two pixels up to which images count as too coarse for what is in them."""
@@ -150,6 +159,7 @@ def abinitio(chain: Chain) -> Plan:
     values = {
         "particles": particles,
         "symmetry": symmetry or "C1",
+        "resolution": None if symmetry else _COMPARED_A,
         "shift_range": shifts[0] if shifts else None,
         "diameter": _sphere(chain),
         "seed": chain.settings.seed,
@@ -164,20 +174,51 @@ def symmetry(chain: Chain) -> Plan | None:
     return Plan("symmetry", {"map": chain.output("abinitio", "map")})
 
 
+def round_(chain: Chain) -> Plan | Skip | None:
+    """Make a first map of round particles with the symmetry T, which O and I have in them.
+
+    Without symmetry, runs from such particles agree in a shape that is none: all views are alike at first.
+    """
+    if not chain.has("symmetry"):
+        return None
+    found = _found(chain, "symmetry")
+    if found[0] in "TOI":
+        return None
+    roundness = measured.roundness(chain.output("select", "averages"), chain.project.root)
+    if roundness < _ROUND:
+        return Skip()
+    first = chain.job("abinitio").step.model_dump()
+    why = f"class averages are round ({roundness:.2f}, 1 is a circle), as those of T, O and I are"
+    decision = Decision("a map with the symmetry T beside that without", why, "--symmetry")
+    return Plan("abinitio", {**first, "symmetry": "T", "resolution": _COMPARED_A}, (decision,))
+
+
+def round_symmetry(chain: Chain) -> Plan | Skip | None:
+    """Look for a point group in the tetrahedral map, if the particles fit it better than the first one."""
+    if not chain.has("round"):
+        return None
+    evidence = [_evidence(chain, stage) for stage in ("round", "abinitio")]
+    said = "the log-likelihood of a particle is {:.1f} with T and {:.1f} without".format(*evidence)
+    if evidence[0] < evidence[1]:
+        return Skip((Decision("the map without symmetry", said, "--symmetry"),))
+    values = {"map": chain.output("round", "map"), "groups": ("T", "O", "I2")}
+    return Plan("symmetry", values, (Decision("T, O or I", said, "--symmetry"),))
+
+
 def symmetric(chain: Chain) -> Plan | Skip | None:
     """Make the first map anew in the group that was found."""
     if not chain.has("symmetry"):
         return None
     group, decision = _group(chain)
-    if group == "C1":
+    if group == chain.job(_first_map(chain)).step.model_dump()["symmetry"]:
         return Skip((decision,))
     first = chain.job("abinitio").step.model_dump()
-    return Plan("abinitio", {**first, "symmetry": group}, (decision,))
+    return Plan("abinitio", {**first, "symmetry": group, "resolution": None}, (decision,))
 
 
 def first_refine(chain: Chain) -> Plan:
     """Refine the images that are scaled down."""
-    start = "symmetric" if chain.has("symmetric") else "abinitio"
+    start = "symmetric" if chain.has("symmetric") else _first_map(chain)
     particles = chain.output("select", "particles")
     shifts = _shift_range(particles)
     values = {
@@ -191,6 +232,42 @@ def first_refine(chain: Chain) -> Plan:
     return Plan("refine", values)
 
 
+def class3d(chain: Chain) -> Plan | Skip:
+    """Sort the refined particles, if some of them fit the map far worse than the others do."""
+    particles = chain.output("first-refine", "particles")
+    poor = measured.poor_share(particles)
+    said = f"{100 * poor:.1f} % of the particles fit it far worse than the others"
+    if poor < _POOR:
+        return Skip((Decision("no clean-up in 3D", said),))
+    values = {
+        "particles": particles,
+        "reference": (chain.output("first-refine", "map"),),
+        "classes": 3,
+        "alignment": False,
+        "symmetry": _symmetry(chain),
+        "diameter": _sphere(chain),
+        "seed": chain.settings.seed,
+    }
+    return Plan("class3d", values, (Decision("clean-up in 3D, 3 classes", said, "--set class3d.classes=4"),))
+
+
+def clean(chain: Chain) -> Plan | None:
+    """Keep the classes that are nearly as fine as the best one."""
+    if not chain.has("class3d"):
+        return None
+    rows = measured.read_block(chain.output("class3d", "model"), "model_classes")
+    resolutions = [float(row["rlnEstimatedResolution"]) for row in rows]
+    best = min(resolutions)
+    kept = tuple(number for number, each in enumerate(resolutions, start=1) if each <= _AS_FINE * best)
+    said = ", ".join(f"{each:.1f} Å" for each in resolutions)
+    decision = Decision(
+        f"classes {', '.join(map(str, kept))}",
+        f"they are as fine as any, of {said}",
+        "--set clean.classes=1,2",
+    )
+    return Plan("select", {"model": chain.output("class3d", "model"), "classes": kept}, (decision,))
+
+
 def full_extract(chain: Chain) -> Plan | Skip | None:
     """Cut the particles anew with all the detail that the micrographs hold, if there is more in them."""
     if not chain.has("extract"):
@@ -201,29 +278,28 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     whole = _micrograph_pixel(chain)
     override = "--set full-extract.pixel-size=1.5"
     if facts.pixel_size <= 1.01 * whole:
-        return Skip((Decision("particles stay as they are", "they were not scaled down", override),))
+        return Skip((Decision("particles stay as they are", "they were not scaled down"),))
     if reached > _NYQUIST * finest:
         why = f"{reached:.1f} Å is far from the {finest:.1f} Å that their pixels hold"
-        return Skip((Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, override),))
-    wanted = max(whole, reached / 5)
+        return Skip(
+            (Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, "--set extract.pixel-size=1.5"),)
+        )
     why = f"{reached:.1f} Å is near the {finest:.1f} Å that pixels of {facts.pixel_size:.2f} Å hold"
     values = {
         "micrographs": chain.output("curate", "micrographs"),
-        "coordinates": chain.output("first-refine", "particles"),
-        "pixel_size": None if wanted < 1.05 * whole else wanted,
+        "coordinates": chain.output("clean" if chain.has("clean") else "first-refine", "particles"),
         "diameter": chain.settings.diameter,
     }
-    return Plan(
-        "extract", values, (Decision(f"particles cut anew at {max(whole, wanted):.2f} Å/px", why, override),)
-    )
+    return Plan("extract", values, (Decision(f"particles cut anew at {whole:.2f} Å/px", why, override),))
 
 
 def refine(chain: Chain) -> Plan | Skip:
-    """Refine the whole images."""
-    if not chain.has("full-extract"):
+    """Refine the whole images, or those that are left."""
+    last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), None)
+    if last is None:
         return Skip()
     values = {
-        "particles": chain.output("full-extract", "particles"),
+        "particles": chain.output(last, "particles"),
         "reference": chain.output("first-refine", "map"),
         "symmetry": _symmetry(chain),
         "diameter": _sphere(chain),
@@ -278,8 +354,12 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("select", select),
     ("abinitio", abinitio),
     ("symmetry", symmetry),
+    ("round", round_),
+    ("round-symmetry", round_symmetry),
     ("symmetric", symmetric),
     ("first-refine", first_refine),
+    ("class3d", class3d),
+    ("clean", clean),
     ("full-extract", full_extract),
     ("refine", refine),
     ("postprocess", postprocess),
@@ -376,18 +456,37 @@ def _micrograph_pixel(chain: Chain) -> float:
     return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
 
 
+def _first_map(chain: Chain) -> str:
+    return "round" if chain.has("round-symmetry") else "abinitio"
+
+
 def _group(chain: Chain) -> tuple[str, Decision]:
-    found = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")[0]
-    rows = measured.read_block(chain.output("symmetry", "scores"), "symmetry_groups")
-    group = str(found["rlnSymmetryGroup"])
-    row = next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
-    if group == "C1" or row is None:
+    """The point group, and how it was found."""
+    stage = "round-symmetry" if chain.has("round-symmetry") else "symmetry"
+    group, row = _found(chain, stage)
+    if row is None:
+        if stage == "round-symmetry":
+            return "T", Decision("symmetry T", "no larger group holds in the map made with it", "--symmetry")
         return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
     why = (
         f"its weakest operators correlate by {row['hmWeakestCorrelation']:.2f} in the first map, "
         f"{100 * row['hmShareOfSignal']:.0f} % of what its noise leaves of a perfect symmetry"
     )
     return group, Decision(f"symmetry {group}", why, "--symmetry")
+
+
+def _found(chain: Chain, stage: str) -> tuple[str, dict[str, Any] | None]:
+    """The group that a search for it found, and its scores; C1 has none."""
+    scores = chain.output(stage, "scores")
+    group = str(measured.read_block(scores, "symmetry_general")[0]["rlnSymmetryGroup"])
+    rows = measured.read_block(scores, "symmetry_groups")
+    return group, next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
+
+
+def _evidence(chain: Chain, stage: str) -> float:
+    """Log-likelihood of a particle, over that of noise, in the runs of a first map that were kept."""
+    runs = measured.read_block(chain.output(stage, "model"), "model_runs")
+    return max(row["hmRunEvidence"] for row in runs if row["hmRunKept"])
 
 
 def _symmetry(chain: Chain) -> str:

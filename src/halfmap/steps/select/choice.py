@@ -77,12 +77,20 @@ def choose(step: SelectStep, ctx: Context, found: Classification) -> Choice:
     Raises
     ------
     ParameterError
-        If a class is named that does not exist.
+        If a class is named that does not exist, or maps are to be chosen by scores.
     ItemsFailedError
         If nothing is left.
     """
     scorer = shipped()
-    of_classes = np.where(found.members > 0, scorer.classes(class_features(found)), 0.0)
+    if found.of_maps and (not step.by_hand or step.min_particle_score):
+        raise ParameterError(
+            "scores are of class averages, not of maps",
+            path=found.path,
+            hint="name the classes to keep with --classes, or those to reject with --exclude",
+        )
+    of_classes = np.zeros(len(found.members))
+    if not found.of_maps:
+        of_classes = np.where(found.members > 0, scorer.classes(class_features(found)), 0.0)
     if step.by_hand:
         class_kept = _named(step, ctx, found)
     else:

@@ -60,6 +60,12 @@ class Classification:
     ratio: NDArray[np.float64] | None
 
     @property
+    def of_maps(self) -> bool:
+        """Whether the classes are maps, of which projections stand for averages."""
+        general = self.blocks.get("model_general")
+        return isinstance(general, dict) and int(general.get("rlnReferenceDimensionality", 2)) == 3
+
+    @property
     def classes(self) -> pl.DataFrame:
         """Rows of the classes in the model."""
         return self.blocks["model_classes"]
@@ -161,7 +167,9 @@ def _read_averages(ctx: Context, model: Path, blocks: dict[str, Any]) -> tuple[N
     for row, name in enumerate(names, start=1):
         index, _, file = name.rpartition("@")
         if file not in files:
-            files[file] = read_mrc(ctx.resolve(file)).astype(np.float32)
+            stored = read_mrc(ctx.resolve(file)).astype(np.float32)
+            is_map = not index and stored.ndim == 3 and len(set(stored.shape)) == 1
+            files[file] = stored.sum(0, keepdims=True) if is_map else stored
         stack = files[file]
         place = int(index) - 1 if index.isdecimal() else 0
         if not 0 <= place < len(stack):

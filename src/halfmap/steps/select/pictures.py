@@ -65,7 +65,8 @@ def draw_classes(path: Path, found: Classification, chosen: Choice) -> None:
         axes.add_patch(frame)
         resolution = found.resolutions[number]
         detail = f", {resolution:.3g} Å" if np.isfinite(resolution) else ""
-        add_text(figure, left, bottom - 15, f"{number + 1}: score {chosen.class_score[number]:.2f}", size=8)
+        score = "" if found.of_maps else f": score {chosen.class_score[number]:.2f}"
+        add_text(figure, left, bottom - 15, f"{number + 1}{score}", size=8)
         add_text(figure, left, bottom - 28, f"{members[number]:,}{detail}", size=8, color=QUIET)
         lost = members[number] - kept[number]
         if chosen.class_kept[number] and lost:

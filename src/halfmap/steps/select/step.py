@@ -1,4 +1,4 @@
-"""The step that keeps good classes and particles of a two-dimensional classification."""
+"""The step that keeps good classes and particles of a classification."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ HAND, SCORES = "By hand", "By scores"
 
 
 class SelectStep(Step, name="select", label="relion.select.class2dauto"):
-    """Keep the classes of a 2D classification that show particles, by a score or by hand.
+    """Keep the classes of a classification that show particles, by a score or by hand.
 
     Each class gets a score between 0 and 1: the share of its particles that are whole, single molecules, as
     far as its average, its signal-to-noise ratio and the fit of its particles tell. Classes of a good score
     are kept; of their particles, those that fit far worse than others are left out too. Which numbers tell,
-    and how much, was learned from simulated data with known junk.
+    and how much, was learned from simulated data with known junk. Classes of a 3D classification are kept
+    by hand.
 
     References
     ----------

@@ -22,16 +22,20 @@ _SHARE = 0.05
 
 def write(ctx: Context, found: Classification, chosen: Choice) -> None:
     """Write all tables, and say how much is kept and how much of it is expected to be good."""
-    of_class = np.where(found.number >= 0, chosen.class_score[found.number], 0.0)
-    particles = found.particles.with_columns(pl.Series("rlnClassScore", of_class))
+    particles = found.particles
+    if not found.of_maps:
+        of_class = np.where(found.number >= 0, chosen.class_score[found.number], 0.0)
+        particles = particles.with_columns(pl.Series("rlnClassScore", of_class))
     if chosen.particle_score is not None:
         particles = particles.with_columns(pl.Series("hmParticleScore", chosen.particle_score))
     write_particles(ctx.folder / "particles.star", particles.select(chosen.kept))
     if not chosen.kept.all():
         reasons = pl.Series("hmReason", _reasons(found, chosen))
         write_particles(ctx.folder / "rejected.star", particles.with_columns(reasons).select(~chosen.kept))
-    score = pl.Series("rlnClassScore", chosen.class_score)
-    classes = found.classes.with_columns(score, score.alias("rlnPredictedClassScore"))
+    classes = found.classes
+    if not found.of_maps:
+        score = pl.Series("rlnClassScore", chosen.class_score)
+        classes = classes.with_columns(score, score.alias("rlnPredictedClassScore"))
     write_star(ctx.folder / "class_averages.star", {"": classes.filter(pl.Series(chosen.class_kept))})
     general = dict(found.blocks["model_general"])
     if chosen.good_lost is not None:
