@@ -30,6 +30,9 @@ _ROUND = 0.94
 _COMPARED_A = 15.0
 """Detail of first maps whose symmetry is looked for; the same, as their likelihoods are compared."""
 
+_FEW_ITERATIONS = 4
+"""Of a refinement whose half maps are only to tell the noise of its map."""
+
 _POOR = 0.02
 """Share of particles that fit far worse than the others, from which on they are sorted in 3D."""
 
@@ -193,24 +196,36 @@ def round_(chain: Chain) -> Plan | Skip | None:
     return Plan("abinitio", {**first, "symmetry": "T", "resolution": _COMPARED_A}, (decision,))
 
 
-def round_symmetry(chain: Chain) -> Plan | Skip | None:
-    """Look for a point group in the tetrahedral map, if the particles fit it better than the first one."""
+def round_refine(chain: Chain) -> Plan | Skip | None:
+    """Refine the tetrahedral map, if the particles are likelier under it: half maps tell its noise."""
     if not chain.has("round"):
         return None
     evidence = [_evidence(chain, stage) for stage in ("round", "abinitio")]
     said = "the log-likelihood of a particle is {:.1f} with T and {:.1f} without".format(*evidence)
     if evidence[0] < evidence[1]:
         return Skip((Decision("the map without symmetry", said, "--symmetry"),))
-    values = {"map": chain.output("round", "map"), "groups": ("T", "O", "I2")}
-    return Plan("symmetry", values, (Decision("T, O or I", said, "--symmetry"),))
+    first = chain.job("abinitio").step.model_dump()
+    values = {name: first[name] for name in ("particles", "shift_range", "diameter", "seed")}
+    values |= {"reference": chain.output("round", "map"), "symmetry": "T", "most_iterations": _FEW_ITERATIONS}
+    return Plan("refine", values, (Decision("T, O or I", said, "--symmetry"),))
+
+
+def round_symmetry(chain: Chain) -> Plan | None:
+    """Look for O and I in the tetrahedral map."""
+    if not chain.has("round-refine"):
+        return None
+    halves = {name: chain.output("round-refine", name) for name in ("half1", "half2")}
+    return Plan(
+        "symmetry", {"map": chain.output("round-refine", "map"), "groups": ("T", "O", "I2"), **halves}
+    )
 
 
 def symmetric(chain: Chain) -> Plan | Skip | None:
-    """Make the first map anew in the group that was found."""
+    """Make the first map anew in the group that was found in it."""
     if not chain.has("symmetry"):
         return None
     group, decision = _group(chain)
-    if group == chain.job(_first_map(chain)).step.model_dump()["symmetry"]:
+    if group == "C1" or chain.has("round-symmetry"):
         return Skip((decision,))
     first = chain.job("abinitio").step.model_dump()
     return Plan("abinitio", {**first, "symmetry": group, "resolution": None}, (decision,))
@@ -218,7 +233,7 @@ def symmetric(chain: Chain) -> Plan | Skip | None:
 
 def first_refine(chain: Chain) -> Plan:
     """Refine the images that are scaled down."""
-    start = "symmetric" if chain.has("symmetric") else _first_map(chain)
+    start = next(stage for stage in ("symmetric", "round-symmetry", "abinitio") if chain.has(stage))
     particles = chain.output("select", "particles")
     shifts = _shift_range(particles)
     values = {
@@ -355,6 +370,7 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("abinitio", abinitio),
     ("symmetry", symmetry),
     ("round", round_),
+    ("round-refine", round_refine),
     ("round-symmetry", round_symmetry),
     ("symmetric", symmetric),
     ("first-refine", first_refine),
@@ -454,10 +470,6 @@ def _micrograph_pixel(chain: Chain) -> float:
     from halfmap.io.tables import read_micrographs
 
     return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
-
-
-def _first_map(chain: Chain) -> str:
-    return "round" if chain.has("round-symmetry") else "abinitio"
 
 
 def _group(chain: Chain) -> tuple[str, Decision]:
