@@ -215,9 +215,10 @@ def round_symmetry(chain: Chain) -> Plan | None:
     if not chain.has("round-refine"):
         return None
     halves = {name: chain.output("round-refine", name) for name in ("half1", "half2")}
-    return Plan(
-        "symmetry", {"map": chain.output("round-refine", "map"), "groups": ("T", "O", "I2"), **halves}
-    )
+    finest = min(_COMPARED_A, 1.2 * _resolution(chain, "round-refine"))
+    # Beside T, which the map was made with, no other group would do as well.
+    values = {"map": chain.output("round-refine", "map"), "groups": ("O", "I2"), "resolution": finest}
+    return Plan("symmetry", {**values, **halves})
 
 
 def symmetric(chain: Chain) -> Plan | Skip | None:
