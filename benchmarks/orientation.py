@@ -15,13 +15,13 @@ import math
 import os
 import platform
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import eval_legendre, spherical_jn
 from torch import Tensor
 
 from class2d import rounded
@@ -29,42 +29,16 @@ from halfmap.ops import directional_fsc, orientation
 from halfmap.ops.fourier import fft_centred, irfft3, rfft3
 from halfmap.ops.grids import frequency_radius
 from halfmap.ops.masks import soft_sphere
-from halfmap.ops.rotations import from_rotation_vector, random_rotations
 from halfmap.ops.slices import project_volume, reconstruct
 
-VIEWS, CONE_DEGREES = 20_000, 40.0
+# The tests have the same distributions of views.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests/support"))
+from known_views import CONE, axial_efficiency, density, distribution, lost
+
+VIEWS = 20_000
 BOX, PARTICLES, NOISE = 64, 3000, 12.0
 NAMES = ("uniform", "side", "cone", "top")
 RESULTS = Path(__file__).parent / "results/orientation.json"
-
-
-def looking_along(z: Tensor) -> Tensor:
-    """Rotations with viewing directions (n, 3), at any angle in the plane."""
-    other = torch.where(z[:, 2:].abs() < 0.9, z.new_tensor([0, 0, 1]), z.new_tensor([1, 0, 0]))
-    x = torch.nn.functional.normalize(torch.linalg.cross(other, z), dim=1)
-    return torch.stack([x, torch.linalg.cross(z, x), z], dim=1)
-
-
-def views(name: str, n: int, seed: int) -> Tensor:
-    """Rotations of a distribution."""
-    generator = torch.Generator().manual_seed(seed)
-    least = {"uniform": -1.0, "side": 0.0, "top": 1.0, "cone": math.cos(math.radians(CONE_DEGREES))}[name]
-    most = 0.0 if name == "side" else 1.0
-    z = least + (most - least) * torch.rand(n, dtype=torch.float64, generator=generator)
-    angle = 2 * math.pi * torch.rand(n, dtype=torch.float64, generator=generator)
-    across = (1 - z.square()).clamp_min(0).sqrt()
-    return looking_along(torch.stack([across * angle.cos(), across * angle.sin(), z], dim=1))
-
-
-def density(name: str, z: np.ndarray) -> np.ndarray:
-    """Sampling over that of uniform views, of directions with the cosine z to the axis."""
-    across = np.sqrt(np.maximum(1 - z**2, 1e-12))
-    if name == "uniform":
-        return np.ones_like(z)
-    if name == "side":
-        return 2 / (np.pi * across)
-    least = math.cos(math.radians(CONE_DEGREES))
-    return 2 * np.arccos(np.minimum(least / across, 1)) / np.pi / (1 - least)
 
 
 def analytic(name: str) -> dict[str, float]:
@@ -73,24 +47,9 @@ def analytic(name: str) -> dict[str, float]:
         return {"SCF": 0.0, "unsampled %": 100.0, "E_od": 0.0}
     z, weight = np.polynomial.legendre.leggauss(600)
     sampled = density(name, z)
-    gaps = 1 - math.sin(math.radians(CONE_DEGREES)) if name == "cone" else 0.0
+    gaps = 1 - math.sin(CONE) if name == "cone" else 0.0
     factor = 0.0 if gaps else 2 / (weight / sampled).sum()
-    return {"SCF": factor, "unsampled %": 100 * gaps, "E_od": axial_efficiency(z, weight, np.sqrt(sampled))}
-
-
-def axial_efficiency(z: np.ndarray, weight: np.ndarray, transfer: np.ndarray) -> float:
-    """Efficiency of views about an axis, its point spread function expanded in Legendre polynomials."""
-    k, r = np.arange(0.01, 5, 0.02), np.arange(0, 12, 0.04)
-    angles = np.radians(np.arange(0.5, 90, 1))
-    spread = np.zeros((len(angles), len(r)))
-    for degree in range(0, 31, 2):
-        part = (2 * degree + 1) / 2 * (weight * transfer * eval_legendre(degree, z)).sum()
-        radial = spherical_jn(degree, k * r[:, None]) @ (k**1.5 * np.exp(-(k**2)))
-        spread += (-1) ** (degree // 2) * part * eval_legendre(degree, np.cos(angles))[:, None] * radial
-    radius = r[np.argmax(spread < spread.max() * math.exp(-2), axis=1)]
-    area = radius * np.sqrt(radius**2 + np.gradient(radius, angles) ** 2) * np.sin(angles)
-    mean = np.average(radius, weights=area)
-    return 1 - 2 * math.sqrt(np.average((radius - mean) ** 2, weights=area)) / mean
+    return {"SCF": factor, "unsampled %": 100 * gaps, "E_od": axial_efficiency(name)}
 
 
 def sampling_rows() -> list[dict[str, Any]]:
@@ -98,7 +57,7 @@ def sampling_rows() -> list[dict[str, Any]]:
     rows = []
     for name in NAMES:
         started = time.perf_counter()
-        found = orientation.sample_fourier(views(name, VIEWS, 1))
+        found = orientation.sample_fourier(distribution(name, VIEWS, 1))
         efficiency = orientation.efficiency(found)
         row = {
             "views": name,
@@ -120,29 +79,11 @@ def sampling_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def lost(attracted: float, seed: int, n: int = 3000, share: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Two sets of poses, a share of each wrong, of which a part falls near one direction."""
-    generator = torch.Generator().manual_seed(seed)
-    true = random_rotations(2 * n, generator=generator, dtype=torch.float64)
-    true = true[(true[:, 2, 2].abs() < 0.5) | (torch.rand(2 * n, generator=generator) < 0.4)][:n]
-    there = looking_along(torch.tensor([[0.6, 0.0, 0.8]], dtype=torch.float64).repeat(len(true), 1))
-    sets = []
-    for _ in range(2):
-        anywhere = random_rotations(len(true), generator=generator, dtype=torch.float64)
-        near = from_rotation_vector(5 * torch.randn(len(true), 3, generator=generator).double()) @ there
-        falls = torch.rand(len(true), generator=generator) < attracted
-        wrong = torch.where(falls[:, None, None], near, anywhere)
-        moved = torch.rand(len(true), generator=generator) < share
-        jitter = from_rotation_vector(2 * torch.randn(len(true), 3, generator=generator).double())
-        sets.append(torch.where(moved[:, None, None], wrong, jitter @ true))
-    return sets[0], sets[1]
-
-
 def attraction_rows(seeds: int) -> list[dict[str, Any]]:
     """How often attraction is reported, by the part of the wrong poses that one direction attracts."""
     rows = []
     for attracted in (0.0, 0.02, 0.05, 0.15):
-        found = [orientation.attraction(*lost(attracted, seed), draws=300) for seed in range(seeds)]
+        found = [orientation.attraction(*lost(0.3, attracted, seed), draws=300) for seed in range(seeds)]
         chances = np.array([each.probability for each in found])
         row = {
             "attracted % of wrong poses": 100 * attracted,
@@ -215,7 +156,7 @@ def reconstruction_rows() -> list[dict[str, Any]]:
     for name in NAMES:
         halves = []
         for half in (1, 2):
-            rotations = views(name, PARTICLES, half).float()
+            rotations = distribution(name, PARTICLES, half).float()
             images = torch.cat([project_volume(truth, part) for part in rotations.split(500)])
             generator = torch.Generator().manual_seed(half)
             images = images + NOISE * float(images.std()) * torch.randn(images.shape, generator=generator)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded. Its threads wait for each other by spinning: where several tests share the cores, a
+# symmetry search took twelve times the time. Tests of threads ask for as many as they need.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 

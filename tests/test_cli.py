@@ -79,7 +79,7 @@ def test_help_shows_every_option_that_is_not_advanced(cls, capsys):
     shown = options(capsys.readouterr().out)
     for parameter in cls.parameters():
         assert (parameter.option in shown) == (not parameter.advanced)
-    assert {"--workers", "--executor", "--device", "--project", "--max-failures"} <= shown
+    assert {"--workers", "--executor", "--cluster", "--device", "--project", "--max-failures"} <= shown
 
 
 @every_step
@@ -447,7 +447,7 @@ def test_a_resumed_job_keeps_the_options_that_are_not_named(tmp_path, monkeypatc
     assert main(["resume", "1"]) == 2
     assert main(["resume", "1", "--workers=1"]) == 2
     assert main(["resume", "1"]) == 2
-    first = {"executor": "serial", "workers": 3, "device": "auto", "max_failures": 7}
+    first = RunOptions(executor="serial", workers=3, max_failures=7).model_dump()
     assert runs == [first, first, first | {"workers": 1}, first | {"workers": 1}]
     with pytest.raises(ProjectError):
         Project.open(".").resume(1, RunOptions(device="cpu"))

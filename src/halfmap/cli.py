@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import halfmap
 from halfmap.engine import Param, RunOptions, Step, parse_step, registered_steps
-from halfmap.engine.parameters import Form, Parameter, parse_form
+from halfmap.engine.parameters import Form, Input, Parameter, parse_form
 from halfmap.engine.words import expand, explain, kind_of, translate
 from halfmap.errors import FileFormatError, HalfmapError, ParameterError
 from halfmap.log import log, shown_on_terminal
@@ -147,6 +147,19 @@ def _run_chain(words: list[str]) -> None:
     run_chain(project, given, run)
 
 
+def _live(words: list[str]) -> None:
+    """Process movies while a microscope writes them into a folder, up to 2D classes."""
+    from halfmap.project import Project
+    from halfmap.workflow.live import LiveSettings, run_live
+
+    description = inspect.getdoc(LiveSettings) or ""
+    values, run = parse_options(words, LiveSettings, prog="halfmap live", description=description)
+    fields = LiveSettings.model_fields
+    given = {name: value for name, value in values.items() if value != fields[name].default}
+    project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
+    run_live(project, given, run)
+
+
 def _status(words: list[str]) -> None:
     """Show the graph of a project: how far each job is, what it stands on, and why it no longer holds."""
     if words[:1] in (["-h"], ["--help"]):
@@ -162,6 +175,32 @@ def _status(words: list[str]) -> None:
         raise ParameterError("is not a project", path=path, hint="a project has a default_pipeline.star")
     Console().print(describe(project))
     return None
+
+
+def _report(words: list[str]) -> None:
+    """Write one page, which needs no other file, of how a project came to its map."""
+    from halfmap.project import Project
+    from halfmap.workflow.report import write_report
+
+    class Report(Form):
+        what: str | None = Input(
+            "the project's folder, or a job (Refine/job011, job011 or 11); default: the project around here",
+            default=None,
+            section="Report",
+        )
+        output: Path | None = Param(
+            None, "name of the page; default: report.html in the project", unit="none", section="Report"
+        )
+
+    values, _ = parse_options(
+        words, Report, prog="halfmap report", description=inspect.getdoc(_report) or "", runs=False
+    )
+    what = values["what"]
+    project = Project.find(what) if what and Path(what).exists() else Project.find()
+    if project is None:
+        raise ParameterError("no project here", path=what or Path.cwd(), hint="name its folder")
+    inside = what and not (Path(what).is_dir() and Path(what).resolve() == project.root.resolve())
+    write_report(project, what if inside else None, values["output"])
 
 
 def _info(words: list[str]) -> None:
@@ -212,7 +251,9 @@ def _version(words: list[str]) -> None:
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run_chain,
+    "live": _live,
     "status": _status,
+    "report": _report,
     "info": _info,
     "resume": _resume,
     "doctor": _doctor,
@@ -251,15 +292,18 @@ def _print_list(usage: str, groups: dict[str, dict[str, str]]) -> None:
 
 
 def parse_options(
-    words: Sequence[str], form: type[Form], *, prog: str, description: str
+    words: Sequence[str], form: type[Form], *, prog: str, description: str, runs: bool = True
 ) -> tuple[dict[str, Any], _Run]:
-    """Parse a command line into a form's plain values and the run options; ``--help`` prints and exits."""
+    """Parse a command line into a form's plain values and the run options; ``--help`` prints and exits.
+
+    A command that does not run a job (`runs`) takes no run options.
+    """
     import tyro
 
     # Seldom needed options are left out of the short help, and of nothing else.
     everything = not {"-h", "--help"} & set(words)
     words = ["--help" if word == "--help-all" else word for word in words]
-    parameters = [*form.parameters(), *_Run.parameters()]
+    parameters = [*form.parameters(), *(_Run.parameters() if runs else ())]
     words = expand(translate(words, parameters), parameters)
     main_input = next((p for p in parameters if p.default is ... or p.node is not None), None)
     if main_input and words and not words[0].startswith("-"):
@@ -291,7 +335,7 @@ def parse_options(
         said = " ".join(complaint.getvalue().translate(_FRAME).split())
         raise ParameterError(explain(words, parameters) or said, hint=f"see: {prog} --help") from None
     values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
-    run = {name: values.pop(name) for name in _Run.model_fields}
+    run = {name: values.pop(name) for name in _Run.model_fields if runs}
     # A resumed job keeps its own options where none are named.
     named = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     given = {name: value for name, value in run.items() if name in named}

@@ -75,4 +75,8 @@ class ProjectError(HalfmapError):
 
 
 class ItemsFailedError(HalfmapError):
-    """More items of a step failed than the user allows."""
+    """Items of a step failed: all of them, or more than the user allows."""
+
+
+class TooManyFailedError(ItemsFailedError):
+    """More items failed than the options allow."""

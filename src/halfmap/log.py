@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ log.addHandler(logging.NullHandler())
 Item = TypeVar("Item")
 
 _SILENCE_s = 15.0
+_TERMINAL = "terminal"
 
 
 def report(items: Sequence[Item], what: str) -> Iterator[Item]:
@@ -39,6 +40,7 @@ def shown_on_terminal(level: int = logging.INFO) -> Iterator[None]:
 
         console = Console(stderr=True)
         handler = RichHandler(console=console, show_path=False, show_time=False, show_level=False)
+    handler.set_name(_TERMINAL)
     handler.setLevel(level)
     handler.addFilter(lambda record: not getattr(record, "quiet", False))
     before = log.level
@@ -49,3 +51,16 @@ def shown_on_terminal(level: int = logging.INFO) -> Iterator[None]:
     finally:
         log.setLevel(before)
         log.removeHandler(handler)
+
+
+@contextmanager
+def terminal_filtered(wanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Print only those messages that are wanted; files of messages still get all."""
+    handlers = [handler for handler in log.handlers if handler.get_name() == _TERMINAL]
+    for handler in handlers:
+        handler.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(wanted)

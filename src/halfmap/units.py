@@ -19,6 +19,8 @@ Unit = Literal[
     "kDa",
     "Å/px",
     "s",
+    "min",
+    "h",
     "GB",
     "%",
     "g/cm³",

@@ -22,7 +22,7 @@ def run(folder: Path, step, **options) -> Context:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"executor": "processes", "workers": 2}, {"executor": "dask", "workers": 2}], ids=str
+    "options", [{}, {"executor": "processes", "workers": 2}, {"cluster": "local", "workers": 2}], ids=str
 )
 def test_every_executor_gives_the_same_table_in_the_items_order(tmp_path, options):
     run(tmp_path, toy.Toy(n=7), **options)
@@ -60,7 +60,7 @@ def test_failures_outside_the_loop_count_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"executor": "processes", "workers": 2}, {"executor": "dask", "workers": 2}], ids=str
+    "options", [{}, {"executor": "processes", "workers": 2}, {"cluster": "local", "workers": 2}], ids=str
 )
 def test_what_items_log_is_heard_wherever_they_run(tmp_path, options, caplog):
     caplog.set_level(logging.DEBUG, logger="halfmap")

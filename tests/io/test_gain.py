@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
+from halfmap.io import gain as module
 from halfmap.io.gain import is_divided, match_gain, orient_gain, rank_orientations, read_gain
 from halfmap.io.mrc import write_mrc
 from halfmap.io.tiff import write_tiff_movie
@@ -135,7 +136,9 @@ def test_the_orientation_that_fits_comes_first(shape: tuple[int, int], rotation:
     frame = rng.poisson(np.divide(dose, right, out=np.zeros_like(right), where=right > 0)).astype(np.float32)
     frame[rng.random(frame.shape) < 1e-4] = 1e5
     ranked = rank_orientations(gain, frame)
-    assert (ranked[0].rotation, ranked[0].flip) == (rotation, flip)
+    # Half a turn and a flip in y are a flip in x, which is the plainer name.
+    plainest = (0, 2) if (rotation, flip) == (2, 1) else (rotation, flip)
+    assert (ranked[0].rotation, ranked[0].flip) == plainest
     # Signal 5 %, noise 10 %: the correlation is 0.05 / hypot(0.05, 0.1) = 0.45; wrong ones scatter by 1 / n.
     assert ranked[0].correlation == pytest.approx(0.45, abs=0.08)
     others = [fit for fit in ranked if fit.correlation < ranked[0].correlation - 1e-4]
@@ -153,3 +156,65 @@ def test_ranking_knows_super_resolution_and_files(tmp_path: Path) -> None:
     assert (best.rotation, best.flip) == (1, 1)
     with pytest.raises(ShapeError, match="96 x 128 px"):
         rank_orientations(tmp_path / "gain.mrc", np.ones((100, 100)))
+
+
+def frame_of(gain: np.ndarray, dose: float, seed: int = 0) -> np.ndarray:
+    """Sum of raw frames of so many electrons a pixel."""
+    rate = np.divide(dose, gain, out=np.zeros_like(gain), where=gain > 0)
+    return np.random.default_rng(seed).poisson(rate).astype(np.float32)
+
+
+def striped(shape: tuple[int, int], spread: float = 0.05) -> np.ndarray:
+    """Columns that differ three times as much as pixels do."""
+    columns = np.random.default_rng(4).normal(0, 3 * spread, shape[1])
+    return (some(shape, spread) + columns).clip(0.3, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("dose", [100, 0.5])
+def test_the_share_is_1_of_raw_frames_0_of_corrected_ones_and_negative_of_the_reciprocal(dose: float) -> None:
+    gain = some((320, 320))
+    raw = rank_orientations(gain, frame_of(gain, dose))[0]
+    assert (raw.rotation, raw.flip) == (0, 0)
+    # Counts that are rare are taken for outliers, which takes a part of the pattern with them.
+    assert raw.share == pytest.approx(1, abs=0.1 if dose > 1 else 0.35)
+    corrected = rank_orientations(gain, frame_of(np.ones_like(gain), dose))[0]
+    assert abs(corrected.share) < 5 * corrected.error
+    reciprocal = rank_orientations(1 / gain, frame_of(gain, dose))[0]
+    assert reciprocal.share == pytest.approx(-raw.share, abs=0.1)
+    assert (reciprocal.rotation, reciprocal.flip) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [some, striped])
+def test_the_error_is_what_chance_gives(make) -> None:
+    shape = (128, 160)
+    gain = make(shape)
+    shares, errors = [], []
+    for seed in range(40):
+        # Another camera's pattern of the same kind, so that its stripes lie elsewhere.
+        other = np.roll(gain, (17 + 3 * seed, 5 + 3 * seed), axis=(0, 1))
+        fit = next(
+            fit for fit in rank_orientations(gain, frame_of(other, 20, seed)) if fit.rotation == fit.flip == 0
+        )
+        shares.append(fit.share)
+        errors.append(fit.error)
+    # A standard deviation of 40 numbers is known to a ninth.
+    assert 0.6 < np.std(shares) / np.mean(errors) < 1.4
+
+
+def test_only_the_middle_of_large_frames_is_compared_whichever_way_they_are_turned(monkeypatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_px", 128)
+    gain = some((201, 160), 0.1)
+    for rotation, flip in ((0, 0), (1, 0), (2, 0), (1, 1), (0, 2)):
+        right = np.ascontiguousarray(orient_gain(gain, rotation=rotation, flip=flip))
+        frame = frame_of(right, 50)
+        # Beyond the middle there is nothing that fits.
+        frame[:10], frame[-10:] = frame[-10:].copy(), frame[:10].copy()
+        best = rank_orientations(gain, frame)[0]
+        assert np.array_equal(orient_gain(gain, rotation=best.rotation, flip=best.flip), right)
+        assert best.share > 0.9
+
+
+def test_a_flat_reference_and_flat_frames_tell_nothing() -> None:
+    shape = (64, 64)
+    for gain, frame in ((np.ones(shape), frame_of(some(shape), 9)), (some(shape), np.zeros(shape))):
+        assert {(fit.share, fit.error) for fit in rank_orientations(gain, frame)} == {(0.0, np.inf)}

@@ -9,6 +9,9 @@ import torch
 
 from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops import masks
+from halfmap.ops.filters import b_factor
+from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops.fsc import corrected_fsc
 
 
 def fall(distance: float, width: float) -> float:
@@ -132,3 +135,44 @@ def test_voxels_around_points_are_those_within_the_distance():
     assert (torch.from_numpy(found).flatten() == (distance <= 2.3)).all()
     alone = masks.around_points((5, 5, 5), points[:1] * 0 + 2.4, radius_px=0.1)
     assert alone.sum() == 1 and alone[2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "box", "pixel_size", "extend", "width"),
+    [
+        (6.0, 64, 2.5, 3.0, 15.0),
+        # Least and most; of large voxels no less than three, in a small box an eighth of it.
+        (2.0, 64, 1.5, 3.0, 10.0),
+        (math.inf, 64, 3.0, 5.0, 24.0),
+        (2.0, 32, 6.0, 3.0, 18.0),
+        (math.inf, 64, 1.5, 5.0, 12.0),
+    ],
+)
+def test_mask_of_a_particle_is_as_soft_as_its_map_needs(resolution, box, pixel_size, extend, width):
+    region = masks.soft_sphere((box,) * 3, radius=8.0, edge=0.0) > 0.5
+    found = masks.around_region(region, resolution=resolution, pixel_size=pixel_size)
+    wanted = masks.soft_edge(region, extend=extend, width=width, pixel_size=pixel_size)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_half_maps_of_little_fine_detail_do_not_correlate_by_their_mask():
+    """Random phases within the mask, against those within one of a harder edge and the same volume."""
+    shape, pixel_size = (64,) * 3, 2.25
+    generator = torch.Generator().manual_seed(1)
+    ball = masks.soft_sphere(shape, radius=35.0, edge=5.0, pixel_size=pixel_size)
+
+    def detail(b: float) -> torch.Tensor:
+        passed = b_factor(shape, pixel_size=pixel_size, b_factor=b)
+        volume = irfft3(rfft3(torch.randn(shape, generator=generator) * ball) * passed, shape=shape)
+        return volume / volume.std()
+
+    signal = 30 * detail(4000.0) + detail(600.0)
+    halves = [signal + 0.5 * torch.randn(shape, generator=generator) for _ in range(2)]
+    region = masks.soft_sphere(shape, radius=38.0, edge=0.0, pixel_size=pixel_size) > 0.5
+    soft = masks.around_region(region, resolution=9.0, pixel_size=pixel_size)
+    hard = masks.soft_edge(region, extend=8.0, width=8.0, pixel_size=pixel_size)
+    assert float(hard.square().mean()) == pytest.approx(float(soft.square().mean()), rel=0.1)
+    curves = [corrected_fsc(*halves, mask=each, draws=3, generator=generator) for each in (soft, hard)]
+    first = curves[0].from_shell + 2
+    by_mask = [float(curve.randomised[first : first + 4].mean()) for curve in curves]
+    assert by_mask[0] < 0.15 < 0.3 < by_mask[1]

@@ -276,8 +276,8 @@ def _is_worker(entry: psutil.Process, group: int) -> bool:
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--workers", "2", "--executor", "processes"], ["--workers", "2", "--executor", "dask"]],
-    ids=["serial", "processes", "dask"],
+    [[], ["--workers", "2", "--executor", "processes"], ["--workers", "2", "--cluster", "local"]],
+    ids=["serial", "processes", "cluster"],
 )
 def test_ctrl_c_waits_for_no_item_and_says_how_to_go_on(project, tmp_path, options):
     script = tmp_path / "script.py"

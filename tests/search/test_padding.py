@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from halfmap.search import padding as padding_module
+from halfmap.engine import RunOptions
+from halfmap.engine import memory as engine_memory
 from halfmap.search.padding import affordable_padding, map_bytes
 
 
@@ -16,5 +17,15 @@ def test_paddings_that_fit(monkeypatch: pytest.MonkeyPatch):
         (needs[1] + 4e9, 1, 1.25),
         (1e9, 1, 1.25),
     ):
-        monkeypatch.setattr(padding_module, "available_memory", lambda free=free: int(free))
-        assert affordable_padding(512, 5e9, workers) == padding
+        monkeypatch.setattr(engine_memory, "available_memory", lambda free=free: int(free))
+        assert affordable_padding(512, 5e9, RunOptions(workers=workers)) == padding
+
+
+def test_workers_of_a_cluster_have_memory_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    """Ten workers with what one process takes, beside an eleventh of the images."""
+    need = (map_bytes(512, 2.0) + 11e9 / 11) / 1e9
+    monkeypatch.setattr(engine_memory, "available_memory", lambda: int(need * 1e9) + 1)
+    for given, padding in ((need + 0.1, 2.0), (need - 0.1, 1.5)):
+        options = RunOptions(cluster="slurm", workers=10, memory_per_worker=given)
+        assert affordable_padding(512, 11e9, options) == padding
+    assert affordable_padding(512, 11e9, RunOptions(workers=10)) == 1.25

@@ -97,6 +97,34 @@ def test_noise_is_no_difference(project, seed):
     assert "regions" not in star
 
 
+def test_half_maps_tell_how_strong_noise_is_where(project):
+    """Of equal maps as many voxels are off by three deviations as chance makes, wherever they are."""
+    truth, uneven = particle(), 0.04 * (1 + 3 * blob((-40.0, 0.0, 0.0), 40.0))
+    halves = {name: truth + uneven * noise(seed) for seed, name in enumerate(("a1", "a2", "b1", "b2"), 2)}
+    files = {f"half_{name[0]}": write(f"{name[0]}_half1.mrc", halves[name]) for name in ("a1", "b1")}
+    for name in ("a2", "b2"):
+        write(f"{name[0]}_half2.mrc", halves[name])
+    a, b = (halves[f"{name}1"] + halves[f"{name}2"] for name in "ab")
+    # A map that was filtered, scaled and masked is of its half maps all the same.
+    b = MASK * irfft3(rfft3(3 * b) * b_factor(SHAPE, pixel_size=PIXEL, b_factor=100.0), shape=SHAPE)
+    job, star = run(project, a / 2, b, resolution=9.0, **files)
+    assert star["general"]["hmDifferenceNoise"] == "halves"
+    sigmas, inside = torch.from_numpy(read_mrc(job.outputs["difference"])), MASK > 0.99
+    for part in (inside & (uneven > 0.1), inside & (uneven < 0.06)):
+        # A hundred independent numbers and more.
+        assert float(sigmas[part].square().mean().sqrt()) == pytest.approx(1, abs=0.15)
+    assert float((sigmas[inside].abs() > 3).float().mean()) < 2 * 0.0027
+    blind, _ = run(project, a / 2, b, resolution=9.0)
+    spread = torch.from_numpy(read_mrc(blind.outputs["difference"]))
+    assert float((spread[inside].abs() > 3).float().mean()) > 4 * 0.0027
+    with pytest.raises(ParameterError, match="give --half-a and --half-b, or none"):
+        CompareStep(maps=("a.mrc", "b.mrc"), half_a="a_half1.mrc")
+    small = {**files, "half_a": write("small_half1.mrc", halves["a1"][:24, :24, :24].clone())}
+    write("small_half2.mrc", halves["a2"][:24, :24, :24].clone())
+    with pytest.raises(ShapeError, match="give a half map of this map"):
+        run(project, a / 2, b, **small)
+
+
 def test_amplitudes_are_matched(project):
     truth = particle()
     a = truth + 0.02 * noise(2)

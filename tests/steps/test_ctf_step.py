@@ -184,8 +184,12 @@ def test_a_wrong_pixel_size_is_suspected_where_most_have_no_rings(caplog):
         {"group": item.group, "hmCtfSignificance": strength}
         for item, strength in zip(items, strengths, strict=True)
     ]
-    warn_of_rings(done, items)
-    assert caplog.messages == ["2 of 3 micrographs of optics group 1 have no Thon rings; is 0.15 Å/px right?"]
+    warn_of_rings(done, items, CtfStep(micrographs=Path("m.star")))
+    [said] = caplog.messages
+    assert said.startswith(
+        "2 of 3 micrographs of optics group 1 have no Thon rings; are 0.15 Å/px and 300 kV right?"
+    )
+    assert "beyond 3000 to 50000 Å (--defocus-min, --defocus-max), a phase plate (--fit-phase-shift)" in said
 
 
 def test_the_surface_of_a_row_is_evaluated_at_particles():

@@ -506,8 +506,8 @@ def test_a_diameter_far_from_that_of_the_picks_is_warned_of(project, caplog):
     _coordinates(
         project, {name: _table(places, hmParticleDiameter=pl.lit(60.0)) for name, places in PLACES.items()}
     )
-    _run(project, diameter=12.0)
-    assert "--diameter is 12 Å, but the picks are of particles of 60 Å" in caplog.text
+    _run(project, diameter=25.0)
+    assert "--diameter is 25 Å, but the picks are of particles of 60 Å" in caplog.text
     caplog.clear()
     _run(project, diameter=70.0)
     assert "but the picks are of" not in caplog.text

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import re
 import struct
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from matplotlib.axes import Axes
 
 from halfmap.cli import main
 from halfmap.errors import FileFormatError, ItemsFailedError, ParameterError, ShapeError, TableError
-from halfmap.io.gain import is_divided, orient_gain
+from halfmap.io.gain import is_divided, orient_gain, rank_orientations
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, read_movies
 from halfmap.io.tiff import write_tiff_movie
 from halfmap.project import Project
+from halfmap.steps.import_.gain import judge
 from halfmap.steps.import_.step import ImportMicrographs, ImportMovies
 
 SHAPE, FRAMES, COUNTS = (64, 96), 12, 4.0
@@ -95,7 +98,7 @@ def test_truncated_and_odd_movies_are_named_and_the_rest_imported(project):
     failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
     assert set(failures) == {f"Movies/m{i}.tif" for i in (4, 5, 6)}
     assert "truncated" in failures["Movies/m4.tif"]
-    assert "64 × 64 px, most others are 96 × 64" in failures["Movies/m6.tif"]
+    assert "64 × 64 px, most others are 96 × 64; import those of its size by" in failures["Movies/m6.tif"]
 
 
 def test_a_movie_whose_last_frame_is_cut_is_left_out(project):
@@ -124,11 +127,13 @@ def directories_first(frames: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("turn", [(1, 0), (2, 0), (0, 1), (0, 2), (3, 1)])
 def test_a_turned_gain_is_detected_and_the_right_orientation_named(project, turn, capsys):
+    plainest_first = sorted(
+        itertools.product(range(4), range(3)), key=lambda names: (names.count(0) < 1, names[1])
+    )
     right = next(
-        (rotation, flip)
-        for flip in range(3)
-        for rotation in range(4)
-        if np.array_equal(_turn(_turn(gain_reference(), *turn), rotation, flip), gain_reference())
+        names
+        for names in plainest_first
+        if np.array_equal(_turn(_turn(gain_reference(), *turn), *names), gain_reference())
     )
     write_mrc("turned.mrc", _turn(gain_reference(), *turn), pixel_size=0.9)
     words = ["import", "movies", "--movies", "Movies/*.tif", "--dose-per-frame", "1", "--gain", "turned.mrc"]
@@ -144,11 +149,59 @@ def _turn(gain: np.ndarray, rotation: int, flip: int) -> np.ndarray:
     return np.ascontiguousarray(orient_gain(gain, rotation=rotation, flip=flip))
 
 
-def test_the_reciprocal_of_a_gain_is_told_from_the_gain(project, capsys):
+def test_the_reciprocal_of_a_gain_is_told_from_the_gain_and_taken_as_such(project, capsys):
     write_mrc("reciprocal.mrc", 1 / gain_reference(), pixel_size=0.9)
     words = ["import", "movies", "Movies/*.tif", "--dose-per-frame", "1", "--gain", "reciprocal.mrc"]
     assert main(words) == 2
-    assert "is the reciprocal of what it should be" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is the reciprocal of what it should be (correlation -0." in said
+    assert "use --gain-inverse, or --no-check-gain" in said
+    job = project.run(movies(gain="reciprocal.mrc", gain_inverse=True))
+    ratio = read_mrc(job.outputs["gain"])[0] / gain_reference()
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)
+
+
+def test_a_reciprocal_that_is_turned_as_well_names_both_options(project):
+    write_mrc("wrong.mrc", _turn(1 / gain_reference(), 0, 1), pixel_size=0.9)
+    with pytest.raises(
+        ParameterError, match=r"reciprocal.*use --gain-inverse --gain-rotation 0 --gain-flip 1,"
+    ):
+        project.run(movies(gain="wrong.mrc"))
+    job = project.run(movies(gain="wrong.mrc", gain_inverse=True, gain_flip=1))
+    ratio = read_mrc(job.outputs["gain"])[0] / gain_reference()
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)
+
+
+def test_a_flip_is_detected_where_stripes_fit_either_way():
+    """Amplifiers give columns a gain of their own, which looks the same upside down."""
+    rng = np.random.default_rng(6)
+    gain = rng.normal(1, 0.05, (320, 320)) + rng.normal(0, 0.06, 320)
+    gain = gain.clip(0.3, 3).astype(np.float32)
+    ranked = rank_orientations(gain[::-1], rng.poisson(40 / gain))
+    given = next(fit for fit in ranked if fit.rotation == fit.flip == 0)
+    assert given.correlation > 0.5 * ranked[0].correlation
+    with pytest.raises(ParameterError, match="--gain-rotation 0 --gain-flip 1"):
+        judge(movies(gain="gain.mrc"), Path("gain.mrc"), ranked)
+    judge(movies(gain="gain.mrc", gain_flip=1), Path("gain.mrc"), ranked)
+
+
+def test_too_few_electrons_say_nothing_of_the_gain(project, caplog):
+    caplog.set_level("INFO", logger="halfmap")
+    for number in range(3):
+        frames = np.random.default_rng(number).poisson(0.05 / gain_reference(), (FRAMES, *SHAPE))
+        write_tiff_movie(Path(f"Movies/m{number}.tif"), frames.astype(np.uint8), pixel_size=0.9)
+    write_mrc("turned.mrc", _turn(gain_reference(), 2, 0), pixel_size=0.9)
+    project.run(movies(gain="turned.mrc"))
+    assert "gain reference: not checked, too few electrons" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_movies_that_are_corrected_already_are_told(project, caplog):
+    for number in range(3):
+        frames = np.random.default_rng(number).poisson(COUNTS, (FRAMES, *SHAPE)).astype(np.uint8)
+        write_tiff_movie(Path(f"Movies/m{number}.tif"), frames, pixel_size=0.9)
+    project.run(movies(gain="gain.mrc"))
+    assert "are they gain corrected already? Then import them without --gain" in caplog.text
 
 
 def test_a_turned_gain_is_taken_when_the_user_insists(project):
@@ -159,7 +212,7 @@ def test_a_turned_gain_is_taken_when_the_user_insists(project):
 
 def test_a_gain_that_the_movies_do_not_show_is_a_warning(project, caplog):
     write_mrc("other.mrc", np.random.default_rng(77).normal(1, 0.1, SHAPE).astype(np.float32), pixel_size=0.9)
-    # Chance correlations on 6,144 pixels are 0.013 wide: the largest of eight passes 0.05 once in 500.
+    # Chance gives a share of 0.02: one of 0.25 is out of the question.
     project.run(movies(gain="other.mrc"))
     assert "no trace of it" in caplog.text
 
@@ -168,7 +221,11 @@ def test_a_gain_of_another_shape_stops_the_import(project):
     write_mrc("small.mrc", np.ones((50, 50), np.float32), pixel_size=0.9)
     with pytest.raises(ShapeError, match=r"small\.mrc: the gain reference is 50 x 50 px"):
         project.run(movies(gain="small.mrc"))
-    assert written(project) == set()
+    # Before any movie was examined, of which there may be thousands.
+    assert not list(project.root.glob("Import/job*"))
+    with pytest.raises(FileFormatError, match=r"m0\.tif: holds 12 images where one belongs"):
+        project.run(movies(gain="Movies/m0.tif"))
+    assert not list(project.root.glob("Import/job*"))
 
 
 def test_a_gain_at_half_the_pixels_fits_super_resolution_movies_and_says_so(project, caplog):
@@ -345,6 +402,99 @@ def test_the_stored_gain_of_eer_movies_means_to_relion_what_was_given(project, n
     optics = read_movies(job.outputs["movies"]).optics
     assert optics.select("rlnEERGrouping", "rlnEERUpsampling").rows() == [(32, 1)]
     assert read_movies(job.outputs["movies"]).rows["rlnImageSizeZ"].to_list() == [3]
+
+
+def test_an_eer_cameras_gain_is_checked_as_well(project):
+    rng, shape = np.random.default_rng(3), (48, 48)
+    sensitivity = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    chance = (sensitivity / sensitivity.sum()).ravel()
+    frames = []
+    for _ in range(64):
+        y, x = np.divmod(rng.choice(chance.size, 600, replace=False, p=chance), shape[1])
+        middle = np.zeros(len(y), int)
+        frames.append(encode(Events(x, y, middle, middle), shape, 7, 2))
+    write_eer(Path("Movies/a.eer"), frames, shape)
+    given = {"movies": ("Movies/a.eer",), "pixel_size": 1.0}
+    tifffile.imwrite("camera.gain", 1 / sensitivity)
+    project.run(movies(**given, gain="camera.gain"))
+    # RELION divides by all other files, so that an MRC of the camera's factors is taken for their reciprocal.
+    write_mrc("factors.mrc", 1 / sensitivity, pixel_size=1)
+    with pytest.raises(ParameterError, match=r"reciprocal.*use --gain-inverse, or"):
+        project.run(movies(**given, gain="factors.mrc"))
+    job = project.run(movies(**given, gain="factors.mrc", gain_inverse=True))
+    ratio = read_mrc(job.outputs["gain"])[0] / sensitivity
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-5)
+    write_mrc("turned.mrc", _turn(sensitivity, 1, 0), pixel_size=1)
+    with pytest.raises(ParameterError, match="--gain-rotation 3 --gain-flip 0"):
+        project.run(movies(**given, gain="turned.mrc"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"voltage": 0.3}, "is in kV: for 0.3 MV give 300"),
+        ({"voltage": 200_000}, "is in kV: for 200000 V give 200"),
+        ({"spherical_aberration": 2700}, "is in mm: for 2700 µm give 2.7"),
+        ({"pixel_size": 0.0885}, "is in Å: for 0.0885 nm give 0.885"),
+        ({"pixel_size": 88.5}, "is in Å: for 88.5 pm give 0.885"),
+    ],
+)
+def test_values_in_other_units_are_refused_and_turned_into_ours(values, message):
+    with pytest.raises(ParameterError, match=message):
+        movies(**values)
+
+
+def warnings_of(caplog) -> list[str]:
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    return [text for text in said if not text.startswith("1 warning")]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (0.9, None),
+        (0.92, None),  # a calibrated one
+        (1.1, "3 of 3 files say 0.9 Å: which is right?"),
+        (1.8, "3 of 3 files say 0.9 Å: is one of them that of super-resolution or binned pixels?"),
+        (0.45, "3 of 3 files say 0.9 Å: is one of them that of super-resolution or binned pixels?"),
+    ],
+)
+def test_a_pixel_size_that_headers_contradict_is_taken_and_told(project, caplog, given, said):
+    job = project.run(movies(pixel_size=given))
+    assert read_movies(job.outputs["movies"]).pixel_size == given
+    assert len(warnings_of(caplog)) == (said is not None)
+    assert said is None or said in warnings_of(caplog)[0]
+
+
+def test_headers_that_were_never_set_contradict_nothing(project, caplog):
+    for number in range(3):
+        write_movie(Path(f"Movies/m{number}.tif"), pixel_size=1.0)
+    project.run(movies(pixel_size=0.9))
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize(
+    ("dose", "said"),
+    [
+        (40, "12 frames of 40 e/Å² are 480 e/Å² in all.* if 40 e/Å² is the whole exposure, give 3.333"),
+        (0.05, "12 frames of 0.05 e/Å² are 0.6 e/Å² in all, in which little can be seen"),
+        (4, None),
+    ],
+)
+def test_a_whole_exposure_that_can_hardly_be_is_told(project, caplog, dose, said):
+    project.run(movies(dose_per_frame=dose))
+    assert len(warnings_of(caplog)) == (said is not None)
+    assert said is None or re.search(said, warnings_of(caplog)[0])
+
+
+def test_movies_of_other_lengths_are_kept_and_named(project, caplog):
+    for name, n in (("m8", 5), ("m9", 30)):
+        frames = np.random.default_rng(n).poisson(4, (n, *SHAPE)).astype(np.uint8)
+        write_tiff_movie(Path(f"Movies/{name}.tif"), frames, pixel_size=0.9)
+    job = project.run(movies())
+    assert read_movies(job.outputs["movies"]).rows["rlnImageSizeZ"].to_list() == [12, 12, 12, 5, 30]
+    [said] = warnings_of(caplog)
+    assert "2 of 5 movies have another number of frames than the 12 of most (m8.tif 5, m9.tif 30)" in said
 
 
 def test_defects_and_mtf_are_read_before_anything_is_written(project):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,20 @@ def test_the_map_tells_where_the_model_lies(project, origin):
     mask = read_mrc(job.outputs["mask"])
     inside = np.array([mask[z, y, x] for x, y, z in voxels])
     assert inside.tolist() == [0, 0, 1, 1]
+
+
+def test_a_map_whose_header_counts_its_first_voxel_holds_the_model_there(project):
+    """Without an origin in Å the number of the first voxel counts, and the mask lies where the map does."""
+    write_mrc("map.mrc", noise(), pixel_size=PIXEL, stack=False)
+    with Path("map.mrc").open("r+b") as file:
+        file.seek(16)
+        file.write(np.array([-5, 2, 7], "<i4").tobytes())
+    voxel = np.array([6, 8, 10])
+    model = atoms("model.pdb", (voxel + np.array([-5, 2, 7]))[None] * PIXEL, "A")
+    job = project.run(MaskModel(map="map.mrc", model=model, origin="header", extend=0.0, soft_edge=0.0))
+    mask = read_mrc(job.outputs["mask"])
+    assert np.argwhere(mask == mask.max()).mean(axis=0).tolist() == voxel[::-1].tolist()
+    assert read_header(job.outputs["mask"]).origin == (-20.0, 8.0, 28.0)
 
 
 def test_a_blank_map_gives_box_and_voxels_but_no_place(project, caplog):

@@ -546,16 +546,38 @@ def test_a_missing_setting_is_named(project, label):
         run(project, "job")
 
 
-@pytest.mark.parametrize("frames", [(7, None), (1, 9)], ids=str)
-def test_frames_that_are_not_there_are_told(simulated, frames):
-    with pytest.raises(ItemsFailedError, match=r"000001\.tiff.*8 frames"):
-        run(
-            simulated,
-            f"frames{frames[0]}",
-            movies=one_movie(simulated),
-            first_frame=frames[0],
-            last_frame=frames[1],
-        )
+@pytest.mark.parametrize("frames", [(7, None), (1, 9), (1, 2), (20, None)], ids=str)
+def test_frames_that_no_movie_has_are_told_once(simulated, frames):
+    first, last = frames
+    said = f"--first-frame {first}{f' --last-frame {last}' if last else ''} leaves no movie 3 frames.*have 8"
+    with pytest.raises(ParameterError, match=rf"one\.star: {said}"):
+        run(simulated, f"frames{first}", movies=one_movie(simulated), first_frame=first, last_frame=last)
+
+
+def test_a_movie_of_fewer_frames_is_corrected_or_fails_by_itself(project):
+    """Acquisitions that broke off are in one table with whole ones."""
+    whole = open_movie(project / "sim/Movies/000001.tiff").read()
+    for name, frames in (("000002", 5), ("000003", 2)):
+        write_tiff_movie(project / f"sim/Movies/{name}.tiff", whole[:frames], pixel_size=PIXEL)
+    movies = read_movies(project / "sim/movies.star")
+    rows = movies.rows.with_columns(pl.Series("rlnImageSizeZ", [N, 5, 2]))
+    write_movies(project / "sim/movies.star", MovieSet(movies.optics, rows))
+    folder, ctx = run(project, "job")
+    assert [
+        (Path(failure.key).stem, "has 2 frames, of which fewer than 3" in failure.reason)
+        for failure in ctx.failures
+    ] == [("000003", True)]
+    for name, frames in (("000001", N), ("000002", 5)):
+        assert read_tracks(folder / f"Micrographs/{name}.star").n_frames == frames
+    assert len(read_micrographs(folder / "corrected_micrographs.star")) == 2
+
+
+def test_a_gain_reference_that_is_gone_is_told_once(project):
+    (project / "sim/gain.mrc").unlink()
+    with pytest.raises(
+        TableError, match=r"movies\.star: names .*gain\.mrc as gain reference or defects, and"
+    ):
+        run(project, "job")
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import pytest
 
 from halfmap.data import MicrographSet
 from halfmap.data.columns import COLUMNS
-from halfmap.errors import HalfmapError, ParameterError, TableError
+from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates, write_coordinates
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import write_micrographs
 from halfmap.project import Project
+from halfmap.steps.extract.step import ExtractStep
 from halfmap.steps.pick import references, tables
-from halfmap.steps.pick.image import MicrographItem
+from halfmap.steps.pick.blob import learn
+from halfmap.steps.pick.image import Image, MicrographItem
 from halfmap.steps.pick.pictures import draw_picks
 from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickLearned, PickTemplate
 
@@ -176,6 +178,30 @@ def test_noise_gives_no_picks_or_says_so(project):
     else:
         table = read_star(job / "autopick.star")["coordinate_files"]
         assert table["hmPicks"][0] <= 3
+
+
+def test_ice_without_particles_ends_with_a_sentence_and_keeps_what_it_wrote(project):
+    folder, _ = project
+    step = PickTemplate(
+        micrographs="noise.star", references="classes.mrcs", probability=0.999, pictures=False
+    )
+    with pytest.raises(ItemsFailedError, match=r"no pick in the micrograph; look at summary\.png"):
+        _run(folder, step)
+    job = max((folder / "Pick").glob("job*"))
+    assert read_star(job / "autopick.star")["coordinate_files"]["hmPicks"].to_list() == [0]
+    assert (job / "summary.png").exists()
+    table = str((job / "autopick.star").relative_to(folder))
+    with pytest.raises(TableError, match="there are no particles in any of its files; pick particles"):
+        _run(folder, ExtractStep(micrographs="noise.star", coordinates=table, diameter=130))
+
+
+def test_nothing_found_in_the_survey_says_what_else_to_try():
+    values = np.random.default_rng(3).normal(size=(120, 120)).astype(np.float32)
+    noise = [Image(values, 12.0, np.ones(values.shape, bool), None, (1.0, 1.0))]
+    with pytest.raises(ItemsFailedError, match=r"of 130 Å stand out.*try without --diameter"):
+        learn(noise, smallest=50, largest=500, diameter=130.0)
+    with pytest.raises(ItemsFailedError, match=r"no particles stand out.*give --diameter"):
+        learn(noise, smallest=120, largest=140)
 
 
 def test_picks_are_the_same_for_any_number_of_workers(project):

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from halfmap.engine import Context, Out, Param, Step
 from halfmap.errors import FileFormatError
 from halfmap.io.atomic import write_text
@@ -23,6 +25,9 @@ class Toy(Step, name="toy"):
     n: int = Param(5, "how many numbers", unit="none", section=SECTION, ge=0)
     bad: tuple[int, ...] = Param((), "numbers that fail", unit="none", section=SECTION)
     deadly: tuple[int, ...] = Param((), "numbers that kill their process", unit="none", section=SECTION)
+    once_deadly: tuple[int, ...] = Param(
+        (), "numbers that kill their process the first time", unit="none", section=SECTION
+    )
     seconds: float = Param(0.0, "pause before each", unit="s", section=SECTION)
     slow: tuple[int, ...] = Param((), "numbers that take ten minutes", unit="none", section=SECTION)
     unwanted: tuple[str, ...] = Param((), "items left out beforehand", unit="none", section=SECTION)
@@ -36,13 +41,15 @@ class Toy(Step, name="toy"):
 
 
 def square(number: int, *, folder: Path, step: Toy) -> dict:
+    with (folder / "begun.txt").open("a") as file:
+        file.write(f"{number}\n")
     log.warning("number %d is looked at", number)
     log.debug("and closely: %d", number)
     time.sleep(step.seconds)
     if number in step.slow:
         (folder / f"{number}.begun").touch()
         time.sleep(600)
-    if number in step.deadly:
+    if number in step.deadly or (number in step.once_deadly and _is_first(number, folder)):
         os.kill(os.getpid(), signal.SIGKILL)
     if number in step.bad:
         raise FileFormatError("is a bad number", path=f"{number}.mrc", hint="leave it out")
@@ -50,3 +57,20 @@ def square(number: int, *, folder: Path, step: Toy) -> dict:
         file.write(f"{number}\n")
     write_text(folder / f"{number}.txt", str(number**2))
     return {"number": number, "square": number**2}
+
+
+def _is_first(number: int, folder: Path) -> bool:
+    return (folder / "begun.txt").read_text().split().count(str(number)) == 1
+
+
+def process_number(_: object) -> int:
+    return os.getpid()
+
+
+def sum_of(part: np.ndarray, *, shared: np.ndarray) -> int:
+    return int(part.sum() + shared.sum())
+
+
+def variable(name: str, _: object) -> str | None:
+    time.sleep(0.2)
+    return os.environ.get(name)

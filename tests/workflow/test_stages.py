@@ -87,8 +87,10 @@ def run_stages(chain: Known) -> list[str]:
 
 def test_every_stage_from_movies_is_a_step_that_takes_what_is_planned(monkeypatch):
     chain = walk(monkeypatch, movies=(Path("m*.tif"),), dose_per_frame=1.0, pixel_size=1.1)
-    left_out = {"round", "round-refine", "round-symmetry", "symmetric", "class3d", "clean"}
-    assert run_stages(chain) == [name for name, _ in stages.STAGES if name not in left_out]
+    left_out = {"symmetric", "class3d", "clean"}
+    assert run_stages(chain) == [
+        name for name, _ in stages.STAGES if name not in left_out and not name.startswith("round-")
+    ]
     assert chain.steps["refine"].particles == Path("/p/full-extract/particles.star")
     assert chain.steps["validate"].half1 == Path("/p/refine/half1.star")
     assert chain.steps["extract"].pixel_size == pytest.approx(3.0)
@@ -107,7 +109,7 @@ def test_from_particles_nothing_is_picked_or_cut(monkeypatch):
 
 def test_a_symmetry_that_is_given_is_not_looked_for(monkeypatch):
     chain = walk(monkeypatch, symmetry="D7")
-    assert not {"symmetry", "round", "symmetric"} & set(run_stages(chain))
+    assert not {"symmetry", "round-O", "symmetric"} & set(run_stages(chain))
     assert {chain.steps[name].symmetry for name in ("abinitio", "first-refine", "refine", "validate")} == {
         "D7"
     }
@@ -121,31 +123,46 @@ def test_a_group_that_is_found_is_used_from_there_on(monkeypatch):
     assert "97 %" in chain.done["symmetric"].decisions[0].why
 
 
-def evidence(value: float) -> list[dict[str, Any]]:
-    return [{"hmRunEvidence": value, "hmRunKept": 1}, {"hmRunEvidence": 99.0, "hmRunKept": 0}]
-
-
-def test_round_particles_are_tried_with_t_and_turn_out_to_have_o(monkeypatch):
-    blocks = {
-        "abinitio:model_runs": evidence(25.0),
-        "round:model_runs": evidence(32.0),
-        "round-symmetry:symmetry_general": [{"rlnSymmetryGroup": "O"}],
-        "round-symmetry:symmetry_groups": [GROUP | {"rlnSymmetryGroup": "O"}],
+def round_particles(reached: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        f"round-{group}-refine:model_general": [{"rlnCurrentResolution": each}]
+        for group, each in reached.items()
     }
-    chain = walk(monkeypatch, blocks, {"roundness": lambda path, root: 0.98})
-    assert chain.steps["round"].symmetry == "T"
-    assert chain.steps["round"].resolution == chain.steps["abinitio"].resolution
-    assert chain.steps["round-symmetry"].half1 == Path("/p/round-refine/half1.star")
-    assert {chain.steps[name].symmetry for name in ("first-refine", "refine")} == {"O"}
-    assert chain.steps["first-refine"].reference == Path("/p/round-symmetry/map.star")
 
 
-def test_round_particles_that_are_likelier_without_t_stay_without(monkeypatch):
-    blocks = {"abinitio:model_runs": evidence(33.0), "round:model_runs": evidence(32.0)}
-    chain = walk(monkeypatch, blocks, {"roundness": lambda path, root: 0.98})
-    assert not {"round-refine", "round-symmetry", "symmetric"} & set(run_stages(chain))
+ROUND = {"roundness": lambda path, root: 0.98}
+
+
+def test_round_particles_get_the_group_in_which_half_maps_agree_best(monkeypatch):
+    blocks = round_particles({"C1": 14.0, "T": 12.9, "O": 8.2, "I2": 20.0})
+    chain = walk(monkeypatch, blocks, ROUND)
+    assert chain.steps["round-O"].symmetry == "O"
+    assert chain.steps["round-C1-refine"].reference == Path("/p/abinitio/map.star")
+    assert {chain.steps[name].symmetry for name in ("first-refine", "refine", "validate")} == {"O"}
+    assert chain.steps["first-refine"].reference == Path("/p/round-O-refine/map.star")
+    assert "8.2 Å O" in chain.done["symmetric"].decisions[0].why
+
+
+def test_of_groups_that_do_as_well_round_particles_get_the_largest(monkeypatch):
+    chain = walk(monkeypatch, round_particles({"C1": 14.0, "T": 8.0, "O": 8.2, "I2": 20.0}), ROUND)
+    assert chain.steps["first-refine"].symmetry == "O"
+
+
+def test_round_particles_without_symmetry_stay_without(monkeypatch):
+    chain = walk(monkeypatch, round_particles({"C1": 7.0, "T": 12.9, "O": 15.0, "I2": 20.0}), ROUND)
+    assert "symmetric" not in run_stages(chain)
     assert chain.steps["first-refine"].symmetry == "C1"
-    assert chain.steps["first-refine"].reference == Path("/p/abinitio/map.star")
+    assert chain.steps["first-refine"].reference == Path("/p/round-C1-refine/map.star")
+
+
+def test_an_octahedral_first_map_needs_no_trial(monkeypatch):
+    blocks = {
+        "symmetry_general": [{"rlnSymmetryGroup": "O"}],
+        "symmetry_groups": [GROUP | {"rlnSymmetryGroup": "O"}],
+    }
+    chain = walk(monkeypatch, blocks, ROUND)
+    assert "round-C1-refine" not in chain.done
+    assert chain.steps["symmetric"].symmetry == chain.steps["refine"].symmetry == "O"
 
 
 def test_particles_that_fit_badly_are_sorted_in_3d(monkeypatch):

@@ -89,6 +89,7 @@ rlnMicrographMetadata str none STAR file with the micrograph's motion tracks
 rlnImageSizeX int px columns of a movie's frames or a micrograph
 rlnImageSizeY int px rows of a movie's frames or a micrograph
 rlnImageSizeZ int none frames of a movie
+hmContents str none sum of size, beginning and end of the imported file, by which another one is noticed
 rlnMicrographCoordinates str none file with the coordinates picked in the micrograph
 rlnMicrographId int none number of the micrograph
 rlnMicrographGainName str none gain reference, multiplied
@@ -354,7 +355,7 @@ hmMapCorrelation float none correlation of two maps within the mask, filtered al
 hmLocalWindow float Å standard deviation of the window that two maps are correlated in
 hmLocalCorrelationMedian float none median of the correlation in this window within the mask
 hmDifferenceSigma float none standard deviation of the difference of two maps, on the grey scale of the first
-hmDifferenceNoise str none where that was measured: outside or inside the mask
+hmDifferenceNoise str none where that was measured: outside or inside the mask, or of half maps (halves)
 hmDifferenceLimit float none standard deviations from which on a difference is listed
 hmAmplitudeFactor float none what brings the second map's amplitudes to those of the first
 hmTurnedBy float ° angle that the second map was turned by

@@ -9,16 +9,22 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from halfmap.engine.executor import Outcome, RunOptions, run_items
+from halfmap.engine.attempt import Outcome
+from halfmap.engine.decisions import Decisions
+from halfmap.engine.executor import run_items
 from halfmap.engine.ledger import Ledger
+from halfmap.engine.options import RunOptions
 from halfmap.engine.progress import Progress, append_event, duration
 from halfmap.engine.step import parse_step, registered_steps
-from halfmap.errors import ItemsFailedError, ResourceError
+from halfmap.errors import ItemsFailedError, ResourceError, TooManyFailedError
 from halfmap.io.atomic import write_text, writing
 from halfmap.io.names import name_in
 from halfmap.log import log
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 Item = TypeVar("Item")
 
@@ -51,14 +57,25 @@ class Context:
         Executor, workers, device, failures allowed.
     device : str
         Device resolved from the options.
+    cluster : Cluster, optional
+        Workers that all loops share; without them each loop has its own.
+    growing : bool
+        Whether more items are to come: what is decided from all of them is kept for a while.
     """
 
     folder: Path
     project: Path
     options: RunOptions = field(default_factory=RunOptions)
     device: str = "cpu"
+    cluster: Cluster | None = None
+    growing: bool = False
     failures: list[Failure] = field(default_factory=list)
     _round_began: float = field(default_factory=lambda: time.monotonic(), init=False, repr=False)
+
+    @property
+    def decisions(self) -> Decisions:
+        """What the job decides from all of its items."""
+        return Decisions(self.folder, self.growing)
 
     def relative(self, path: str | Path) -> str:
         """Name of a file as tables store it: relative to the project, absolute when outside it."""
@@ -75,6 +92,7 @@ class Context:
         *,
         key: Callable[[Item], str] | None = None,
         unit: str = "item",
+        version: Callable[[Item], str | None] | None = None,
     ) -> list[Any]:
         """Run `function` over `items` and return the results of those that succeeded, in the items' order.
 
@@ -94,6 +112,9 @@ class Context:
             `name`, or the item itself as text.
         unit : str
             Singular word for an item, unique among the loops of a step.
+        version : callable, optional
+            What an item's result depends on that may change until the job is resumed, as a short text. One
+            that was done as another version is done again; None where it cannot be told.
 
         Raises
         ------
@@ -108,20 +129,25 @@ class Context:
         ledger = Ledger(self.folder / "items.jsonl")
         ledger.repair()
         wanted = set(keys)
-        results = {name: result for name, result in ledger.done(unit).items() if name in wanted}
+        versions = {} if version is None else dict(zip(keys, map(version, items), strict=True))
+        before = ledger.done(unit, versions)
+        results = {name: result for name, result in before.items() if name in wanted}
         todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in results]
         if results:
             log.info("%d of %d %ss were done before", len(results), len(keys), unit)
         failures_before = len(self.failures)
         progress = Progress(self.folder / _EVENTS, unit, done=len(results), total=len(keys))
-        outcomes = run_items(function, [item for _, item in todo], self.options)
+        rest = [item for _, item in todo]
+        outcomes = run_items(function, rest, self.options, folder=self.folder, cluster=self.cluster)
         # Closing ends the workers before the job's lock is given back, however the loop ends.
         with progress, closing(outcomes):
             for index, outcome in outcomes:
                 name = todo[index][0]
                 _repeat(outcome.messages)
                 if outcome.error is None:
-                    results[name] = ledger.append(unit, name, outcome.result, outcome.seconds)
+                    results[name] = ledger.append(
+                        unit, name, outcome.result, outcome.seconds, versions.get(name)
+                    )
                 else:
                     self._give_up(unit, name, outcome)
                 progress.advance(name, outcome.seconds, outcome.error)
@@ -156,7 +182,9 @@ class Context:
         """
         step = parse_step(registered_steps()[name], values)
         what = {"step": name, "parameters": step.model_dump(mode="json")}
-        inner = Context(self.folder / folder, self.project, self.options, self.device)
+        inner = Context(
+            self.folder / folder, self.project, self.options, self.device, self.cluster, self.growing
+        )
         path = inner.folder / _WITHIN
         done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if {key: done.get(key) for key in what} == what:
@@ -170,6 +198,24 @@ class Context:
         self.failures.extend(inner.failures)
         self._check_failures()
         return inner.folder
+
+    def picture(self, file: str, made_from: Sequence[str], draw: Callable[[Path], None]) -> None:
+        """Draw a picture of all items; while more are to come, one of most of them is kept.
+
+        Parameters
+        ----------
+        file : str
+            Its name in the job's folder.
+        made_from : sequence of str
+            Names of the items.
+        draw : callable
+            Draws it to the path that it is given.
+        """
+        path = self.folder / file
+        if self.growing and path.exists() and self.decisions.hold(file, made_from):
+            return
+        draw(path)
+        self.decisions.note(file, made_from)
 
     def round_done(
         self, number: int, total: int | None, said: str, *, unit: str = "iteration", rest: float | None = None
@@ -229,7 +275,7 @@ class Context:
             return
         units = {failure.unit for failure in self.failures}
         unit = units.pop() if len(units) == 1 else "item"
-        raise ItemsFailedError(
+        raise TooManyFailedError(
             f"{len(self.failures)} {unit}{'' if len(self.failures) == 1 else 's'} failed, "
             f"more than the {allowed} allowed",
             hint=f"the last one: {self.failures[-1].reason}",

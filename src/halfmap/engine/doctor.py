@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import halfmap
+from halfmap.engine import kubernetes
 from halfmap.engine.memory import available_memory
+from halfmap.engine.queues import QUEUES
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -24,7 +26,6 @@ REQUIRED = (
 OPTIONAL = {
     "relion_refine": "RELION, to compare with and to exchange projects with (Debian: apt install relion)",
     "nvidia-smi": "an NVIDIA driver, for GPUs (from your system's administrator)",
-    "sbatch": "SLURM, for clusters (from your system's administrator)",
 }
 """Programs that Halfmap works without."""
 
@@ -59,12 +60,24 @@ def examine(folder: Path) -> Group:
     for program, purpose in OPTIONAL.items():
         found = shutil.which(program)
         table.add_row(program, "found" if found else "not found", found or f"optional: {purpose}")
+    table.add_section()
+    for label, value, note in _clusters():
+        table.add_row(label, value, note)
     verdict = (
         "[green]All that Halfmap needs is here.[/]"
         if not advice
         else "\n".join(f"[yellow]![/] {line}" for line in advice)
     )
     return Group(table, "", verdict)
+
+
+def _clusters() -> list[tuple[str, str, str]]:
+    """Which clusters workers can be asked of from this machine."""
+    lacks = {name: queue.missing() for name, queue in QUEUES.items()} | {"kubernetes": kubernetes.missing()}
+    return [
+        (f"--cluster {name}", "can be used" if why is None else "cannot", why or "")
+        for name, why in lacks.items()
+    ]
 
 
 def _version(name: str) -> str | None:

@@ -1,8 +1,7 @@
-"""Run one function over many items: in this process, in local processes, or on a Dask cluster."""
+"""Run one function over many items: in this process, in local processes, or on a cluster."""
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -18,25 +17,23 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures import Executor as FuturesExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from logging.handlers import QueueHandler
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import forkserver
-from queue import SimpleQueue
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from halfmap.engine.parameters import Form, Param
-from halfmap.errors import HalfmapError
-from halfmap.io.atomic import is_out_of_resources
-from halfmap.log import log
+from halfmap.engine.attempt import Outcome, attempt, attempt_in_worker
+from halfmap.engine.device import gpus_to_share, take_gpu
+from halfmap.engine.interrupts import ATTENTION_s, interrupts_held
+from halfmap.engine.options import RunOptions
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 Item = TypeVar("Item")
 
 _ATTEMPTS = 2
 """How often an item may take its worker down before it counts as failed."""
-
-_ATTENTION_s = 0.3
-"""How often the wait for workers looks up to see whether it was interrupted."""
 
 _PRELOADED = ("torch", "numba", "scipy.fft", "scipy.ndimage", "matplotlib.figure", "imagecodecs", "tifffile")
 """Libraries that take long to load and start no threads by that; polars does."""
@@ -44,75 +41,13 @@ _PRELOADED = ("torch", "numba", "scipy.fft", "scipy.ndimage", "matplotlib.figure
 _WORKER_DIED = "its worker process died twice, probably for want of memory; use fewer --workers"
 
 
-class RunOptions(Form):
-    """How a step runs, which changes nothing in what it computes."""
-
-    executor: Literal["auto", "serial", "processes", "dask"] = Param(
-        "auto",
-        "where items run: in this process, in local processes, on a local Dask cluster",
-        unit="none",
-        section="Run",
-    )
-    workers: int = Param(1, "number of items run at a time", unit="none", section="Run", ge=1)
-    device: str = Param(
-        "auto", "auto, cpu, cuda or cuda:N; only auto may fall back to the CPU", unit="none", section="Run"
-    )
-    max_failures: int | None = Param(
-        None,
-        "stop when more items than this have failed; default: never while any succeed",
-        unit="none",
-        section="Run",
-        ge=0,
-    )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one item: a result, or an error as the user should read it with its traceback."""
-
-    result: Any = None
-    error: str | None = None
-    trace: str | None = None
-    seconds: float = 0.0
-    fatal: bool = False
-    """Whether other items would fail alike, for want of disk space or permission."""
-    messages: tuple[logging.LogRecord, ...] = ()
-    """What a worker process logged, where nobody hears it."""
-
-
-def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
-    """Call `function(item)` and turn any exception into an `Outcome`."""
-    start = time.perf_counter()
-    fatal = False
-    try:
-        return Outcome(result=function(item), seconds=time.perf_counter() - start)
-    except HalfmapError as error:
-        message, trace, fatal = str(error), None, is_out_of_resources(error)
-    except MemoryError:
-        message = "out of memory; use fewer workers (--workers) or a machine with more memory"
-        trace = traceback.format_exc()
-    except Exception as error:
-        message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        fatal = is_out_of_resources(error)
-    return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start, fatal=fatal)
-
-
-def _attempt_in_worker(function: Callable[[Any], Any], item: Any) -> Outcome:
-    """As `attempt`, for another process than the job's: what is logged comes back with the outcome."""
-    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    handler, level = QueueHandler(queue), log.level  # type: ignore[arg-type] - it needs no more than put_nowait
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        outcome = attempt(function, item)
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
-    return replace(outcome, messages=tuple(queue.get() for _ in range(queue.qsize())))
-
-
 def run_items(
-    function: Callable[[Item], Any], items: Sequence[Item], options: RunOptions
+    function: Callable[[Item], Any],
+    items: Sequence[Item],
+    options: RunOptions,
+    *,
+    folder: Path,
+    cluster: Cluster | None = None,
 ) -> Generator[tuple[int, Outcome]]:
     """Run `function` over `items` and yield ``(index, outcome)`` as they finish.
 
@@ -123,22 +58,42 @@ def run_items(
     items : sequence
         What to run it on; few are in flight at a time, so that a million cost no memory.
     options : RunOptions
-        Executor and number of workers.
+        Executor, cluster and number of workers.
+    folder : path
+        Of the job, where what workers of a cluster need is put.
+    cluster : Cluster, optional
+        Whose workers are there for several loops; else they end with this one.
     """
-    if (
-        len(items) == 0
-        or options.executor == "serial"
-        or (options.executor == "auto" and options.workers == 1)
-    ):
+    if len(items) == 0 or options.executor == "serial" or _alone(options):
         for index, item in enumerate(items):
             yield index, attempt(function, item)
-        return
-    pending = list(enumerate(items))[::-1]
-    attempts = [0] * len(items)
-    while pending:
-        # A worker that dies (killed, out of memory) breaks the whole pool: open another, try its items again.
-        with _pool(options) as pool:
-            yield from _drain(pool, function, pending, attempts, in_flight=2 * options.workers)
+    elif cluster is not None:
+        yield from cluster.run(function, items)
+    elif options.cluster != "none":
+        from halfmap.engine.cluster import Cluster
+
+        with Cluster(options, folder) as own:
+            yield from own.run(function, items)
+    else:
+        pending = list(enumerate(items))[::-1]
+        attempts = [0] * len(items)
+        while pending:
+            # A worker that dies (killed, out of memory) breaks the whole pool: open another, try again.
+            with _pool(options) as pool:
+                yield from _drain(pool, function, pending, attempts, in_flight=2 * options.workers)
+
+
+def shared_workers(options: RunOptions, folder: Path) -> AbstractContextManager[Cluster | None]:
+    """Workers of a cluster for all loops of the job in a folder; nothing where there is no cluster."""
+    if options.cluster == "none":
+        return nullcontext()
+    from halfmap.engine.cluster import Cluster
+
+    return Cluster(options, folder)
+
+
+def _alone(options: RunOptions) -> bool:
+    return options.executor == "auto" and options.workers == 1 and options.cluster == "none"
 
 
 def _drain(
@@ -160,47 +115,51 @@ def _drain(
             index, item = pending.pop()
             try:
                 # Submitting may start a worker.
-                with _interrupts_held():
-                    future = pool.submit(_attempt_in_worker, function, item)
+                with interrupts_held():
+                    future = pool.submit(attempt_in_worker, function, item)
                 running[future] = index, item
             except BrokenExecutor:
                 pending.append((index, item))
                 broken = True
         # The system may hand Ctrl-C to any thread; this one hears of it when it wakes.
-        done, _ = wait(running, timeout=_ATTENTION_s, return_when=FIRST_COMPLETED)
+        done, _ = wait(running, timeout=ATTENTION_s, return_when=FIRST_COMPLETED)
         for future in done:
             index, item = running.pop(future)
             try:
                 yield index, future.result()
-            except Exception as error:
-                if not _is_loss_of_worker(error):
-                    message = f"{type(error).__name__}: {error}"
-                    yield index, Outcome(error=message, trace=traceback.format_exc())
-                    continue
+            except (BrokenExecutor, CancelledError):
                 broken = True
                 attempts[index] += 1
                 if attempts[index] < _ATTEMPTS:
                     pending.append((index, item))
                 else:
                     yield index, Outcome(error=_WORKER_DIED)
-
-
-def _is_loss_of_worker(error: Exception) -> bool:
-    """Whether the worker is gone; else the item or its result could not be sent between processes."""
-    if isinstance(error, BrokenExecutor | CancelledError):
-        return True
-    return type(error).__module__.partition(".")[0] == "distributed"  # KilledWorker, CommClosedError, …
+            except Exception as error:
+                # The item or its result could not be sent between processes.
+                message = f"{type(error).__name__}: {error}"
+                yield index, Outcome(error=message, trace=traceback.format_exc())
 
 
 def prepare_workers(options: RunOptions) -> None:
-    """Start the process that local workers are copied from, unless the options ask for none.
+    """Refuse workers that cannot be, and start the process that local ones are copied from, if it is needed.
 
     It loads the large libraries while this one goes on, and copies of it have them at once. This one cannot
     be copied itself: it may have threads, whose locks would stay locked in a copy for ever.
+
+    Raises
+    ------
+    ParameterError, ResourceError
+        If options of the cluster make no sense, or a package or command that it needs is missing.
     """
-    if not (options.executor == "processes" or (options.executor == "auto" and options.workers > 1)):
+    options.refuse_idle()
+    if options.cluster != "none":
+        from halfmap.engine.cluster import require_cluster
+
+        require_cluster(options)
         return
-    server, limits = forkserver._forkserver, _thread_limits(_threads(options))
+    if options.executor == "serial" or _alone(options):
+        return
+    server, limits = forkserver._forkserver, thread_limits(threads_of(options))
     if getattr(server, "halfmap_limits", limits) != limits:
         # Libraries keep the number of threads that they began with.
         server._stop()  # type: ignore[attr-defined]
@@ -208,7 +167,7 @@ def prepare_workers(options: RunOptions) -> None:
     os.environ.update(limits)
     try:
         forkserver.set_forkserver_preload(list(_PRELOADED))
-        with _interrupts_held():
+        with interrupts_held():
             forkserver.ensure_running()
         server.halfmap_limits = limits  # type: ignore[attr-defined]
     finally:
@@ -219,53 +178,15 @@ def prepare_workers(options: RunOptions) -> None:
                 os.environ[name] = value
 
 
-def _threads(options: RunOptions) -> int:
+def threads_of(options: RunOptions) -> int:
+    """Threads of a worker, whose cores are its own on a cluster and shared on this machine."""
+    if options.is_remote:
+        return options.cores_per_worker
     return max(1, (os.cpu_count() or 1) // options.workers)
 
 
-@contextmanager
-def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
-    threads = _threads(options)
-    if options.executor != "dask":
-        prepare_workers(options)
-        context = multiprocessing.get_context("forkserver")
-        pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads,))
-        try:
-            yield pool
-        except BaseException:
-            # Interrupted, or stopped by a failure: nobody waits for the items in flight.
-            for process in list((pool._processes or {}).values()):
-                process.kill()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    else:
-        from distributed import Client, LocalCluster
-
-        environment = _thread_limits(threads)
-        with _interrupts_held():
-            cluster = LocalCluster(
-                n_workers=options.workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address="127.0.0.1:0",  # any free port: two jobs cannot share the default one
-                env=environment,
-            )
-        with cluster, Client(cluster) as client:
-            yield client.get_executor(pure=False)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Put off Ctrl-C, and keep it from the processes started meanwhile: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _thread_limits(threads: int) -> dict[str, str]:
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment variables by which libraries take so many threads."""
     names = (
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
@@ -276,11 +197,33 @@ def _thread_limits(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in names}
 
 
-def _start_worker(threads: int) -> None:
-    """Limit a worker's threads, leave interrupts to the parent, end with the parent however that ends."""
+@contextmanager
+def _pool(options: RunOptions) -> Iterator[FuturesExecutor]:
+    prepare_workers(options)
+    context = multiprocessing.get_context("forkserver")
+    gpus = gpus_to_share(options)
+    count = context.Value("i", 0) if gpus else None
+    pool = ProcessPoolExecutor(options.workers, context, _start_worker, (threads_of(options), gpus, count))
+    try:
+        yield pool
+    except BaseException:
+        # Interrupted, or stopped by a failure: nobody waits for the items in flight.
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(threads: int, gpus: Sequence[str], count: Any) -> None:
+    """Give a worker its threads and GPU, leave interrupts to the parent, end with it however that ends."""
     import threading
 
-    os.environ.update(_thread_limits(threads))
+    os.environ.update(thread_limits(threads))
+    if gpus:
+        with count.get_lock():
+            take_gpu(gpus, count.value)
+            count.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The process it is a copy of, which ends with the job's.
     parent = os.getppid()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,20 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def done(self, unit: str) -> dict[str, Any]:
-        """Results by key of the finished items of one loop."""
-        results: dict[str, Any] = {}
+    def done(self, unit: str, versions: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+        """Results by key of the finished items of one loop.
+
+        Parameters
+        ----------
+        unit : str
+            Of the loop.
+        versions : mapping, optional
+            What items are now, by key, where that is known: one that was done as another is not finished.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        versions = versions or {}
         if not self.path.exists():
-            return results
+            return {}
         with self.path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -38,12 +48,18 @@ class Ledger:
                 except ValueError:
                     continue  # a machine that lost power may leave anything
                 if entry["unit"] == unit:
-                    results[entry["key"]] = entry["result"]
-        return results
+                    # The last one counts: its files took the place of others'.
+                    found[entry["key"]] = entry
+        return {
+            key: entry["result"]
+            for key, entry in found.items()
+            if entry.get("version") is None or versions.get(key) in (None, entry["version"])
+        }
 
-    def append(self, unit: str, key: str, result: Any, seconds: float) -> Any:
+    def append(self, unit: str, key: str, result: Any, seconds: float, version: str | None = None) -> Any:
         """Record one finished item; return its result as a resumed run will read it, tuples as lists."""
-        line = json.dumps({"unit": unit, "key": key, "seconds": round(seconds, 3), "result": result})
+        entry = {"unit": unit, "key": key, "seconds": round(seconds, 3), "result": result}
+        line = json.dumps(entry if version is None else entry | {"version": version})
         with writing(self.path), self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
         return json.loads(line)["result"]

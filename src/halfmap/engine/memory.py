@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from halfmap.engine.options import RunOptions
 from halfmap.errors import ResourceError
 
 _GROUPS = Path("/proc/self/cgroup")
@@ -45,6 +46,46 @@ def require_memory(need: float, *, purpose: str, hint: str) -> None:
             f"{purpose} needs {need / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
             hint=hint,
         )
+
+
+def processes_of(options: RunOptions) -> int:
+    """Processes that share a step's work: the workers and this one, which may be the only one."""
+    return 1 if options.workers == 1 and not options.is_remote else options.workers + 1
+
+
+def memory_of_each(options: RunOptions) -> float:
+    """Bytes that each of these processes may take, where some may be on other machines."""
+    if options.is_remote:
+        return min(available_memory(), options.memory_per_worker * 1e9)
+    return available_memory() / processes_of(options)
+
+
+def require_memory_of_each(need: float, options: RunOptions, *, purpose: str, hint: str) -> None:
+    """Check that what each process takes will fit where it runs.
+
+    Parameters
+    ----------
+    need : float
+        Bytes of one process at its peak.
+    options : RunOptions
+        How many there are, and what workers of a cluster have.
+    purpose, hint : str
+        As of `require_memory`.
+
+    Raises
+    ------
+    ResourceError
+        If it will not.
+    """
+    if not options.is_remote:
+        return require_memory(need * processes_of(options), purpose=purpose, hint=hint)
+    given = options.memory_per_worker * 1e9
+    if need > given:
+        raise ResourceError(
+            f"{purpose} needs {need / 1e9:.1f} GB of memory in each worker, which has {given / 1e9:.1f} GB",
+            hint=f"ask for more --memory-per-worker, or {hint}",
+        )
+    return require_memory(need, purpose=purpose, hint=hint)
 
 
 def _left_in_groups() -> Iterator[int]:

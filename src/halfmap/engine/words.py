@@ -35,10 +35,12 @@ def expand(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
     ------
     ParameterError
         If a range runs backwards, or stands for more numbers than can be meant, or such an option has none:
-        it would count as not given.
+        it would count as not given. If an option of several values is given twice: only the last would count.
     """
-    many = {parameter.option for parameter in parameters if kind_of(parameter) == (int, True)}
+    several = {parameter.option: kind_of(parameter)[0] for parameter in parameters if kind_of(parameter)[1]}
+    many = {option for option, kind in several.items() if kind is int}
     expanded: list[str] = []
+    given: set[str] = set()
     current = ""
     for word, following in pairwise([*words, "--"]):
         if word in many and _is_option(following):
@@ -46,6 +48,9 @@ def expand(words: Iterable[str], parameters: Iterable[Parameter]) -> list[str]:
         if _is_option(word):
             name, _, value = word.partition("=")
             current = "--" + name[2:].replace("_", "-")
+            if current in several and current in given and not _is_option(following):
+                raise ParameterError(f"{current} is given twice", hint="put all its values after the first")
+            given.add(current)
             if current not in many or not _RANGES.fullmatch(value):
                 expanded.append(word)
                 continue

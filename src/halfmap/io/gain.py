@@ -21,6 +21,12 @@ BACKGROUND_px = 65
 """Structure of the mean frame larger than this is illumination and ice, not the camera; odd, so that the
 filter has no side."""
 
+WINDOW_px = 4096
+"""Side of the middle of frames that orientations are compared on: millions of pixels tell enough."""
+
+_NORMAL_RANGE = 4.107
+"""Standard deviations that the middle 96 % of a normal distribution span."""
+
 
 def is_divided(gain: str | Path, movie: str | Path) -> bool:
     """Tell whether RELION divides movies by this reference: EER movies with anything but a `.gain` file."""
@@ -134,6 +140,11 @@ def match_gain(
     raise ShapeError(message, path=path, hint=hint)
 
 
+def may_fit(gain_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Tell whether a gain reference of a shape (y, x) fits frames of another in any orientation."""
+    return _fit(gain_shape, shape) is not None or _fit(gain_shape[::-1], shape) is not None
+
+
 def _fit(gain_shape: tuple[int, ...], shape: tuple[int, ...]) -> float | None:
     ratios = {frame / reference for frame, reference in zip(shape, gain_shape, strict=True)}
     ratio = ratios.pop()
@@ -150,11 +161,19 @@ class GainOrientation:
         As `read_gain` takes them.
     correlation : float
         Of the inverse gain with the mean frame, both without their large-scale structure.
+    share : float
+        Part of the reference's pattern that the mean frame shows: 1 for raw frames and the right reference,
+        0 for another one and for frames that were corrected, -1 for the reciprocal of the right one.
+    error : float
+        Standard deviation of `share` by chance, in the orientation where it is largest; infinite where the
+        frames or the reference cannot tell anything.
     """
 
     rotation: int
     flip: int
     correlation: float
+    share: float
+    error: float
 
 
 def rank_orientations(
@@ -164,7 +183,9 @@ def rank_orientations(
 
     A sensitive pixel has a small gain and counts more, so the inverse of the right orientation looks like
     the mean frame. The wrong one is a common mistake and costs much: alignment then follows the fixed
-    pattern of the camera.
+    pattern of the camera. Of large frames the middle 4096 x 4096 px are compared. What chance gives is the
+    root mean square correlation over all shifts of one image against the other, so that stripes and ice,
+    whose pixels are no independent witnesses, count for what they are.
 
     Parameters
     ----------
@@ -178,8 +199,8 @@ def rank_orientations(
     Returns
     -------
     list of GainOrientation
-        Best first. Eight orientations under their twelve names, the plainest name of equal ones first; four
-        under six if only those fit the shape of the frame.
+        Those with the largest absolute share first. Eight orientations under their twelve names, the plainest
+        name of equal ones first; four under six if only those fit the shape of the frame.
 
     Raises
     ------
@@ -207,36 +228,72 @@ def rank_orientations(
     ]
     if not turns:
         match_gain(reference, shape, path=path)  # raises
-    upright = match_gain(reference, shape[:: -1 if 0 not in turns else 1])
+    upright = _middle(match_gain(reference, shape[:: -1 if 0 not in turns else 1]))
     inverse = np.divide(1, upright, out=np.zeros_like(upright), where=upright > 0)
     pattern = _camera_pattern(inverse, upright > 0)
-    camera = _camera_pattern(mean_frame, np.ones(shape, bool))
-    norm = float(np.linalg.norm(pattern) * np.linalg.norm(camera)) or 1.0
+    frame = _middle(mean_frame)
+    camera = _camera_pattern(frame, np.ones(frame.shape, bool))
+    size, power = float(np.linalg.norm(pattern)), float(np.linalg.norm(camera))
+    known = size * power > 0
+    # A half turn leaves the spectrum as it is.
+    unlike = [orient_gain(pattern, rotation=turn, flip=flip) for turn in turns[:2] for flip in (0, 1)]
+    error = max(_chance(turned, camera) for turned in unlike) / size**2 if known else np.inf
     fits = []
     for flip in (0, 1, 2):
         for rotation in turns:
             turned = orient_gain(pattern, rotation=rotation, flip=flip)
-            fits.append(GainOrientation(rotation, flip, float(np.vdot(turned, camera)) / norm))
-    # Rounding makes equal orientations tie, so that the sort keeps the plainest name first.
-    return sorted(fits, key=lambda fit: -round(fit.correlation, 5))
+            product = float(np.vdot(turned, camera)) if known else 0.0
+            correlation, share = (product / (scale or 1.0) for scale in (size * power, size**2))
+            fits.append(GainOrientation(rotation, flip, correlation, share, error))
+    # Rounding makes equal orientations tie, so that fewer operations and smaller numbers come first.
+    return sorted(
+        fits, key=lambda f: (-round(abs(f.share), 5), (f.rotation > 0) + (f.flip > 0), f.flip, f.rotation)
+    )
+
+
+def _middle(image: NDArray) -> NDArray:
+    """Middle of an image, the same whichever way the image is turned."""
+    margins = [max(0, -((WINDOW_px - size) // 2)) for size in image.shape]
+    return image[margins[0] : image.shape[0] - margins[0], margins[1] : image.shape[1] - margins[1]]
+
+
+def _chance(image: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Root mean square over all shifts of the sum of products of two images without a mean."""
+    from scipy.fft import rfft2
+
+    spectrum = np.abs(np.asarray(rfft2(image))) * np.abs(np.asarray(rfft2(other)))
+    # Parseval; all columns but the first and, if the width is even, the last stand for two.
+    power = np.square(spectrum, dtype=np.float64).sum(axis=0)
+    alone = [0] if image.shape[1] % 2 else [0, -1]
+    return float(np.sqrt(2 * power.sum() - power[alone].sum()) / image.size)
 
 
 def _camera_pattern(image: NDArray, alive: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Fixed pattern of an image: without large structure and outliers, 0 where `alive` is false."""
+    """Fixed pattern of an image in parts of its mean, without large structure and outliers.
+
+    It is 0 where not `alive`, and all over where the image is flat or its mean is not above 0.
+    """
     from scipy.ndimage import uniform_filter
 
     image = np.where(alive, image, image[alive].mean()).astype(np.float32)
     # Hot and dead pixels would outweigh all others and bleed into the background.
     centre, spread = _centre_and_spread(image)
     image = np.clip(image, centre - 10 * spread, centre + 10 * spread)
+    level = float(image.mean(dtype=np.float64))
+    if level <= 0:
+        return np.zeros_like(image)
     image -= uniform_filter(image, BACKGROUND_px)
     centre, spread = _centre_and_spread(image)
-    return np.where(alive & (np.abs(image - centre) <= 5 * spread), image - centre, 0)
+    kept = alive & (np.abs(image - centre) <= 5 * spread)
+    # Not the median: that of few counts is far off their mean.
+    mean = image.sum(where=kept, dtype=np.float64) / max(int(kept.sum()), 1)
+    return np.where(kept, (image - np.float32(mean)) / np.float32(level), 0)
 
 
 def _centre_and_spread(image: NDArray[np.float32]) -> tuple[float, float]:
-    """Median, and the standard deviation of a normal distribution with this median deviation."""
-    # Of a million pixels a median is good to a thousandth of the spread; all of them take seconds.
+    """Median, and the standard deviation of a normal distribution with as many values near it."""
+    # Of a million pixels quantiles are good to a thousandth of the spread; all of them take seconds.
     sample = image.ravel()[:: image.size // 1_000_000 | 1]
-    centre = float(np.median(sample))
-    return centre, float(1.4826 * np.median(np.abs(sample - centre)) or image.std())
+    # Not the median deviation: of less than an electron a pixel, more than half of the counts are equal.
+    low, centre, high = (float(value) for value in np.quantile(sample, (0.02, 0.5, 0.98)))
+    return centre, (high - low) / _NORMAL_RANGE or float(image.std())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from halfmap.log import log
 from halfmap.ops.envelope import find_region
 from halfmap.ops.filters import radial_average
 from halfmap.ops.fourier import rfft3
-from halfmap.ops.masks import soft_edge
+from halfmap.ops.fsc import fsc, resolution
+from halfmap.ops.masks import around_region
 
 _NAMES = (("half1", "half2"), ("half_map_1", "half_map_2"), ("half_A", "half_B"), ("half_a", "half_b"))
 """How RELION, the data bank and cryoSPARC tell half maps apart."""
@@ -28,9 +30,6 @@ _FIRST = 4
 
 _SAME = 1e-5
 """Standard deviation of the difference of two maps over that of one, below which they are the same."""
-
-_EXTEND_PX, _EDGE_PX = 3.0, 6.0
-"""What a mask that is made leaves around the particle's surface, and its soft edge."""
 
 _VOXELS = 1e-3
 """Relative difference of voxel sizes that rounding explains."""
@@ -165,8 +164,11 @@ def particle_mask(halves: HalfMaps, path: Path | None = None) -> Tensor:
     except ParameterError as error:
         hint = "give a --mask: halfmap mask"
         raise ParameterError(error.message, path=halves.paths[0], hint=hint) from None
-    extend, width = (px * halves.pixel_size for px in (_EXTEND_PX, _EDGE_PX))
-    return soft_edge(found.region, extend=extend, width=width, pixel_size=halves.pixel_size)
+    # The softest mask shows what the maps resolve, and this how soft it need be.
+    softest = around_region(found.region, resolution=math.inf, pixel_size=halves.pixel_size)
+    curve = fsc(halves.first * softest, halves.second * softest)
+    detail = resolution(curve, pixel_size=halves.pixel_size, box=halves.box)
+    return around_region(found.region, resolution=detail, pixel_size=halves.pixel_size)
 
 
 def _size(volume: MapFile) -> str:

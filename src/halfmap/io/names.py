@@ -37,11 +37,16 @@ def name_in(path: str | Path, root: Path) -> Path:
 
 
 def find_files(pattern: str | Path, root: Path) -> list[Path]:
-    """Files that a name or a pattern with wildcards stands for, relative to the folder `root`."""
+    """Files that a name or a pattern with wildcards stands for, relative to the folder `root`.
+
+    ``**`` stands for any folders, and none; what it finds are files.
+    """
     # A name may hold brackets that a pattern would read as its own; so may the folder.
     if (root / pattern).exists():
         return [root / pattern]
-    return [root / name for name in glob.glob(str(pattern), root_dir=root)]  # noqa: PTH207 - absolute patterns
+    deep = "**" in Path(pattern).parts
+    names = glob.glob(str(pattern), root_dir=root, recursive=deep)  # noqa: PTH207 - absolute patterns
+    return [root / name for name in names if not (deep and (root / name).is_dir())]
 
 
 def unique_stems(names: Sequence[str], *, table: str | Path | None = None) -> list[str]:

@@ -73,7 +73,19 @@ def read_star(path: str | Path) -> dict[str, pl.DataFrame | dict[str, Value]]:
     parsed by polars.
     """
     path = Path(path)
-    data = _load(path)
+    return parse_star(_load(path), path)
+
+
+def parse_star(data: bytes, path: Path) -> dict[str, pl.DataFrame | dict[str, Value]]:
+    """Every block of a STAR file's content with line feeds at the ends of lines; as `read_star`.
+
+    Parameters
+    ----------
+    data : bytes
+        The content.
+    path : Path
+        For messages.
+    """
     try:
         return _read_blocks(data, path)
     except (UnicodeDecodeError, pl.exceptions.PolarsError) as error:

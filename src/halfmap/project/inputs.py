@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from halfmap.engine import Step
@@ -44,33 +46,55 @@ def record_inputs(step: Step, root: Path, known: Iterable[Entry] = ()) -> list[E
     known : iterable of dict
         An earlier record: what has size and date as in there is not read again.
     """
-    entries = {entry["path"]: entry for entry in known}
+    entries, names = {entry["path"]: entry for entry in known}, _Names(root)
     now = []
     for parameter in step.parameters():
         whole = not isinstance(getattr(step, parameter.name), tuple)
         for name in input_paths(step, parameter):
             paths = sorted(find_files(name, root)) or [root / name]
-            now += [_describe(path, root, entries, whole=whole) for path in paths]
+            now += [_describe(path, names.of(path), entries, whole=whole) for path in paths]
     return now
 
 
 def changed_since(step: Step, root: Path, recorded: Iterable[Entry]) -> tuple[list[str], list[str]]:
     """Input files that have changed or gone since they were recorded, and those that are new."""
-    before = {name_in(root / entry["path"], root).as_posix(): entry for entry in recorded}
+    names = _Names(root)
+    before = {names.of(root / entry["path"]): entry for entry in recorded}
     now = {entry["path"]: entry for entry in record_inputs(step, root, before.values())}
     for name in before.keys() - now.keys():
-        now[name] = _describe(root / name, root, before)
+        now[name] = _describe(root / name, name, before)
     changed = [name for name, entry in before.items() if not _is_same(now[name], entry)]
     return changed, [name for name in now if name not in before]
 
 
-def _describe(path: Path, root: Path, known: Mapping[str, Entry], *, whole: bool = False) -> Entry:
-    name = name_in(path, root).as_posix()
-    if not path.exists():
+def times_of(folder: Path) -> dict[str, float]:
+    """When the input files of the job in `folder` were written, in seconds since 1970, by their names."""
+    record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    return {entry["path"]: entry["modified"] for entry in record.get("inputs", []) if "modified" in entry}
+
+
+class _Names(dict[Path, Path]):
+    """Names of files in a project; thousands of files share a folder, whose name is found once."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, folder: Path) -> Path:
+        self[folder] = name = name_in(folder, self.root)
+        return name
+
+    def of(self, path: Path) -> str:
+        return (self[path.parent] / path.name).as_posix()
+
+
+def _describe(path: Path, name: str, known: Mapping[str, Entry], *, whole: bool = False) -> Entry:
+    try:
+        stat = path.stat()
+    except OSError:
         return {"path": name}
-    if not path.is_file():
+    if not S_ISREG(stat.st_mode):
         return {"path": name, "bytes": 0}
-    stat = path.stat()
     entry = {"path": name, "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
     before = known.get(name, {})
     if entry.items() <= before.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any
 
 import halfmap
 from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
-from halfmap.engine.device import choose_device
+from halfmap.engine.decisions import Decisions
+from halfmap.engine.device import device_for
+from halfmap.engine.executor import shared_workers
 from halfmap.errors import (
     FileFormatError,
     HalfmapError,
@@ -43,7 +46,7 @@ _MARKERS = {
 _RECORDS = {"job.json", "job.star", "note.txt", "run.out", WARNINGS_FILE, ".lock", *_MARKERS.values()}
 """Files that any job has, whatever its step has done."""
 
-_LEDGERS = {"events.jsonl", "items.jsonl", FAILURES_FILE}
+_LEDGERS = {"events.jsonl", "items.jsonl", FAILURES_FILE, "decisions.json"}
 _PATIENCE_s = 0.5
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
@@ -161,11 +164,21 @@ class Job:
         record["inputs"] = record_inputs(self.step, self.root, record.get("inputs", []))
         write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
 
+    def keep_seconds(self, seconds: float) -> None:
+        """Add to the record how long the job ran, in all its runs together."""
+        record = self._record()
+        record["seconds"] = round(record.get("seconds", 0.0) + seconds, 1)
+        # A full disk has been told already.
+        with suppress(HalfmapError):
+            write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
+
     def options(self, given: RunOptions) -> RunOptions:
         """Options to go on with: those `given` by name, the others as when the job ran last."""
-        known = RunOptions.model_fields.keys()
-        kept = {name: value for name, value in self._record().get("run", {}).items() if name in known}
-        return RunOptions(**kept | {name: getattr(given, name) for name in known & given.model_fields_set})
+        return given.continued(self._record().get("run", {}))
+
+    def provisional(self) -> list[tuple[str, int, int]]:
+        """What the job has decided from fewer items than it has: what, from how many, of how many."""
+        return Decisions(self.folder).provisional()
 
     def changed_version(self) -> str | None:
         """Say which version of Halfmap the job began with, if it was another one."""
@@ -201,6 +214,7 @@ class Job:
         new: Sequence[str] = (),
         *,
         is_new: bool = False,
+        growing: bool = False,
     ) -> None:
         """Run the job, or go on with it where it stopped.
 
@@ -214,6 +228,8 @@ class Job:
             Input files that have come since.
         is_new : bool
             Whether it runs for the first time and will be taken back if it is refused.
+        growing : bool
+            Whether more items are to come.
 
         Raises
         ------
@@ -222,16 +238,21 @@ class Job:
         KeyboardInterrupt
             If it was interrupted; the folder is then marked as aborted and can be resumed.
         """
-        device = choose_device(options.device)
-        with _locked(self.folder / ".lock"), logging_to(self.folder) as seen, _terminate_as_interrupt():
+        device = device_for(options)
+        with (
+            _locked(self.folder / ".lock"),
+            logging_to(self.folder) as seen,
+            _terminate_as_interrupt(),
+            shared_workers(options, self.folder) as cluster,
+        ):
             for marker in _MARKERS.values():
                 (self.folder / marker).unlink(missing_ok=True)
             remove_temporaries(self.folder)
-            ctx = Context(folder=self.folder, project=self.root, options=options, device=device)
+            ctx = Context(self.folder, self.root, options, device, cluster, growing)
             log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, device)
             if changes:
-                text = "changed since the job ran before: %s; items done then are kept as they are"
-                log.warning(text, shortened(changes))
+                text = "changed since the job ran before: %s; items done then are kept unless theirs has"
+                log.log(logging.INFO if growing else logging.WARNING, text, shortened(changes))
             if new:
                 log.info("new since the job ran before: %s", shortened(new))
             start = time.monotonic()
@@ -256,6 +277,7 @@ class Job:
                 raise
             finally:
                 write_failures(self.folder, ctx.failures)
+                self.keep_seconds(time.monotonic() - start)
                 self._end(status)
                 if is_new and self.is_refused(stopped_by):
                     log.info("%s: refused before any work, and removed again", self.name)

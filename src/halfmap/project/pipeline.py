@@ -46,9 +46,12 @@ class Pipeline:
                 process.status = status
 
     def remove(self, name: str) -> None:
-        """Take a job out that has written nothing."""
+        """Take a job out, with the files that it has written."""
+        written = {node for job, node in self.outputs if job == name}
         self.processes = [process for process in self.processes if process.name != name]
-        self.inputs = [edge for edge in self.inputs if edge[1] != name]
+        self.outputs = [edge for edge in self.outputs if edge[0] != name]
+        self.inputs = [edge for edge in self.inputs if edge[1] != name and edge[0] not in written]
+        self.nodes = {node: kind for node, kind in self.nodes.items() if node not in written}
 
     def connect(self, name: str, inputs: list[str], outputs: dict[str, str]) -> None:
         """Record a job's edges: files it read that other jobs wrote, and files it wrote with their types."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfmap.engine import RunOptions, Step
-from halfmap.engine.device import choose_device
+from halfmap.engine.device import device_for
 from halfmap.engine.executor import prepare_workers
 from halfmap.engine.parameters import FormType
 from halfmap.errors import HalfmapError, ParameterError, ProjectError
@@ -187,6 +187,7 @@ class Project:
         options: RunOptions | None = None,
         *,
         on_made: Callable[[Job], None] | None = None,
+        growing: bool = False,
     ) -> Job:
         """Run `step` as a new job and wait for its end; one that is refused before any work is taken back.
 
@@ -198,6 +199,9 @@ class Project:
             How.
         on_made : callable, optional
             Told of the job before it begins.
+        growing : bool
+            Whether more items are to come: what is decided from all of them is kept until there are half as
+            many more, and the job is provisional.
 
         Raises
         ------
@@ -211,7 +215,7 @@ class Project:
         if on_made is not None:
             on_made(job)
         try:
-            self._run(job, options, is_new=True)
+            self._run(job, options, is_new=True, growing=growing)
         except HalfmapError as error:
             if job.is_refused(error):
                 self._take_back(job)
@@ -229,11 +233,35 @@ class Project:
         with suppress(OSError):
             job.folder.parent.rmdir()
 
-    def resume(self, name: str | Path, options: RunOptions | None = None) -> Job:
+    def remove(self, name: str) -> None:
+        """Delete a job that no other one reads from: its folder, and its place in the graph.
+
+        Parameters
+        ----------
+        name : str
+            As the graph has it: ``Class2D/job012/``.
+
+        Raises
+        ------
+        ProjectError
+            If another job reads what it has written, or it runs.
+        """
+        with edit_pipeline(self.root) as pipeline:
+            written = {node for job, node in pipeline.outputs if job == name}
+            readers = [job for node, job in pipeline.inputs if node in written]
+            if readers:
+                raise ProjectError(f"{readers[0]} reads from it", path=self.root / name)
+            if (self.root / name / "job.json").exists() and Job.load(self.root, name).status == "Running":
+                raise ProjectError("the job is running in another process", path=self.root / name)
+            shutil.rmtree(self.root / name, ignore_errors=True)
+            pipeline.remove(name)
+
+    def resume(self, name: str | Path, options: RunOptions | None = None, *, growing: bool = False) -> Job:
         """Go on with a job that was killed, interrupted or failed; finished items are kept.
 
-        Options that are not given are those that the job ran with last. A job that ended well goes on too
-        if items of it failed, which are tried again, or if its inputs have changed or become more.
+        Options that are not given are those that the job ran with last; `growing` is as of `run`. A job that
+        ended well goes on too if items of it failed, which are tried again, if its inputs have changed or
+        become more, or if it is provisional.
 
         Raises
         ------
@@ -243,7 +271,8 @@ class Project:
         job = self.job(name)
         options = job.options(options or RunOptions())
         changed, new = job.changed_inputs()
-        if job.status == "Succeeded" and not (changed or new) and not (job.folder / FAILURES_FILE).exists():
+        unfinished = changed or new or job.provisional() or (job.folder / FAILURES_FILE).exists()
+        if job.status == "Succeeded" and not unfinished:
             if any(p.name == job.name and p.status != "Succeeded" for p in self.pipeline.processes):
                 # Killed after its last file, before its entry in the graph.
                 self._set_status(job, job.status)
@@ -254,7 +283,7 @@ class Project:
         _check_machine(options)
         job.note_resumption()
         version = job.changed_version()
-        self._run(job, options, [*changed, version] if version else changed, new)
+        self._run(job, options, [*changed, version] if version else changed, new, growing=growing)
         return job
 
     def _run(
@@ -265,11 +294,12 @@ class Project:
         new: Sequence[str] = (),
         *,
         is_new: bool = False,
+        growing: bool = False,
     ) -> None:
         job.keep_options(options)
         self._set_status(job, "Running")
         try:
-            job.run(options, changes, new, is_new=is_new)
+            job.run(options, changes, new, is_new=is_new, growing=growing)
         except KeyboardInterrupt:
             log.warning("interrupted; go on with: %s", job.resume_command)
             raise
@@ -314,7 +344,7 @@ class Project:
 def _check_machine(options: RunOptions) -> None:
     """Refuse a device that is not there. Workers are prepared meanwhile: to look for a device takes long."""
     prepare_workers(options)
-    choose_device(options.device)
+    device_for(options)
 
 
 def _enter(pipeline: Pipeline, job: Job) -> None:

@@ -17,7 +17,7 @@ from halfmap.ops.fourier import ifft1, irfft2, irfft3, rfft3
 from halfmap.ops.grids import frequency_radius
 from halfmap.ops.slices import SliceAccumulator
 from halfmap.search.backprojector import Backprojection
-from halfmap.search.stored_sums import StoredSums, folded_plane
+from halfmap.search.stored_sums import StoredSums, folded_planes, slabs
 
 _LEAST, _MOST = 1e-3, 0.999
 """Range of the correlation that is believed: next to none beyond the signal, short of one within."""
@@ -58,25 +58,11 @@ class HalfSums(Generic[AnySums]):
     @classmethod
     def of(cls, halves: tuple[AnySums, AnySums]) -> HalfSums[AnySums]:
         """From sums of one radius, symmetrised."""
-        limit, box, padded_box = _sizes(halves[0])
-        n = int(limit * box / padded_box + 0.5) + 1
-        planes = [(i, z) for i in (0, 1) for z in range(-limit, limit + 1)]
-        total: Tensor | None = None
-        for i, z in planes:
-            shells, weights = _inside(halves[i], z, n)
-            total = weights.new_zeros(5, 2, n) if total is None else total
-            total[0, i].index_add_(0, shells, weights)
-            total[1, i].index_add_(0, shells, torch.ones_like(weights))
-        assert total is not None
-        least = _FLOOR * (total[0] / total[1]).clamp_min(torch.finfo(torch.float32).tiny)
-        for i, z in planes:
-            shells, weights = _inside(halves[i], z, n)
-            held = weights.maximum(least[i, shells])
-            total[2, i].index_add_(0, shells, weights / held.square())
-            total[3, i].index_add_(0, shells, weights / held)
-            total[4, i].index_add_(0, shells, (weights / held).square())
-        evenness = total[3].square() / (total[1] * total[4]).clamp_min(torch.finfo(torch.float32).tiny)
-        return cls(halves, least, total[2] / total[1], evenness)
+        least = torch.stack([least_weights(half) for half in halves])
+        total = torch.stack([_reciprocals(half, own) for half, own in zip(halves, least, strict=True)], dim=1)
+        count, noise, first, second = total
+        evenness = first.square() / (count * second).clamp_min(torch.finfo(torch.float32).tiny)
+        return cls(halves, least, noise / count, evenness)
 
     def unfiltered(self) -> tuple[Tensor, Tensor]:
         """Maps (box, box, box) without any prior but where little was seen.
@@ -112,6 +98,32 @@ class HalfSums(Generic[AnySums]):
         return (1 - snr) / snr / self.noise.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def least_weights(sums: Sums) -> Tensor:
+    """Weight (shells,) that a voxel of an unfiltered map counts for at least; see `HalfSums.unfiltered`."""
+    n, limit = _shells(sums), _sizes(sums)[0]
+    total = []
+    for z in slabs(limit):
+        shells, weights = _inside(sums, z, n)
+        total.append(
+            torch.stack([torch.bincount(shells, each, n) for each in (weights, torch.ones_like(weights))])
+        )
+    weight, count = torch.stack(total).sum(0)
+    return _FLOOR * (weight / count).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _reciprocals(sums: Sums, least: Tensor) -> Tensor:
+    """Voxels, and sums of w / v², w / v and (w / v)² (4, shells), of weights w that count for v."""
+    n, limit = len(least), _sizes(sums)[0]
+    total = []
+    for z in slabs(limit):
+        shells, weights = _inside(sums, z, n)
+        held = weights.maximum(least[shells])
+        part = weights / held
+        each = torch.ones_like(part), part / held, part, part.square()
+        total.append(torch.stack([torch.bincount(shells, values, n) for values in each]))
+    return torch.stack(total).sum(0)
+
+
 def solved(
     whole: Sums, prior: Tensor | None = None, *, least: Tensor | None = None, without: Sums | None = None
 ) -> Tensor:
@@ -134,8 +146,8 @@ def solved(
 
     Notes
     -----
-    Planes are worked on one by one, and each is transformed along y at once and cut to the box: what is held
-    is a quarter of the padded transform.
+    Few planes are worked on at a time, and transformed along y at once and cut to the box: what is held is a
+    quarter of the padded transform.
     """
     if without is not None and _sizes(whole) != _sizes(without):
         raise ShapeError("sums of different radii cannot be subtracted")
@@ -144,13 +156,13 @@ def solved(
     near = torch.arange(-reach, reach + 1)
     inner = (torch.arange(box) - box // 2) % n
     spectrum: Tensor | None = None
-    for z in near.tolist():
-        quotient = _quotient(whole, z, prior, least, without)[near + limit, : reach + 1]
-        rows = quotient.new_zeros(reach + 1, n)
-        rows[:, near % n] = quotient.T
+    for z in slabs(limit, reach):
+        quotient = _quotient(whole, z, prior, least, without)[:, near + limit, : reach + 1]
+        rows = quotient.new_zeros(len(z), reach + 1, n)
+        rows[..., near % n] = quotient.transpose(1, 2)
         if spectrum is None:
             spectrum = rows.new_zeros(box, len(near), reach + 1)
-        spectrum[:, z + reach] = ifft1(rows)[:, inner].T
+        spectrum[:, z.start + reach : z.stop + reach] = ifft1(rows)[..., inner].permute(2, 0, 1)
     assert spectrum is not None
     volume = spectrum.real.new_zeros(box, box, box)
     for part in torch.arange(box).split(_ROWS):
@@ -162,19 +174,19 @@ def solved(
 
 
 def _quotient(
-    whole: Sums, z: int, prior: Tensor | None, least: Tensor | None, without: Sums | None
+    whole: Sums, z: range, prior: Tensor | None, least: Tensor | None, without: Sums | None
 ) -> Tensor:
-    """Plane z (y, x), complex, of the sums over their weights."""
-    plane, shells = _plane(whole, z), _shells_of_plane(whole, z)
+    """Planes (z, y, x), complex, of the sums over their weights."""
+    planes, shells = _planes(whole, z), _shells_of_planes(whole, z)
     if without is not None:
-        plane = plane - _plane(without, z)
+        planes = planes - _planes(without, z)
     # Rounding leaves less than nothing where all weight was the part's.
-    weights = plane[..., 2].clamp_min(0)
+    weights = planes[..., 2].clamp_min(0)
     if least is not None:
         weights = weights.maximum(least.to(weights)[shells.clamp_max(len(least) - 1)])
     if prior is not None:
         weights = weights + prior.to(weights)[shells.clamp_max(len(prior) - 1)]
-    values = torch.view_as_complex(plane[..., :2].contiguous())
+    values = torch.view_as_complex(planes[..., :2].contiguous())
     return torch.where(weights > 0, values / weights.clamp_min(torch.finfo(weights.dtype).tiny), 0)
 
 
@@ -184,24 +196,33 @@ def _sizes(sums: Sums) -> tuple[int, int, int]:
     return held.limit, held.box, held.padded_box
 
 
-def _plane(sums: Sums, z: int) -> Tensor:
-    """Plane z (y, x, 3) of sums."""
-    return sums.plane(z) if isinstance(sums, StoredSums) else folded_plane(sums.sums, z)
+def _shells(sums: Sums) -> int:
+    """Shells that sums reach, the first included."""
+    limit, box, padded_box = _sizes(sums)
+    return int(limit * box / padded_box + 0.5) + 1
 
 
-def _inside(sums: Sums, z: int, n: int) -> tuple[Tensor, Tensor]:
-    """Shells, and weights in float64, of the voxels of plane z in the first n shells."""
-    weights, shells = _plane(sums, z)[..., 2], _shells_of_plane(sums, z)
+def _planes(sums: Sums, z: range) -> Tensor:
+    """Planes (z, y, x, 3) of sums."""
+    return sums.planes(z) if isinstance(sums, StoredSums) else folded_planes(sums.sums, z)
+
+
+def _inside(sums: Sums, z: range, n: int) -> tuple[Tensor, Tensor]:
+    """Shells, and weights in float64, of the voxels of planes in the first n shells."""
+    weights, shells = _planes(sums, z)[..., 2], _shells_of_planes(sums, z)
     held = shells < n
     return shells[held], weights[held].double()
 
 
-def _shells_of_plane(sums: Sums, z: int) -> Tensor:
-    """Shell (y, x), int64, of the voxels of plane z."""
+def _shells_of_planes(sums: Sums, z: range) -> Tensor:
+    """Shell (z, y, x), int64, of the voxels of planes."""
     limit, box, padded_box = _sizes(sums)
     device = sums.device if isinstance(sums, StoredSums) else sums.sums.data.device
-    axis = torch.arange(-limit, limit + 1, device=device)
-    square = z * z + axis.square()[:, None] + axis[limit:].square()
+    planes, axis = (
+        torch.arange(z.start, z.stop, device=device),
+        torch.arange(-limit, limit + 1, device=device),
+    )
+    square = planes.square()[:, None, None] + axis.square()[:, None] + axis[limit:].square()
     return (square.sqrt() * (box / padded_box)).round().long()
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from halfmap.engine.memory import available_memory
+from halfmap.engine.memory import memory_of_each, processes_of
+from halfmap.engine.options import RunOptions
 from halfmap.log import log
 
 _PADDINGS = 2.0, 1.5, 1.25
 """Of transforms, over the box, the best first."""
 
 
-def affordable_padding(box: int, images: float, workers: int) -> float:
+def affordable_padding(box: int, images: float, options: RunOptions) -> float:
     """Largest of the paddings that memory suffices for, beside bytes of images, or the smallest."""
-    processes, available = (workers + 1 if workers > 1 else 1), available_memory()
-    fit = [each for each in _PADDINGS if images + processes * map_bytes(box, each) <= available]
+    available, share = memory_of_each(options), images / processes_of(options)
+    fit = [each for each in _PADDINGS if share + map_bytes(box, each) <= available]
     padding = fit[0] if fit else _PADDINGS[-1]
     if padding < _PADDINGS[0]:
         log.warning("memory does not suffice for transforms padded by 2: they are padded by %g", padding)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from halfmap.data import ParticleSet
 from halfmap.data.ctf import CTFParameters
 from halfmap.data.optics import GROUP
-from halfmap.engine.memory import require_memory
+from halfmap.engine.memory import processes_of, require_memory_of_each
+from halfmap.engine.options import RunOptions
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.tables import read_particles
 from halfmap.ops.fourier import resample
@@ -147,15 +148,15 @@ def farthest_shift(given: float | None, usual: float, side: float) -> float:
     return shift_range
 
 
-def image_memory(asked: float, workers: int, *, each: float, purpose: str, hint: str = _LESS) -> int:
+def image_memory(asked: float, options: RunOptions, *, each: float, purpose: str, hint: str = _LESS) -> int:
     """Bytes in which each process may keep images.
 
     Parameters
     ----------
     asked : float
         Bytes for the images in all processes together.
-    workers : int
-        Processes that work; this one has some of the memory as well.
+    options : RunOptions
+        How many processes work; this one has some of the memory as well.
     each : float
         Bytes that a process takes beside them, for maps and sums.
     purpose : str
@@ -168,7 +169,6 @@ def image_memory(asked: float, workers: int, *, each: float, purpose: str, hint:
     ResourceError
         If there is less memory than all this.
     """
-    processes = 1 if workers == 1 else workers + 1
-    need = asked + processes * (_PROCESS_BYTES + each)
-    require_memory(need, purpose=purpose, hint=hint)
-    return int(asked / processes)
+    share = asked / processes_of(options)
+    require_memory_of_each(share + _PROCESS_BYTES + each, options, purpose=purpose, hint=hint)
+    return int(share)

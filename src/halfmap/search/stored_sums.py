@@ -17,6 +17,9 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops.slices import SliceAccumulator
 from halfmap.search.backprojector import Backprojection
 
+_SLAB = 1 << 17
+"""Voxels that are worked on at a time: many small arrays take longer than few large ones, these take room."""
+
 
 @dataclass(frozen=True, eq=False)
 class StoredSums:
@@ -66,16 +69,16 @@ class StoredSums:
             raise ShapeError("sums of different boxes or radii cannot be added")
         return replace(self, files=self.files + other.files)
 
-    def plane(self, z: int) -> Tensor:
-        """Plane z, (2 limit + 1, limit + 1, 3) in the order y, x; see `folded_plane`."""
+    def planes(self, z: range) -> Tensor:
+        """Planes (len(z), 2 limit + 1, limit + 1, 3) that follow each other; see `folded_planes`."""
         bounds = _bounds(self.limit)
-        part = slice(bounds[z + self.limit], bounds[z + self.limit + 1])
+        part = slice(bounds[z.start + self.limit], bounds[z.stop + self.limit])
         total = self.files[0][part].copy()
         for other in self.files[1:]:
             total += other[part]
-        plane = torch.zeros(2 * self.limit + 1, self.limit + 1, 3)
-        plane[_held(self.limit, z)] = torch.from_numpy(total)
-        return plane.to(self.device)
+        planes = torch.zeros(len(z), 2 * self.limit + 1, self.limit + 1, 3)
+        planes[_held(self.limit, z)] = torch.from_numpy(total)
+        return planes.to(self.device)
 
 
 def store(path: Path, sums: Backprojection) -> list[int]:
@@ -88,20 +91,40 @@ def store(path: Path, sums: Backprojection) -> list[int]:
     with atomic_path(path, durable=False) as temporary:
         shape = int(bounds[-1]), 3
         file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        for z in range(-held.limit, held.limit + 1):
-            inside = folded_plane(held, z)[_held(held.limit, z, held.data.device)]
-            file[bounds[z + held.limit] : bounds[z + held.limit + 1]] = inside.cpu().numpy()
+        for z in slabs(held.limit):
+            inside = folded_planes(held, z)[_held(held.limit, z, held.data.device)]
+            file[bounds[z.start + held.limit] : bounds[z.stop + held.limit]] = inside.cpu().numpy()
         file.flush()
         del file
     return [held.box, held.padded_box, held.limit]
 
 
-def folded_plane(sums: SliceAccumulator, z: int) -> Tensor:
-    """Plane z, (2 limit + 1, limit + 1, 3), of sums, with what the mates of its voxels at x = 0 received."""
+def slabs(limit: int, reach: int | None = None) -> list[range]:
+    """Planes z of sums, from -reach to reach, in parts that are worked on at a time; all without a reach."""
+    reach = limit if reach is None else reach
+    step = max(1, _SLAB // ((2 * limit + 1) * (limit + 1)))
+    return [range(z, min(z + step, reach + 1)) for z in range(-reach, reach + 1, step)]
+
+
+def folded_planes(sums: SliceAccumulator, z: range) -> Tensor:
+    """Planes of sums that follow each other, with what the mates of their voxels at x = 0 received.
+
+    Parameters
+    ----------
+    sums : SliceAccumulator
+    z : range
+        From -limit to limit at most.
+
+    Returns
+    -------
+    Tensor (len(z), 2 limit + 1, limit + 1, 3)
+        In the order z, y, x.
+    """
     origin = sums.limit + 1
-    plane, mates = sums.data[origin + z, 1:-1, :-1, :3].clone(), sums.data[origin - z, 1:-1, 0, :3].flip(0)
-    plane[:, 0] += mates * mates.new_tensor([1, -1, 1])
-    return plane
+    planes = sums.data[origin + z.start : origin + z.stop, 1:-1, :-1, :3].clone()
+    mates = sums.data[origin + 1 - z.stop : origin + 1 - z.start, 1:-1, 0, :3].flip(0, 1)
+    planes[:, :, 0] += mates * mates.new_tensor([1, -1, 1])
+    return planes
 
 
 @functools.lru_cache(maxsize=2)
@@ -113,7 +136,11 @@ def _bounds(limit: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.minimum(rows, limit + 1).sum(1).cumsum()]).astype(np.int64)
 
 
-def _held(limit: int, z: int, device: torch.device | str = "cpu") -> Tensor:
-    """Which voxels (y, x) of plane z are within the ball."""
-    axis = torch.arange(-limit, limit + 1, device=device)
-    return axis.square()[:, None] + axis[limit:].square() + z * z <= (limit + 1) ** 2
+def _held(limit: int, z: range, device: torch.device | str = "cpu") -> Tensor:
+    """Which voxels (z, y, x) of planes are within the ball."""
+    planes, axis = (
+        torch.arange(z.start, z.stop, device=device),
+        torch.arange(-limit, limit + 1, device=device),
+    )
+    square = planes.square()[:, None, None] + axis.square()[:, None] + axis[limit:].square()
+    return square <= (limit + 1) ** 2

@@ -57,12 +57,15 @@ class Chain:
         How each job runs.
     record : Record
         What the chain has done there before.
+    growing : bool
+        Whether more files are to come, so that jobs may decide from those that are there for a while.
     """
 
     project: Project
     settings: RunSettings
     options: RunOptions
     record: Record = field(default_factory=Record)
+    growing: bool = False
     done: dict[str, Stage] = field(default_factory=dict)
 
     def has(self, stage: str) -> bool:
@@ -147,15 +150,16 @@ class Chain:
             return self._run_anew(stage, step, decisions)
         changed, new = job.changed_inputs()
         grows = step.name in GROWING
-        is_first = step.name.startswith("import")
-        if changed and (is_first or not grows):
+        # Of files that are listed, those that have become others are done again; a gain is all movies'.
+        lost = not grows or (step.name.startswith("import") and _named_singly(wanted) & set(changed))
+        if changed and lost:
             log.info("%s: runs again, as %s has changed", stage, ", ".join(changed[:3]))
             return self._run_anew(stage, step, decisions)
-        if job.status == "Succeeded" and not (changed or new):
+        if job.status == "Succeeded" and not (changed or new) and (self.growing or not job.provisional()):
             log.info("%s: done before, in %s", stage, job.name)
             return job
         log.info("%s: goes on with %s", stage, job.name)
-        return self.project.resume(job.name, self.options)
+        return self.project.resume(job.name, self.options, growing=self.growing)
 
     def _earlier(self, before: Stage | None) -> Job | None:
         if before is None or not before.job:
@@ -168,7 +172,10 @@ class Chain:
     def _run_anew(self, stage: str, step: Step, decisions: tuple[Decision, ...]) -> Job:
         # Noted before it runs: a kill must not make the next run begin it once more.
         return self.project.run(
-            step, self.options, on_made=lambda job: self._note(stage, job.name, decisions)
+            step,
+            self.options,
+            on_made=lambda job: self._note(stage, job.name, decisions),
+            growing=self.growing,
         )
 
     def _note(self, name: str, job: str, decisions: tuple[Decision, ...]) -> None:
@@ -179,3 +186,9 @@ class Chain:
         later = [each for each in self.record.stages if each.name not in self.done]
         options = self.settings.model_dump(mode="json", exclude_defaults=True, exclude={"until", "anew"})
         write_record(self.project.root, Record(options, (*self.done.values(), *later)))
+
+
+def _named_singly(step: Step) -> set[str]:
+    """Input files of a step that are not one of many."""
+    values = (getattr(step, parameter.name) for parameter in step.parameters() if parameter.node is not None)
+    return {value.as_posix() for value in values if isinstance(value, Path)}

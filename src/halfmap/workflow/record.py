@@ -91,7 +91,7 @@ def read_record(root: Path) -> Record:
                 each["name"],
                 each["job"],
                 tuple(Decision(**made) for made in each["decisions"]),
-                tuple(each["replaced"]),
+                tuple(each.get("replaced", ())),
             )
             for each in plain["stages"]
         )

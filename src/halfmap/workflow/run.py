@@ -7,9 +7,12 @@ from typing import Any
 
 from halfmap.engine import RunOptions
 from halfmap.engine.parameters import parse_form
+from halfmap.errors import HalfmapError
+from halfmap.log import log
 from halfmap.project import Project
 from halfmap.workflow.chain import Chain
 from halfmap.workflow.record import read_record
+from halfmap.workflow.report import write_report
 from halfmap.workflow.settings import RunSettings, merged
 from halfmap.workflow.stages import STAGES
 
@@ -33,13 +36,40 @@ def run_chain(project: Project, given: Mapping[str, Any], options: RunOptions) -
     HalfmapError
         What stopped a stage; what is done is kept.
     """
-    record = read_record(project.root)
+    settings, record = settings_of(project, given), read_record(project.root)
+    chain = Chain(project, settings, options, record)
+    try:
+        chain.run(STAGES)
+    except HalfmapError:
+        # What has been done is worth looking at, and the page says what stopped it.
+        _report(chain)
+        raise
+    _report(chain)
+    return chain
+
+
+def _report(chain: Chain) -> None:
+    jobs = [stage.job for stage in chain.done.values() if stage.job]
+    if not jobs:
+        return
+    try:
+        write_report(chain.project, jobs[-1])
+    except HalfmapError as error:
+        log.warning("no report: %s", error)
+
+
+def settings_of(project: Project, given: Mapping[str, Any]) -> RunSettings:
+    """Settings of a project's chain: those `given` now, the others as of the run before.
+
+    Raises
+    ------
+    ParameterError
+        If they cannot be.
+    """
     now = project.with_project_paths(RunSettings.model_construct(**{**_defaults(), **given}))
     given = {name: getattr(now, name) for name in given}
-    settings = parse_form(RunSettings, merged(given, record.options), hint="see: halfmap run --help")
-    chain = Chain(project, settings, options, record)
-    chain.run(STAGES)
-    return chain
+    options = read_record(project.root).options
+    return parse_form(RunSettings, merged(given, options), hint="see: halfmap run --help")
 
 
 def _defaults() -> dict[str, Any]:

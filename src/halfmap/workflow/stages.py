@@ -27,11 +27,15 @@ _SMALL_SET = 10_000
 _ROUND = 0.94
 """Short over long axis of class averages: 0.98 and more in T, O and I, 0.88 of RNA polymerase II."""
 
-_COMPARED_A = 15.0
-"""Detail of first maps whose symmetry is looked for; the same, as their likelihoods are compared."""
+_ROUND_GROUPS = "I2", "O", "T"
+_TRIED = *_ROUND_GROUPS, "C1"
+"""Groups that round particles are tried with, the largest first."""
+
+_AS_GOOD = 1.1
+"""Resolution over the finest one, up to which the larger group is taken."""
 
 _FEW_ITERATIONS = 4
-"""Of a refinement whose half maps are only to tell the noise of its map."""
+"""Of refinements that are only to tell the group."""
 
 _POOR = 0.02
 """Share of particles that fit far worse than the others, from which on they are sorted in 3D."""
@@ -162,7 +166,6 @@ def abinitio(chain: Chain) -> Plan:
     values = {
         "particles": particles,
         "symmetry": symmetry or "C1",
-        "resolution": None if symmetry else _COMPARED_A,
         "shift_range": shifts[0] if shifts else None,
         "diameter": _sphere(chain),
         "seed": chain.settings.seed,
@@ -177,48 +180,33 @@ def symmetry(chain: Chain) -> Plan | None:
     return Plan("symmetry", {"map": chain.output("abinitio", "map")})
 
 
-def round_(chain: Chain) -> Plan | Skip | None:
-    """Make a first map of round particles with the symmetry T, which O and I have in them.
+def round_map(group: str) -> Callable[[Chain], Plan | None]:
+    """Stage that makes a first map of round particles in a group."""
 
-    Without symmetry, runs from such particles agree in a shape that is none: all views are alike at first.
-    """
-    if not chain.has("symmetry"):
-        return None
-    found = _found(chain, "symmetry")
-    if found[0] in "TOI":
-        return None
-    roundness = measured.roundness(chain.output("select", "averages"), chain.project.root)
-    if roundness < _ROUND:
-        return Skip()
-    first = chain.job("abinitio").step.model_dump()
-    why = f"class averages are round ({roundness:.2f}, 1 is a circle), as those of T, O and I are"
-    decision = Decision("a map with the symmetry T beside that without", why, "--symmetry")
-    return Plan("abinitio", {**first, "symmetry": "T", "resolution": _COMPARED_A}, (decision,))
+    def plan(chain: Chain) -> Plan | None:
+        if not _is_round(chain):
+            return None
+        first = chain.job("abinitio").step.model_dump()
+        return Plan("abinitio", {**first, "symmetry": group, "resolution": None})
+
+    return plan
 
 
-def round_refine(chain: Chain) -> Plan | Skip | None:
-    """Refine the tetrahedral map, if the particles are likelier under it: half maps tell its noise."""
-    if not chain.has("round"):
-        return None
-    evidence = [_evidence(chain, stage) for stage in ("round", "abinitio")]
-    said = "the log-likelihood of a particle is {:.1f} with T and {:.1f} without".format(*evidence)
-    if evidence[0] < evidence[1]:
-        return Skip((Decision("the map without symmetry", said, "--symmetry"),))
-    first = chain.job("abinitio").step.model_dump()
-    values = {name: first[name] for name in ("particles", "shift_range", "diameter", "seed")}
-    values |= {"reference": chain.output("round", "map"), "symmetry": "T", "most_iterations": _FEW_ITERATIONS}
-    return Plan("refine", values, (Decision("T, O or I", said, "--symmetry"),))
+def round_refine(group: str) -> Callable[[Chain], Plan | None]:
+    """Stage that refines the map of round particles in a group a little, to see what half maps agree in."""
 
+    def plan(chain: Chain) -> Plan | None:
+        if not _is_round(chain):
+            return None
+        first = chain.job("abinitio").step.model_dump()
+        values = {name: first[name] for name in ("particles", "shift_range", "diameter", "seed")}
+        values["reference"] = chain.output("abinitio" if group == "C1" else f"round-{group}", "map")
+        values |= {"symmetry": group, "most_iterations": _FEW_ITERATIONS}
+        why = "class averages are round, as those of these groups are; half maps are to tell which"
+        made = Decision("T, O and I tried", why, "--symmetry")
+        return Plan("refine", values, (made,) if group == "C1" else ())
 
-def round_symmetry(chain: Chain) -> Plan | None:
-    """Look for O and I in the tetrahedral map."""
-    if not chain.has("round-refine"):
-        return None
-    halves = {name: chain.output("round-refine", name) for name in ("half1", "half2")}
-    finest = min(_COMPARED_A, 1.2 * _resolution(chain, "round-refine"))
-    # Beside T, which the map was made with, no other group would do as well.
-    values = {"map": chain.output("round-refine", "map"), "groups": ("O", "I2"), "resolution": finest}
-    return Plan("symmetry", {**values, **halves})
+    return plan
 
 
 def symmetric(chain: Chain) -> Plan | Skip | None:
@@ -226,7 +214,7 @@ def symmetric(chain: Chain) -> Plan | Skip | None:
     if not chain.has("symmetry"):
         return None
     group, decision = _group(chain)
-    if group == "C1" or chain.has("round-symmetry"):
+    if group == "C1" or _is_round(chain):
         return Skip((decision,))
     first = chain.job("abinitio").step.model_dump()
     return Plan("abinitio", {**first, "symmetry": group, "resolution": None}, (decision,))
@@ -234,7 +222,8 @@ def symmetric(chain: Chain) -> Plan | Skip | None:
 
 def first_refine(chain: Chain) -> Plan:
     """Refine the images that are scaled down."""
-    start = next(stage for stage in ("symmetric", "round-symmetry", "abinitio") if chain.has(stage))
+    tried = f"round-{_symmetry(chain)}-refine"
+    start = next(stage for stage in ("symmetric", tried, "abinitio") if chain.has(stage))
     particles = chain.output("select", "particles")
     shifts = _shift_range(particles)
     values = {
@@ -370,9 +359,13 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("select", select),
     ("abinitio", abinitio),
     ("symmetry", symmetry),
-    ("round", round_),
-    ("round-refine", round_refine),
-    ("round-symmetry", round_symmetry),
+    ("round-C1-refine", round_refine("C1")),
+    ("round-T", round_map("T")),
+    ("round-T-refine", round_refine("T")),
+    ("round-O", round_map("O")),
+    ("round-O-refine", round_refine("O")),
+    ("round-I2", round_map("I2")),
+    ("round-I2-refine", round_refine("I2")),
     ("symmetric", symmetric),
     ("first-refine", first_refine),
     ("class3d", class3d),
@@ -473,13 +466,22 @@ def _micrograph_pixel(chain: Chain) -> float:
     return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
 
 
+def _is_round(chain: Chain) -> bool:
+    """Whether particles are as round as those of T, O and I, none of which was found in the first map.
+
+    Views of such particles are all alike, and runs without symmetry agree in a shape that is none.
+    """
+    if not chain.has("symmetry") or _found(chain)[0] in (*_ROUND_GROUPS, "I"):
+        return False
+    return measured.roundness(chain.output("select", "averages"), chain.project.root) >= _ROUND
+
+
 def _group(chain: Chain) -> tuple[str, Decision]:
     """The point group, and how it was found."""
-    stage = "round-symmetry" if chain.has("round-symmetry") else "symmetry"
-    group, row = _found(chain, stage)
+    if _is_round(chain):
+        return _group_of_round(chain)
+    group, row = _found(chain)
     if row is None:
-        if stage == "round-symmetry":
-            return "T", Decision("symmetry T", "no larger group holds in the map made with it", "--symmetry")
         return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
     why = (
         f"its weakest operators correlate by {row['hmWeakestCorrelation']:.2f} in the first map, "
@@ -488,18 +490,22 @@ def _group(chain: Chain) -> tuple[str, Decision]:
     return group, Decision(f"symmetry {group}", why, "--symmetry")
 
 
-def _found(chain: Chain, stage: str) -> tuple[str, dict[str, Any] | None]:
-    """The group that a search for it found, and its scores; C1 has none."""
-    scores = chain.output(stage, "scores")
+def _group_of_round(chain: Chain) -> tuple[str, Decision]:
+    """The largest group of those in which half maps agree to about the finest detail."""
+    reached = {group: _resolution(chain, f"round-{group}-refine") for group in _TRIED}
+    finest = min(reached.values())
+    group = next(group for group in _TRIED if reached[group] <= _AS_GOOD * finest)
+    said = ", ".join(f"{each:.1f} Å {'without' if name == 'C1' else name}" for name, each in reached.items())
+    why = f"class averages are round, and half maps of a few iterations agree to {said}"
+    return group, Decision(f"symmetry {group}", why, "--symmetry")
+
+
+def _found(chain: Chain) -> tuple[str, dict[str, Any] | None]:
+    """The group that was found in the first map, and its scores; C1 has none."""
+    scores = chain.output("symmetry", "scores")
     group = str(measured.read_block(scores, "symmetry_general")[0]["rlnSymmetryGroup"])
     rows = measured.read_block(scores, "symmetry_groups")
     return group, next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
-
-
-def _evidence(chain: Chain, stage: str) -> float:
-    """Log-likelihood of a particle, over that of noise, in the runs of a first map that were kept."""
-    runs = measured.read_block(chain.output(stage, "model"), "model_runs")
-    return max(row["hmRunEvidence"] for row in runs if row["hmRunKept"])
 
 
 def _symmetry(chain: Chain) -> str:

@@ -95,6 +95,9 @@ def _state(
 def _changes(job: Job) -> list[str]:
     changed, new = job.changed_inputs()
     reasons = [f"changed since: {shortened(changed)}"] if changed else []
+    if kept := job.provisional():
+        _, few, many = min(kept, key=lambda one: one[1])
+        reasons.append(f"provisional: decided from {few:,} of {many:,}")
     return reasons + ([f"{count(len(new), 'new file')}: {shortened(new)}"] if new else [])
 
 

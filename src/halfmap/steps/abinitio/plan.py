@@ -268,9 +268,7 @@ def make_plan(step: AbInitioStep, ctx: Context, particles: ParticleSet) -> tuple
     first, radius = _rings(step, side, diameter, whole)
     half = next_fast_len(math.ceil(_MARGIN * radius), real=True) or radius
     box = min(whole.box, 2 * half)
-    memory = image_memory(
-        step.memory * 1e9, ctx.options.workers, each=_map_bytes(box, step.classes), purpose="maps"
-    )
+    memory = image_memory(step.memory * 1e9, ctx.options, each=_map_bytes(box, step.classes), purpose="maps")
     plan = Plan(
         step=step,
         source=Source.of(ctx.resolve(step.particles), ctx.project, memory),

@@ -280,7 +280,7 @@ def make_plan(step: Class2DStep, ctx: Context, particles: ParticleSet) -> tuple[
     )
     memory = image_memory(
         step.memory * 1e9,
-        ctx.options.workers,
+        ctx.options,
         each=(_SUMS + plan.ahead(plan.radius)) * plan.sum_bytes(plan.radius) + plan.model_bytes(),
         purpose="classification",
         hint="give a smaller --memory, fewer --workers or fewer --classes",

@@ -224,7 +224,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
     names, micrographs = numbered(particles, MICROGRAPH)
     memory = image_memory(
         step.memory * 1e9,
-        ctx.options.workers,
+        ctx.options,
         each=max(_SUMS, 1.5 * classes) * sum_bytes(box),
         purpose="classification",
         hint="give a smaller --memory, fewer --workers, fewer --classes or a coarser --resolution",

@@ -17,7 +17,7 @@ from halfmap.ops.fourier import irfft3, resample, rfft3
 from halfmap.ops.threads import one_torch_thread
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import DiscImages, FourierDisc
-from halfmap.search.halfmaps import HalfSums, solved
+from halfmap.search.halfmaps import least_weights, solved
 from halfmap.search.local import slice_tangents
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.reference import in_box
@@ -298,7 +298,7 @@ class _Seen:
         sums = Backprojection.empty(disc.box, disc.radius, group=self.group, device=str(linear.device))
         sums.add(DiscImages(disc, linear, squared), self.rotations, linear.new_zeros(len(linear), 2).real)
         whole = sums if symmetry.order(self.group) == 1 else sums.symmetrised()
-        return solved(whole, least=HalfSums.of((whole, whole)).least[0]) * self.mask
+        return solved(whole, least=least_weights(whole)) * self.mask
 
 
 def _precision(best: NDArray[np.float64], pixel_size: float) -> Tensor:

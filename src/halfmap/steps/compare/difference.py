@@ -19,6 +19,7 @@ from halfmap.ops.filters import low_pass, radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
 from halfmap.ops.local_correlation import smoothed
+from halfmap.steps.compare.noise import deviation
 from halfmap.steps.compare.pair import Pair
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ _FLAT = 0.05
 
 _WINDOW = 0.7
 """Standard deviation of the window over the finest detail: it then holds some hundred independent numbers."""
+
+_NOISE_WINDOW = 1.0
+"""The same of the window that the noise of half maps is measured in: some four hundred numbers of both."""
 
 _SHELLS = 3
 """That two maps agree in at least: masks make the first ones alike, whatever is in them."""
@@ -71,9 +75,9 @@ class Difference:
     sigmas : Tensor (n, n, n)
         First less second map, in standard deviations.
     sigma : float
-        One of these, on the grey scale of the first map.
+        One of these, on the grey scale of the first map; by half maps, the median within the mask.
     noise_from : str
-        ``outside`` or ``inside`` the mask.
+        ``outside`` or ``inside`` the mask, or ``halves``.
     local : Tensor (n, n, n)
         Correlation in a window about each voxel, -1 to 1.
     window : float
@@ -121,11 +125,14 @@ def compare(step: CompareStep, pair: Pair) -> Difference:
         )
     finest = max(finest, pair.side / pair.last_shell)
     passed = low_pass(pair.a.shape, pixel_size=pair.pixel_size, resolution=finest)
-    first, second = (irfft3(rfft3(each) * passed, shape=each.shape) for each in (pair.a, pair.b))
-    left = _subtract(step, pair, first, second, finest, pair.mask)
+    maps = _Maps(
+        *(irfft3(rfft3(each) * passed, shape=each.shape) for each in (pair.a, pair.b, *_noise(pair)))
+    )
+    first = maps.first
+    left = _subtract(step, pair, maps, finest, pair.mask)
     for _ in range(_ROUNDS):
         alike = _alike(left.apart / left.sigma, pair, step.sigma, finest)
-        left = _subtract(step, pair, first, second, finest, pair.mask * alike)
+        left = _subtract(step, pair, maps, finest, pair.mask * alike)
     if left.noise_from == "inside":
         log.warning(
             "there is no noise around the particle, maps were masked: differences are given over their own "
@@ -142,7 +149,7 @@ def compare(step: CompareStep, pair: Pair) -> Difference:
         first,
         left.factor,
         sigmas,
-        left.sigma,
+        float(left.sigma[pair.inside].median()),
         left.noise_from,
         local_correlation(first, left.scaled, mask=pair.mask, width=window / pair.pixel_size),
         window,
@@ -170,26 +177,46 @@ def _correlated(pair: Pair) -> CorrectedFSC:
     return CorrectedFSC(shown[0], shown[1], shown[2], shown[3], whole.from_shell)
 
 
+class _Maps(NamedTuple):
+    """Both maps, and what their noise is like where half maps tell it, filtered alike."""
+
+    first: Tensor
+    second: Tensor
+    noise: Tensor | None = None
+    noise_of_second: Tensor | None = None
+
+
 class _Left(NamedTuple):
-    """Second map after scaling, by which factors, and what it leaves of the first."""
+    """Second map after scaling, by which factors, and what it leaves of the first, with its deviation."""
 
     scaled: Tensor
     factor: Tensor
     apart: Tensor
-    sigma: float
+    sigma: Tensor
     noise_from: str
 
 
-def _subtract(
-    step: CompareStep, pair: Pair, first: Tensor, second: Tensor, finest: float, weight: Tensor
-) -> _Left:
+def _noise(pair: Pair) -> list[Tensor]:
+    """What the noise of both maps is like, or nothing without half maps."""
+    maps = (pair.a, pair.b)
+    return [half.noise_in(each, pair.mask) for half, each in zip(pair.halves or (), maps, strict=False)]
+
+
+def _subtract(step: CompareStep, pair: Pair, maps: _Maps, finest: float, weight: Tensor) -> _Left:
     """Scale the second map by what weighted voxels of both hold, and subtract it from the first."""
-    factor = _factors(step, pair, first * weight, second * weight, finest)
-    scaled = irfft3(rfft3(second) * radial_profile_to_grid(factor, shape=second.shape), shape=second.shape)
+    shape = weight.shape
+    factor = _factors(step, pair, maps.first * weight, maps.second * weight, finest)
+    gain = radial_profile_to_grid(factor, shape=shape)
+    scaled = irfft3(rfft3(maps.second) * gain, shape=shape)
     # Densities of maps have no common zero.
-    apart = first - scaled
+    apart = maps.first - scaled
     apart = apart - (apart * weight).sum() / weight.sum()
-    return _Left(scaled, factor, apart, *_sigma(apart, pair))
+    if maps.noise is None or maps.noise_of_second is None:
+        sigma, noise_from = _sigma(apart, pair)
+        return _Left(scaled, factor, apart, torch.full_like(apart, sigma), noise_from)
+    other = irfft3(rfft3(maps.noise_of_second) * gain, shape=shape)
+    sigma = deviation(maps.noise, other, width=_NOISE_WINDOW * finest / pair.pixel_size)
+    return _Left(scaled, factor, apart, sigma, "halves")
 
 
 def _alike(sigmas: Tensor, pair: Pair, least: float, finest: float) -> Tensor:

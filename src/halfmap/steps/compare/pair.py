@@ -20,6 +20,7 @@ from halfmap.ops.masks import soft_edge, soft_sphere
 from halfmap.ops.regrid import regrid
 from halfmap.ops.rotations import angular_distance
 from halfmap.search.volume_alignment import Alignment, align_volume, inverted
+from halfmap.steps.compare.noise import Halves, read_halves
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -60,6 +61,8 @@ class Pair:
     paths : pair of Path
     last_shell : int
         Beyond it the second map has no waves.
+    halves : pair of Halves or None
+        Half maps of both, if given.
     alignment : Alignment or None
         How b came onto a, shift in voxels of this grid.
     other_hand : float or None
@@ -73,6 +76,7 @@ class Pair:
     origin: tuple[float, float, float]
     paths: tuple[Path, Path]
     last_shell: int
+    halves: tuple[Halves, Halves] | None = None
     alignment: Alignment | None = None
     other_hand: float | None = None
 
@@ -119,7 +123,17 @@ def read(step: CompareStep, ctx: Context) -> Pair:
     _tell_origins(one, two)
     mask = _mask(step, ctx, one, a)
     last = min(len(a) // 2, math.floor(sides[0] / (2 * two.pixel_size) + 1e-6))
-    return Pair(a, b, mask, one.pixel_size, one.origin, (one.path, two.path), last)
+    halves = _halves(step, ctx, one, two)
+    return Pair(a, b, mask, one.pixel_size, one.origin, (one.path, two.path), last, halves)
+
+
+def _halves(step: CompareStep, ctx: Context, one: MapFile, two: MapFile) -> tuple[Halves, Halves] | None:
+    if step.half_a is None or step.half_b is None:
+        return None
+    first = read_halves(ctx.resolve(step.half_a), one, pixel_size=step.pixel_size_a)
+    second = read_halves(ctx.resolve(step.half_b), two, pixel_size=step.pixel_size_b)
+    box = len(one.array)
+    return first, second.on_grid(two.pixel_size, box=box, new_pixel_size=one.pixel_size)
 
 
 def aligned(step: CompareStep, pair: Pair) -> Pair:
@@ -151,7 +165,8 @@ def aligned(step: CompareStep, pair: Pair) -> Pair:
     best = replace(best, shift_px=best.shift_px * (pair.box / box))
     other = next((one.correlation for one in found if one.mirrored != best.mirrored), None)
     _tell_alignment(best, other, pair.pixel_size)
-    return replace(pair, b=best.apply(pair.b), alignment=best, other_hand=other)
+    halves = None if pair.halves is None else (pair.halves[0], pair.halves[1].aligned(best))
+    return replace(pair, b=best.apply(pair.b), halves=halves, alignment=best, other_hand=other)
 
 
 def _tell_alignment(found: Alignment, other: float | None, pixel_size: float) -> None:

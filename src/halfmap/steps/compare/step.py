@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import model_validator
+
 from halfmap.engine import Context, Input, Out, Param, Step
 
 GRID, ALIGNMENT, DIFFERENCE = "Grid", "Alignment", "Difference"
@@ -15,7 +17,8 @@ class CompareStep(Step, name="compare", label="halfmap.compare"):
     The boxes' centres are put onto each other; with --align the second map is also turned, moved and, where
     that fits better, mirrored onto the first. Both are correlated shell by shell within a soft mask, and in a
     window about each voxel. The amplitudes of the second are brought to those of the first, shell by shell,
-    and what is left between them is given in standard deviations, with a list of where it is largest.
+    and what is left between them is given in standard deviations, with a list of where it is largest. These
+    are of the noise around the particle, or of that about each voxel where half maps of both are given.
 
     References
     ----------
@@ -42,6 +45,12 @@ class CompareStep(Step, name="compare", label="halfmap.compare"):
     mask: Path | None = Input(
         "soft mask on the grid of the first map; default: made of it", node="Mask3D.mrc", default=None
     )
+    half_a: Path | None = Input(
+        "half map of the first map, unfiltered, the other found by its name: they tell how strong noise is",
+        node="DensityMap.mrc",
+        default=None,
+    )
+    half_b: Path | None = Input("the same of the second map", node="DensityMap.mrc", default=None)
     pixel_size_a: float | None = Param(
         None, "voxel size of the first map; default: the header's", unit="Å/px", section=GRID, gt=0
     )
@@ -88,6 +97,14 @@ class CompareStep(Step, name="compare", label="halfmap.compare"):
         advanced=True,
         gt=0,
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareStep:
+        if (self.half_a is None) != (self.half_b is None):
+            raise ValueError(
+                "the noise of the difference is of both maps: give --half-a and --half-b, or none"
+            )
+        return self
 
     def run(self, ctx: Context) -> None:
         """Read both maps, align the second, correlate them, subtract them, write maps, table and pictures."""

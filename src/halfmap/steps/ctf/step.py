@@ -56,6 +56,7 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
 
     def run(self, ctx: Context) -> None:
         """Estimate micrograph after micrograph, tabulate them, draw the summary."""
+        from halfmap.data.versions import row_versions
         from halfmap.errors import ParameterError
         from halfmap.io.tables import read_micrographs, write_micrographs
         from halfmap.steps.ctf import micrograph, pictures, tables
@@ -64,15 +65,23 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
             raise ParameterError("--defocus-min is not below --defocus-max")
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         items = tables.list_micrographs(self, ctx, micrographs)
+        versions = row_versions(micrographs, "rlnMicrographName")
         if self.fit_cs:
             measure = functools.partial(micrograph.measure_cs, step=self)
-            measured = ctx.map(measure, items, unit="Cs estimate")
+            measured = ctx.map(measure, items, unit="Cs estimate", version=lambda item: versions[item.name])
             items, micrographs = tables.with_fitted_cs(items, micrographs, measured)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         estimate = functools.partial(micrograph.estimate_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(estimate, items, unit="micrograph")
+        # A fitted Cs is that of all micrographs.
+        done = ctx.map(
+            estimate,
+            items,
+            unit="micrograph",
+            version=lambda item: f"{versions[item.name]} {item.optics.cs_mm:.9g}",
+        )
         table = tables.tabulate(ctx, micrographs, done)
         write_micrographs(ctx.folder / "micrographs_ctf.star", table)
-        tables.warn_of_rings(done, items)
+        tables.warn_of_rings(done, items, self)
         tables.warn_of_cs(done, items)
-        pictures.draw_summary(ctx.folder / "summary.png", done)
+        names = [row["name"] for row in done]
+        ctx.picture("summary.png", names, lambda path: pictures.draw_summary(path, done))

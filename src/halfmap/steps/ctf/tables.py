@@ -148,21 +148,28 @@ def with_fitted_cs(
     return changed, MicrographSet(optics, rows, path=micrographs.path)
 
 
-def warn_of_rings(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
-    """Say of which optics groups most micrographs have no Thon rings: their pixel size may be wrong."""
-    for group, pixel_size in sorted({item.group: item.pixel_size for item in items}.items()):
+def warn_of_rings(done: list[dict[str, Any]], items: list[MicrographItem], step: CtfStep) -> None:
+    """Say of which optics groups most micrographs have no Thon rings, and what that may come from."""
+    used = {item.group: (item.pixel_size, item.optics.voltage_kV) for item in items}
+    for group, (pixel_size, voltage) in sorted(used.items()):
         rows = [row for row in done if row["group"] == group]
         without = sum(not quality.has_rings(row) for row in rows)
         if without > _MOST * len(rows):
-            text = "%d of %d micrograph%s of optics group %d %s no Thon rings; is %g Å/px right?"
+            plate = "" if step.fit_phase_shift else ", a phase plate (--fit-phase-shift)"
             plural, verb = "" if len(rows) == 1 else "s", "has" if without == 1 else "have"
-            log.warning(text, without, len(rows), plural, group, verb, pixel_size)
+            log.warning(
+                "%d of %d micrograph%s of optics group %d %s no Thon rings; are %g Å/px and %g kV right? "
+                "Else it may be a defocus beyond %g to %g Å (--defocus-min, --defocus-max)%s, images that "
+                "were denoised or filtered, drift, or ice that is empty or too thick",
+                *(without, len(rows), plural, group, verb, pixel_size, voltage),
+                *(step.defocus_min, step.defocus_max, plate),
+            )
 
 
 def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
     """Say of which optics groups the rings fit another Cs better than the one that was used."""
-    used = {item.group: (item.optics.cs_mm, item.pixel_size) for item in items}
-    for group, (cs, pixel_size) in sorted(used.items()):
+    used = {item.group: (item.optics.cs_mm, item.pixel_size, item.optics.voltage_kV) for item in items}
+    for group, (cs, pixel_size, voltage) in sorted(used.items()):
         rows = [row for row in done if row["group"] == group and quality.has_rings(row)]
         if not rows:
             continue
@@ -173,11 +180,11 @@ def warn_of_cs(done: list[dict[str, Any]], items: list[MicrographItem]) -> None:
             ratio = (cs / mean) ** 0.25 if mean * cs > 0 else math.inf
             pixel = f", or {pixel_size * ratio:.4g} Å per pixel," if abs(ratio - 1) < 0.1 else ""
             log.warning(
-                "optics group %d: its fine rings fit a Cs of %.2f ± %.2f mm%s, the stated values are %.4g mm "
-                "and %.4g Å per pixel. Check them against the microscope's; if they are right, ignore this: "
-                "thick ice (--fit-thickness) or particles off its middle look alike, and the fit ends where "
-                "rings and values part, so that the defoci are good",
-                *(group, mean, error, pixel, cs, pixel_size),
+                "optics group %d: its fine rings fit a Cs of %.2f ± %.2f mm%s, the stated values are "
+                "%.4g mm, %.4g Å per pixel and %g kV. Check them against the microscope's; if they are "
+                "right, ignore this: thick ice (--fit-thickness) or particles off its middle look alike, "
+                "and the fit ends where rings and values part, so that the defoci are good",
+                *(group, mean, error, pixel, cs, pixel_size, voltage),
             )
 
 

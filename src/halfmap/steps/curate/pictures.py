@@ -93,6 +93,7 @@ def draw_sheets(
     for name, chosen, sign in (("accepted", ~lost, -1), ("rejected", lost, 1)):
         rows = np.flatnonzero(chosen)
         if not len(rows):
+            (folder / f"{name}.png").unlink(missing_ok=True)  # of an earlier run with others
             continue
         shown, detail = _choose(rows, sign * worst, accepted=name == "accepted")
         title = f"{len(rows):,} of {len(reasons):,} micrographs {name}"

@@ -99,6 +99,7 @@ class CurateStep(Step, name="curate", label="relion.select"):
 
     def run(self, ctx: Context) -> None:
         """Segment micrograph after micrograph, judge them, write both tables, draw both."""
+        from halfmap.data.versions import row_versions
         from halfmap.io.tables import read_micrographs
         from halfmap.steps.curate import criteria, micrograph, pictures, tables
 
@@ -107,12 +108,20 @@ class CurateStep(Step, name="curate", label="relion.select"):
         criteria.refuse_unknown(micrographs, self)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         work = functools.partial(micrograph.segment_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(work, items, unit="micrograph")
+        versions = row_versions(micrographs, "rlnMicrographName")
+        done = ctx.map(work, items, unit="micrograph", version=lambda item: versions[item.name])
         table = tables.tabulate(ctx, micrographs, done)
         judgements = criteria.judge(table, self)
         tables.warn(table, judgements, self)
         reasons = criteria.reasons(judgements, table, automatic=self.automatic)
         thumbnails = [row["picture"] for row in done]
-        pictures.draw_summary(ctx.folder / "summary.png", table, judgements, reasons)
-        pictures.draw_sheets(ctx.folder, table, judgements, reasons, thumbnails)
+        names = [row["name"] for row in done]
+        ctx.picture(
+            "summary.png", names, lambda path: pictures.draw_summary(path, table, judgements, reasons)
+        )
+        ctx.picture(
+            "accepted.png",
+            names,
+            lambda path: pictures.draw_sheets(path.parent, table, judgements, reasons, thumbnails),
+        )
         tables.write_tables(ctx.folder, table, judgements, reasons)

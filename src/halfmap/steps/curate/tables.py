@@ -79,6 +79,7 @@ def write_tables(
     """
     keep = pl.Series([not own for own in words])
     total, kept = len(words), int(keep.sum())
+    (folder / "micrographs_rejected.star").unlink(missing_ok=True)  # of an earlier run with others
     if kept < total:
         because = pl.Series("hmReason", ["; ".join(own) for own in words])
         rejected = table.with_columns(because).select(~keep)

@@ -13,8 +13,8 @@ import polars as pl
 from halfmap.data import MicrographSet, ParticleSet
 from halfmap.data.defocus import DefocusSurface
 from halfmap.data.optics import GROUP, per_row
-from halfmap.errors import HalfmapError, TableError
-from halfmap.io.coordinates import read_coordinates
+from halfmap.errors import TableError
+from halfmap.io.coordinates import read_many_coordinates
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_particles
 from halfmap.log import log
@@ -124,15 +124,14 @@ def _read_rows(path: Path, ctx: Context) -> ParticleSet:
                 row = int(finite.arg_min() or 0) + 1
                 raise TableError(f"_{label} is not a number", path=path, row=row, hint="mend or drop the row")
         return particles
-    parts = []
-    for name, file in lists[0].select(MICROGRAPH, FILES).iter_rows():
-        try:
-            part = read_coordinates(ctx.resolve(file))
-        except HalfmapError as error:
-            ctx.fail("coordinate file", file, str(error))
-            continue
-        if len(part):
-            parts.append(part.with_columns(pl.lit(name).alias(MICROGRAPH)).drop(GROUP, strict=False))
+    names, files = (lists[0][label] for label in (MICROGRAPH, FILES))
+    joined, errors = read_many_coordinates([ctx.resolve(file) for file in files])
+    for number, error in sorted(errors.items()):
+        ctx.fail("coordinate file", files[number], str(error))
+    parts = [
+        part.rows.with_columns(names[part.file].alias(MICROGRAPH)).drop(GROUP, strict=False)
+        for part in joined
+    ]
     if not parts:
         reason = ctx.failures[0].reason if ctx.failures else "pick particles, with a lower threshold"
         raise TableError("there are no particles in any of its files", path=path, hint=reason)

@@ -40,7 +40,7 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         node="MicrographCoordsGroup.star.relion",
     )
     diameter: float | None = Param(
-        None, "longest diameter of the particle; default: the picker's", unit="Å", section=SIZE, gt=0
+        None, "longest diameter of the particle; default: the picker's", unit="Å", section=SIZE, ge=20
     )
     box: int | None = Param(
         None,
@@ -141,13 +141,15 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         picks = coordinates.read(self, ctx, micrographs)
         picks = coordinates.place(self, picks)
-        plan = tables.make_plan(self, picks)
+        plan = tables.make_plan(self, picks, tables.typical_values(ctx, picks))
         items = tables.list_items(self, ctx, picks, plan)
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         extract = functools.partial(micrograph.extract_micrograph, step=self, folder=ctx.folder)
-        done = ctx.map(extract, items, unit="micrograph")
+        versions = tables.versions(micrographs, items)
+        done = ctx.map(extract, items, unit="micrograph", version=lambda item: versions[item.name])
         reading.forget_micrograph()
         particles = tables.tabulate(self, ctx, picks, plan, items, done)
         write_particles(ctx.folder / "particles.star", particles)
-        pictures.draw_particles(ctx.folder / "particles.png", ctx, particles)
-        pictures.draw_summary(ctx.folder / "summary.png", particles)
+        names = [one["name"] for one in done]
+        ctx.picture("particles.png", names, lambda path: pictures.draw_particles(path, ctx, particles))
+        ctx.picture("summary.png", names, lambda path: pictures.draw_summary(path, particles))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import zlib
 from collections import Counter
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from halfmap.data import ParticleSet
+from halfmap.data import MicrographSet, ParticleSet
 from halfmap.data.optics import GROUP
+from halfmap.data.versions import row_versions
 from halfmap.errors import HalfmapError, ParameterError, TableError
+from halfmap.io.atomic import write_text
 from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.extract import coordinates
@@ -42,6 +46,7 @@ STATISTICS = (
 )
 OUTLYING = "hmParticleZScore"
 
+_TYPICAL = "typical.json"
 _DIGITS = 6
 
 _CLOSE = 0.25
@@ -84,8 +89,40 @@ class Plan:
     circle: float
 
 
-def make_plan(step: ExtractStep, picks: Picks) -> Plan:
+@dataclass(frozen=True)
+class Typical:
+    """What most particles are like, from which their box is chosen: diameter and defocus in Å, or NaN."""
+
+    diameter: float
+    defocus: float
+
+
+def typical_values(ctx: Context, picks: Picks) -> Typical:
+    """Medians of all particles; while more are to come, those of an earlier run for a while."""
+    path, names = ctx.folder / _TYPICAL, picks.rows[MICROGRAPH].unique(maintain_order=True).to_list()
+    if ctx.growing and path.exists() and ctx.decisions.hold("box", names):
+        return Typical(**json.loads(path.read_text(encoding="utf-8")))
+    rows = picks.rows
+    found = Typical(
+        diameter=typical(rows[DIAMETER]) if DIAMETER in rows.columns else math.nan,
+        defocus=typical((rows[DEFOCUS[0]] + rows[DEFOCUS[1]]) / 2),
+    )
+    write_text(path, json.dumps(vars(found)))
+    ctx.decisions.note("box", names)
+    return found
+
+
+def make_plan(step: ExtractStep, picks: Picks, most: Typical) -> Plan:
     """Choose box and circle.
+
+    Parameters
+    ----------
+    step : ExtractStep
+        What is asked for.
+    picks : Picks
+        The particles.
+    most : Typical
+        What most of them are like.
 
     Raises
     ------
@@ -95,12 +132,12 @@ def make_plan(step: ExtractStep, picks: Picks) -> Plan:
     rows = picks.rows
     micrographs = picks.micrographs.select(pl.Series(np.arange(len(picks.micrographs)) == rows[INDEX][0]))
     pixel_size = float(micrographs.column(PIXEL)[0])
-    found = typical(rows[DIAMETER]) if DIAMETER in rows.columns else math.nan
+    found = most.diameter
     diameter = step.diameter or (found if math.isfinite(found) else None)
     if diameter is not None and not 0.5 <= diameter / found <= 2 and math.isfinite(found):
         log.warning("--diameter is %.0f Å, but the picks are of particles of %.0f Å", diameter, found)
     voltage = float(micrographs.column("rlnVoltage")[0])
-    defocus = typical((rows[DEFOCUS[0]] + rows[DEFOCUS[1]]) / 2)
+    defocus = most.defocus
     box = choose_box(
         micrograph_pixel_size=pixel_size,
         diameter=diameter,
@@ -195,6 +232,23 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
         raise TableError(message, path=picks.micrographs.path, hint="estimate the CTF first: halfmap ctf")
     _check_room(items, plan)
     return items
+
+
+def versions(micrographs: MicrographSet, items: list[MicrographItem]) -> dict[str, str]:
+    """By what the stack of each micrograph is known again: itself, its particles, how they are cut."""
+    rows = row_versions(micrographs, MICROGRAPH)
+    return {item.name: f"{rows[item.name]} {_work(item)}" for item in items}
+
+
+def _work(item: MicrographItem) -> str:
+    plain = item.recipe, item.pixel_size, item.margin_px, item.min_distance_px, item.mask is None
+    total = hashlib.blake2b(repr(plain).encode(), digest_size=8)
+    for values in (item.cut, item.place, item.score, item.has_defocus):
+        if values is not None:
+            total.update(np.ascontiguousarray(values).tobytes())
+    if item.ctf is not None:
+        total.update(item.ctf.rows.write_csv().encode())
+    return total.hexdigest()
 
 
 def _check_room(items: list[MicrographItem], plan: Plan) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
 from halfmap.errors import FileFormatError
+from halfmap.steps.import_.microscope import contents
 
 if TYPE_CHECKING:
     from halfmap.data import MicrographSet
@@ -45,6 +46,7 @@ def tabulate(ctx: Context, headers: list[dict[str, Any]], settings: dict[str, An
             "rlnOpticsGroup": [1] * len(headers),
             "rlnImageSizeX": [header["width"] for header in headers],
             "rlnImageSizeY": [header["height"] for header in headers],
+            **contents(headers),
         }
     )
     return MicrographSet(optics=pl.DataFrame([optics]), rows=rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
 from halfmap.errors import ParameterError
+from halfmap.io.binary import sum_of_ends
 from halfmap.io.names import find_files, name_in
 from halfmap.log import log
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 USUAL_PIXEL_SIZE_A = 0.3, 8.0
 """Of micrographs that particles are solved from; beyond, a unit or a digit was mistaken."""
+
+SAME, CALIBRATED = 0.003, 0.06
+"""Differences of pixel sizes: by rounding, and of what a microscope states from what calibration gives."""
 
 
 def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
@@ -43,14 +47,29 @@ def examine_all(
 ) -> list[dict[str, Any]]:
     """Examine every file; leave out, and name, those that cannot be read or whose size differs from most."""
     work = functools.partial(_examine, examine=examine, project=ctx.project)
-    headers = ctx.map(work, files, key=ctx.relative, unit=unit)
+    headers = ctx.map(work, files, key=ctx.relative, unit=unit, version=_stamp)
     headers = [header | {"file": str(ctx.resolve(header["file"]))} for header in headers]
     return _keep_common_size(ctx, headers, unit=unit)
 
 
 def _examine(path: Path, *, examine: Callable[[Path], dict[str, Any]], project: Path) -> dict[str, Any]:
     # What the job remembers must hold when the project has been moved.
-    return examine(path) | {"file": name_in(path, project).as_posix()}
+    return examine(path) | {"file": name_in(path, project).as_posix(), "contents": sum_of_ends(path)}
+
+
+def _stamp(path: Path) -> str | None:
+    """Size and date of a file; of one that is gone they are not known."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return f"{stat.st_size} {stat.st_mtime:.3f}"
+
+
+def contents(headers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The column by which later steps notice that a file has become another; none of older records."""
+    found = [header.get("contents", "") for header in headers]
+    return {"hmContents": found} if all(found) else {}
 
 
 def _keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) -> list[dict[str, Any]]:
@@ -63,7 +82,10 @@ def _keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str)
             continue
         key = ctx.relative(header["file"])
         size = f"{header['width']} × {header['height']}"
-        reason = f"is {size} px, most others are {width} × {height}; import it by itself"
+        reason = (
+            f"is {size} px, most others are {width} × {height}; import those of its size by themselves, "
+            "with another --optics-group"
+        )
         ctx.fail(unit, key, reason)
     return kept
 
@@ -87,12 +109,38 @@ def optics_row(step: ImportImages, headers: list[dict[str, Any]]) -> dict[str, A
 
 
 def _common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> float:
-    """Pixel size as given, or else the one that all headers agree on; an unusual one is warned of."""
+    """Pixel size as given, or else the one that all headers agree on; an unlikely one is warned of."""
     size = step.pixel_size or _size_in_headers(headers)
     low, high = USUAL_PIXEL_SIZE_A
     if not low <= size <= high:
-        log.warning("is the pixel size of %g Å right? usual ones are between %g and %g Å", size, low, high)
+        text = "is the pixel size of %g Å right? usual ones are between %g and %g Å%s"
+        nm = f"; if it is in nm, it is {10 * size:g} Å" if low <= 10 * size <= high else ""
+        log.warning(text, size, low, high, nm)
+    if step.pixel_size is not None:
+        _compare_with_headers(size, headers)
     return size
+
+
+def _compare_with_headers(size: float, headers: list[dict[str, Any]]) -> None:
+    """Say where headers state another pixel size than the one given, which is taken nevertheless."""
+    # Headers that say exactly 1 Å were often never set.
+    stated = Counter(
+        float(f"{header['pixel_size']:.4g}")
+        for header in headers
+        if header["pixel_size"] and header["pixel_size"] != 1 and abs(header["pixel_size"] / size - 1) > SAME
+    )
+    if not stated:
+        return
+    other, count = stated.most_common(1)[0]
+    ratio = other / size
+    files = f"{count} of {len(headers)} files"
+    text = f"--pixel-size {size:g} Å is taken, but the headers of {files} say {other:g} Å"
+    if min(abs(ratio - 2), abs(1 / ratio - 2)) < CALIBRATED:
+        log.warning("%s: is one of them that of super-resolution or binned pixels?", text)
+    elif abs(ratio - 1) > CALIBRATED:
+        log.warning("%s: which is right? A wrong one makes every later size and resolution wrong", text)
+    else:
+        log.info("%s", text)
 
 
 def _size_in_headers(headers: list[dict[str, Any]]) -> float:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import Context
 from halfmap.errors import FileFormatError, TableError
+from halfmap.log import log
+from halfmap.steps.import_.microscope import contents
 
 if TYPE_CHECKING:
     from halfmap.data import MovieSet
     from halfmap.steps.import_.step import ImportMovies
+
+MOST_DOSE_e_per_A2, LEAST_DOSE_e_per_A2 = 200.0, 2.0
+"""Whole exposures beyond which the dose per frame was hardly meant so."""
+
+NAMED = 3
+"""Movies that a warning names."""
 
 MTF_LABELS = "rlnResolutionInversePixel", "rlnMtfValue"
 
@@ -37,6 +46,33 @@ def examine(path: Path, *, step: ImportMovies) -> dict[str, Any]:
         "height": height,
         "pixel_size": movie.pixel_size,
     }
+
+
+def warn_of_exposure(step: ImportMovies, headers: list[dict[str, Any]]) -> None:
+    """Warn of a whole exposure that can hardly be, and of movies with another number of frames than most."""
+    counts = Counter(header["frames"] for header in headers)
+    frames = counts.most_common(1)[0][0]
+    total = frames * step.dose_per_frame
+    said = f"{frames} frames of {step.dose_per_frame:g} e/Å² are {total:.4g} e/Å² in all"
+    if total > MOST_DOSE_e_per_A2:
+        log.warning(
+            "%s, more than particles survive: --dose-per-frame is that of one frame; if %g e/Å² is the whole "
+            "exposure, give %.4g",
+            *(said, step.dose_per_frame, step.dose_per_frame / frames),
+        )
+    elif total < LEAST_DOSE_e_per_A2:
+        log.warning(
+            "%s, in which little can be seen: is --dose-per-frame in e/Å², and that of a frame?", said
+        )
+    odd = [header for header in headers if header["frames"] != frames]
+    if odd:
+        named = ", ".join(f"{Path(header['file']).name} {header['frames']}" for header in odd[:NAMED])
+        log.warning(
+            "%d of %d movies have another number of frames than the %d of most (%s%s); they are kept, with "
+            "the same dose per frame: import them by themselves if they were divided otherwise, or leave out "
+            "those that broke off",
+            *(len(odd), len(headers), frames, named, ", …" if len(odd) > NAMED else ""),
+        )
 
 
 def check_camera_files(step: ImportMovies, ctx: Context, headers: list[dict[str, Any]]) -> None:
@@ -96,6 +132,7 @@ def tabulate(
             "rlnImageSizeX": [header["width"] for header in headers],
             "rlnImageSizeY": [header["height"] for header in headers],
             "rlnImageSizeZ": [header["frames"] for header in headers],
+            **contents(headers),
         }
     )
     return MovieSet(optics=pl.DataFrame([optics]), rows=rows)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from halfmap.engine import Context, Input, Out, Param, Step
 
 OPTICS, EXPOSURE, GAIN, NAMES = "Optics", "Exposure", "Gain", "Names"
 OTHER = "relion.import.other"
 """RELION's job type for all that is neither movies nor micrographs."""
+
+_UNITS = {
+    "pixel_size": ("Å", 0.15, 50.0, {"nm": 10.0, "pm": 0.01}),
+    "voltage": ("kV", 30.0, 1000.0, {"MV": 1000.0, "V": 0.001}),
+    "spherical_aberration": ("mm", 0.0, 20.0, {"µm": 0.001, "nm": 1e-6}),
+}
+"""Unit, least and greatest value of what a microscope was set to, factors from units it is mistaken for."""
 
 
 class ImportImages(Step):
@@ -24,14 +32,14 @@ class ImportImages(Step):
         unit="Å/px",
         section=OPTICS,
         aliases=("angpix",),
-        gt=0.1,
+        ge=0.15,
         le=50,
     )
     voltage: float = Param(
         300.0, "acceleration voltage", unit="kV", section=OPTICS, aliases=("kV",), ge=30, le=1000
     )
     spherical_aberration: float = Param(
-        2.7, "spherical aberration Cs", unit="mm", section=OPTICS, aliases=("Cs",), ge=0
+        2.7, "spherical aberration Cs", unit="mm", section=OPTICS, aliases=("Cs",), ge=0, le=20
     )
     amplitude_contrast: float = Param(
         0.1, "fraction of amplitude contrast", unit="none", section=OPTICS, aliases=("Q0",), ge=0, le=1
@@ -44,6 +52,17 @@ class ImportImages(Step):
         aliases=("optics_group_name",),
         min_length=1,
     )
+
+    @field_validator("pixel_size", "voltage", "spherical_aberration", mode="before")
+    @classmethod
+    def _is_in_our_unit(cls, value: object, info: ValidationInfo) -> object:
+        """Name the unit in which a value that cannot be would be a usual one."""
+        unit, low, high, others = _UNITS[info.field_name or ""]
+        if isinstance(value, int | float) and math.isfinite(value) and not low <= value <= high:
+            for other, factor in others.items():
+                if low <= value * factor <= high:
+                    raise ValueError(f"is in {unit}: for {value:g} {other} give {value * factor:g}")
+        return value
 
 
 class ImportMovies(ImportImages, name="import movies", label="relion.import.movies"):
@@ -98,8 +117,18 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
     gain_flip: Literal[0, 1, 2] = Param(
         0, "then flip it: 1 upside down, 2 left to right, as RELION does", unit="none", section=GAIN
     )
+    gain_inverse: bool = Param(
+        False,
+        "take the gain reference's reciprocal: for one to divide frames by (EER: to multiply, as none but "
+        ".gain files are)",
+        unit="none",
+        section=GAIN,
+    )
     check_gain: bool = Param(
-        True, "stop if the gain reference fits better in another orientation", unit="none", section=GAIN
+        True,
+        "stop if the gain reference fits better in another orientation or as its reciprocal",
+        unit="none",
+        section=GAIN,
     )
 
     def run(self, ctx: Context) -> None:
@@ -108,14 +137,17 @@ class ImportMovies(ImportImages, name="import movies", label="relion.import.movi
         from halfmap.steps.import_ import gain, microscope, movies, pictures
 
         files = microscope.expand(self.movies, ctx.project)
+        gain.look_first(self, ctx, files)
         examine = functools.partial(movies.examine, step=self)
         headers = microscope.examine_all(ctx, examine, files, unit="movie")
+        movies.warn_of_exposure(self, headers)
         movies.check_camera_files(self, ctx, headers)
         settings = microscope.optics_row(self, headers)
         reference = gain.orient(self, ctx, headers, pixel_size=settings["rlnMicrographOriginalPixelSize"])
         table = movies.tabulate(self, ctx, headers, settings, gain=reference)
         write_movies(ctx.folder / "movies.star", table)
-        pictures.draw_movies(ctx.folder / "movies.png", ctx, table)
+        names = table.rows["rlnMicrographMovieName"].to_list()
+        ctx.picture("movies.png", names, lambda path: pictures.draw_movies(path, ctx, table))
 
 
 class ImportMicrographs(ImportImages, name="import micrographs", label="relion.import.movies"):
@@ -143,7 +175,8 @@ class ImportMicrographs(ImportImages, name="import micrographs", label="relion.i
         headers = microscope.examine_all(ctx, micrographs.examine, files, unit="micrograph")
         table = micrographs.tabulate(ctx, headers, microscope.optics_row(self, headers))
         write_micrographs(ctx.folder / "micrographs.star", table)
-        pictures.draw_micrographs(ctx.folder / "micrographs.png", ctx, table)
+        names = table.rows["rlnMicrographName"].to_list()
+        ctx.picture("micrographs.png", names, lambda path: pictures.draw_micrographs(path, ctx, table))
 
 
 class ImportParticles(Step, name="import particles", label=OTHER):
@@ -226,7 +259,7 @@ class ImportCoordinates(Step, name="import coordinates", label=OTHER):
         "particle diameter, for extraction and the circles in the picture",
         unit="Å",
         section="Particle",
-        gt=0,
+        ge=20,
     )
 
     def run(self, ctx: Context) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.errors import ParameterError
+from halfmap.io.model_files import model_origin
 from halfmap.io.models import AtomicModel, read_model
 from halfmap.io.mrc import write_mrc
 from halfmap.io.volumes import MapFile
@@ -200,7 +201,7 @@ def _place(step: MaskModel, model: AtomicModel, volume: MapFile, path: Path) -> 
     middle = np.array([n // 2 for n in volume.array.shape[::-1]])
     scaled = model.positions / volume.pixel_size
     places = {
-        "header": scaled - np.array(volume.origin) / volume.pixel_size,
+        "header": scaled - np.array(model_origin(volume)) / volume.pixel_size,
         "box": scaled + middle,
         "mass": scaled - model.centre / volume.pixel_size + middle,
     }
@@ -225,7 +226,7 @@ def _place(step: MaskModel, model: AtomicModel, volume: MapFile, path: Path) -> 
 
 
 def write(path: Path, volume: MapFile, mask: Mask, *, invert: bool) -> None:
-    """Write a mask with the map's voxel size and origin, and say what it encloses.
+    """Write a mask that lies where the map does, with its voxel size, and say what it encloses.
 
     Raises
     ------
@@ -243,7 +244,7 @@ def write(path: Path, volume: MapFile, mask: Mask, *, invert: bool) -> None:
     if max(float(face.max()) for face in faces) > 0.01:
         log.warning("the mask reaches the edge of the box: a larger box, or a smaller mask, would be better")
     values = 1 - array if invert else array
-    write_mrc(path, values, pixel_size=volume.pixel_size, origin=volume.origin, stack=False)
+    write_mrc(path, values, pixel_size=volume.pixel_size, origin=model_origin(volume), stack=False)
 
 
 def _edge(width: float | None, volume: MapFile) -> float:

@@ -204,7 +204,7 @@ def estimate_motion(
     if min(h, w) * pixel_size < _SMALLEST_FIELD_A:
         raise ShapeError(
             f"a field of {h * pixel_size:.0f} x {w * pixel_size:.0f} Å is too small to see motion in",
-            hint=f"{_SMALLEST_FIELD_A:.0f} Å are the least",
+            hint=f"{_SMALLEST_FIELD_A:.0f} Å are the least: is the pixel size of the movies right?",
         )
     relative = np.ones(n) if lengths is None else lengths / np.mean(lengths)
     frames = _without_shadows(frames, pixel_size)

@@ -33,7 +33,7 @@ ALIGNMENT_PIXEL_A = 2.8
 """Frames are shrunk to pixels of about this size to be aligned. Finer detail than 8 Å adds little, but noise
 that coarser pixels would fold onto it costs a sixth of the accuracy."""
 
-_FEWEST_FRAMES = 3
+FEWEST_FRAMES = 3
 _MOST_GROUPS = 60
 _LEAST_GROUP_DOSE = 0.5
 NO_SIGNAL = 4.5
@@ -121,21 +121,24 @@ def _with_size(item: MovieItem) -> MovieItem:
 
 def _frame_range(item: MovieItem, step: MotionStep) -> tuple[int, int]:
     first, last = step.first_frame - 1, step.last_frame or item.n_frames
-    if last > item.n_frames or last - first < _FEWEST_FRAMES:
-        message = f"has {item.n_frames} frames; frames {first + 1} to {last} cannot be aligned"
-        raise ParameterError(message, path=item.name, hint="choose 3 or more frames that are there")
+    if last > item.n_frames or last - first < FEWEST_FRAMES:
+        message = f"has {item.n_frames} frames, of which fewer than {FEWEST_FRAMES} are to be aligned"
+        if last > item.n_frames:
+            message = f"has {item.n_frames} frames, and frames to {last} are asked for"
+        hint = "change the range of frames, or leave the movie out"
+        raise ParameterError(message, path=item.name, hint=hint)
     return first, last
 
 
 def _automatic_group(item: MovieItem, n: int) -> int:
     """Frames to align together: enough dose to see something, few enough groups to compare them all."""
     enough = int(np.ceil(_LEAST_GROUP_DOSE / item.dose_per_frame - 1e-6))
-    return max(1, min(enough, n // _FEWEST_FRAMES), -(-n // _MOST_GROUPS))
+    return max(1, min(enough, n // FEWEST_FRAMES), -(-n // _MOST_GROUPS))
 
 
 def group_frames(n: int, size: int) -> list[range]:
     """Groups of neighbouring frames; what is left over makes the last ones longer, the first moves most."""
-    count = max(min(n, _FEWEST_FRAMES), n // size)
+    count = max(min(n, FEWEST_FRAMES), n // size)
     lengths = np.full(count, n // count)
     if n % count:
         lengths[-(n % count) :] += 1

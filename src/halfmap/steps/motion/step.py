@@ -130,6 +130,7 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
 
     def run(self, ctx: Context) -> None:
         """Correct movie after movie, tabulate the micrographs, draw the summary."""
+        from halfmap.data.versions import row_versions
         from halfmap.io.tables import read_movies, write_micrographs
         from halfmap.steps.motion import movie, pictures, tables
 
@@ -137,7 +138,9 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         items = tables.list_movies(self, ctx, movies)
         (ctx.folder / movie.FOLDER).mkdir(exist_ok=True)
         correct = functools.partial(movie.correct_movie, step=self, folder=ctx.folder, device=ctx.device)
-        done = ctx.map(correct, items, unit="movie")
+        versions = row_versions(movies, "rlnMicrographMovieName")
+        done = ctx.map(correct, items, unit="movie", version=lambda item: versions[item.name])
         write_micrographs(ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done))
-        pictures.draw_summary(ctx.folder / "summary.png", done)
+        names = [row["name"] for row in done]
+        ctx.picture("summary.png", names, lambda path: pictures.draw_summary(path, done))
         tables.report(done)

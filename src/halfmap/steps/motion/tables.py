@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from halfmap.data import MicrographSet, MovieSet
-from halfmap.errors import TableError
+from halfmap.errors import ParameterError, TableError
 from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.motion import sums
 from halfmap.steps.motion.frames import EER_GROUPING, EER_UPSAMPLING
-from halfmap.steps.motion.movie import NO_SIGNAL, MovieItem
+from halfmap.steps.motion.movie import FEWEST_FRAMES, NO_SIGNAL, MovieItem
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -93,7 +93,35 @@ def list_movies(step: MotionStep, ctx: Context, movies: MovieSet) -> list[MovieI
                 eer_upsampling=upsampling,
             )
         )
+    _check_for_all(step, items, movies.path)
     return items
+
+
+def _check_for_all(step: MotionStep, items: list[MovieItem], table: Path | None) -> None:
+    """Refuse at once what would fail every movie, one by one.
+
+    Raises
+    ------
+    TableError
+        If a gain reference or defect file is missing.
+    ParameterError
+        If no movie has the frames that are asked for.
+    """
+    for path in sorted({path for item in items for path in (item.gain_path, item.defect_path) if path}):
+        if not path.exists():
+            message = f"names {path} as gain reference or defects, and there is no such file"
+            raise TableError(message, path=table, hint="put it there, or import the movies anew")
+    if not all(item.size for item in items):
+        return  # each movie will say what it has
+    longest = max(item.n_frames for item in items)
+    last = step.last_frame or longest
+    if last > longest or last - step.first_frame + 1 < FEWEST_FRAMES:
+        end = f" --last-frame {last}" if step.last_frame else ""
+        raise ParameterError(
+            f"--first-frame {step.first_frame}{end} leaves no movie {FEWEST_FRAMES} frames to align",
+            path=table,
+            hint=f"they have {longest}",
+        )
 
 
 def tabulate(step: MotionStep, ctx: Context, movies: MovieSet, done: list[dict[str, Any]]) -> MicrographSet:

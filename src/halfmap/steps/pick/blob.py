@@ -160,11 +160,19 @@ def learn(
         if abs(size / before - 1) < _SETTLED and template is profile:
             break
     if profile is None:
-        message = "no particles stand out of the noise of the micrographs that were surveyed"
-        raise ItemsFailedError(message, hint="give --diameter, or pick with templates")
+        raise _nothing_found(diameter)
     log.info("particles are %.0f Å wide, by %d of them", size, profile.count)
     k = profile.frequency
     return Blob(size, k, template.transform(k), profile.count, shell.hollow)
+
+
+def _nothing_found(diameter: float | None) -> ItemsFailedError:
+    known = "" if diameter is None else f" of {diameter:.0f} Å"
+    message = f"no particles{known} stand out of the noise of the micrographs that were surveyed"
+    other = "give --diameter" if diameter is None else "try without --diameter"
+    return ItemsFailedError(
+        message, hint=f"look at the micrographs: if there are particles, {other}, or pick with templates"
+    )
 
 
 def _best_shell(
@@ -198,8 +206,7 @@ def _best_shell(
             if total > best:
                 best, chosen = total, shell
     if chosen is None:
-        message = "no particles stand out of the noise of the micrographs that were surveyed"
-        raise ItemsFailedError(message, hint="give --diameter, or pick with templates")
+        raise _nothing_found(diameter)
     return chosen
 
 

@@ -232,6 +232,7 @@ def run(step: PickConsensus, ctx: Context) -> None:
         (ctx.folder / micrograph.PICTURES).mkdir(exist_ok=True)
         draw = functools.partial(micrograph.draw_micrograph, diameter=diameter, folder=ctx.folder)
         ctx.map(draw, shared, key=lambda item: item.name, unit="picture")
+    tables.refuse_nothing(table)
 
 
 def coinciding(pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from halfmap.data import MicrographSet
+from halfmap.data.versions import row_versions
+from halfmap.engine.decisions import digest
 from halfmap.io.coordinates import read_coordinates
 from halfmap.steps.pick.candidates import Candidates, read_searched, write_candidates
 from halfmap.steps.pick.image import Image, MicrographItem, load
@@ -41,6 +45,21 @@ class Method(Protocol):
     def search(self, image: Image, rng: np.random.Generator) -> tuple[Candidates, NDArray[np.float32]]:
         """Candidates in pixels of the specimen, and scores where there is noise alone (may be none)."""
         ...
+
+
+def versions(micrographs: MicrographSet, method: Method) -> dict[str, str]:
+    """By what the candidates of each micrograph are known again: itself, and what searches it."""
+    searching = digest(f"{name} {_content(value)}" for name, value in sorted(vars(method).items()))
+    return {
+        name: digest([row, searching]) for name, row in row_versions(micrographs, "rlnMicrographName").items()
+    }
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        # A record of it has lost the type.
+        return hashlib.blake2b(value.astype(np.float64).tobytes(), digest_size=12).hexdigest()
+    return "" if isinstance(value, Path | str) else repr(value)
 
 
 def search_micrograph(item: MicrographItem, *, method: Method, folder: Path, seed: int) -> dict[str, Any]:

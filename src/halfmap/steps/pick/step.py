@@ -63,42 +63,48 @@ class PickMicrographs(Step):
 
     def run(self, ctx: Context) -> None:
         """Search every micrograph, calibrate the scores of all, write the picks and draw them."""
+        import numpy as np
+
         from halfmap.io.tables import read_micrographs
         from halfmap.log import log
         from halfmap.steps.pick import micrograph, pictures, tables
-        from halfmap.steps.pick.candidates import read_candidates
 
-        items = tables.list_micrographs(
-            ctx, read_micrographs(ctx.resolve(self.micrographs)), use_ctf=self.use_ctf
-        )
+        micrographs = read_micrographs(ctx.resolve(self.micrographs))
+        items = tables.list_micrographs(ctx, micrographs, use_ctf=self.use_ctf)
         method = self.method(ctx, items)
+        versions = micrograph.versions(micrographs, method)
         for folder in (tables.CANDIDATES, tables.FOLDER, micrograph.PICTURES):
             (ctx.folder / folder).mkdir(exist_ok=True)
         search = functools.partial(
             micrograph.search_micrograph, method=method, folder=ctx.folder, seed=self.seed
         )
-        done = ctx.map(search, items, unit="micrograph")
-        scores, number, null = tables.gather(ctx, done)
+        done = ctx.map(search, items, unit="micrograph", version=lambda item: versions[item.name])
+        searched = [versions[row["name"]] for row in done]
+        # While more are to come, those that have their picks keep them.
+        held = ctx.decisions.hold("threshold", searched) if ctx.growing else False
+        before = tables.picked_before(ctx, done) if held else {}
+        among = tables.calibrated_by(done, before)
+        candidates, number, null = tables.gather(ctx, among)
+        scores = np.concatenate([part.score for part in candidates])
         calibration = self.calibration(scores, number, null if len(null) else None, method)
         if calibration.kind == "none":
-            log.warning("no particles are told apart from noise, and none is picked")
-        picks = {}
-        for i, row in enumerate(done):
-            candidates, _ = read_candidates(ctx.folder / tables.CANDIDATES / f"{row['key']}.npz")
-            found = tables.picks_of(candidates, calibration.part(i), method.diameter)
-            picks[row["name"]] = (row["key"], found)
-        table = tables.write_picks(ctx, picks)
-        log.info(
-            "%d picks, %.1f of them false on average; about %.0f particles below the threshold",
-            calibration.picked,
-            calibration.expected_false,
-            calibration.missed,
-        )
-        pictures.draw_summary(ctx.folder / "summary.png", scores, calibration, table, method.diameter)
+            log.warning("no particles are told apart from noise")
+        picks = {
+            row["name"]: (row["key"], tables.picks_of(part, calibration.part(i), method.diameter))
+            for i, (row, part) in enumerate(zip(among, candidates, strict=True))
+            if row["name"] not in before
+        }
+        table = tables.write_picks(ctx, picks, [row["name"] for row in done], before)
+        if not before:
+            tables.say_picks(calibration)
+            pictures.draw_summary(ctx.folder / "summary.png", scores, calibration, table, method.diameter)
+            ctx.decisions.note("threshold", searched)
         if self.pictures:
             draw = functools.partial(micrograph.draw_micrograph, diameter=method.diameter, folder=ctx.folder)
-            found = {row["name"] for row in done}
-            ctx.map(draw, [item for item in items if item.name in found], unit="picture")
+            new = {name: tables.version_of_picks(found) for name, (_, found) in picks.items()}
+            drawn = [item for item in items if item.name in new]
+            ctx.map(draw, drawn, unit="picture", version=lambda item: new[item.name])
+        tables.refuse_nothing(table)
 
 
 class PickBlob(PickMicrographs, name="pick blob", label=AUTOPICK):
@@ -167,7 +173,8 @@ class PickTemplate(PickMicrographs, name="pick template", label=AUTOPICK):
     """
 
     references: Path = Input(
-        "class averages (.mrcs, or class_averages.star of `halfmap select`), bright particles, or a map (.mrc)"
+        "class averages (.mrcs, or class_averages.star of `halfmap select`) with bright particles, or a map "
+        "(.mrc)"
     )
     pixel_size: float | None = Param(
         None, "pixel size of the references; default: their header's", unit="Å/px", section=REFERENCES, gt=0

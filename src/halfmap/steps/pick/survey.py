@@ -39,7 +39,7 @@ _Searching = TypeVar("_Searching", Blob, Template)
 
 
 def blob(step: PickBlob, ctx: Context, items: Sequence[MicrographItem]) -> Blob:
-    """Find the particle's size and profile, or read what an interrupted run of the job found.
+    """Find the particle's size and profile, or read what an earlier run of the job found, if it holds.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def blob(step: PickBlob, ctx: Context, items: Sequence[MicrographItem]) -> Blob:
         If no micrograph can be used, or nothing stands out of their noise.
     """
     path = ctx.folder / FILE
-    if path.exists():
+    names = [f"{item.name} {item.optics}" for item in items]
+    if path.exists() and ctx.decisions.hold("particle", names):
         found = json.loads(path.read_text())
         return Blob(**found | {name: np.array(found[name]) for name in ("frequency", "transform")})
     images = surveyed(items, (step.diameter or step.smallest) / _PIXELS, step.survey)
@@ -59,6 +60,7 @@ def blob(step: PickBlob, ctx: Context, items: Sequence[MicrographItem]) -> Blob:
     values = asdict(particle)
     values |= {name: values[name].tolist() for name in ("frequency", "transform")}
     write_text(path, json.dumps(values))
+    ctx.decisions.note("particle", names)
     return particle
 
 

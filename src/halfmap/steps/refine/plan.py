@@ -215,9 +215,9 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         )
     _warn_of_what_is_shared(particles, given, initial_lowpass)
     names, micrographs = numbered(particles, MICROGRAPH)
-    padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options.workers)
+    padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options)
     each = map_bytes(whole.box, padding)
-    memory = image_memory(step.memory * 1e9, ctx.options.workers, each=each, purpose="refinement")
+    memory = image_memory(step.memory * 1e9, ctx.options, each=each, purpose="refinement")
     plan = Plan(
         step=step,
         source=Source.of(ctx.resolve(step.particles), ctx.project, memory),

@@ -7,7 +7,7 @@ from torch import Tensor
 from halfmap.errors import ParameterError
 from halfmap.ops.envelope import find_region
 from halfmap.ops.fourier import resample
-from halfmap.ops.masks import soft_edge
+from halfmap.ops.masks import around_region
 from halfmap.search.reference import read_mask
 from halfmap.steps.refine.plan import Plan
 
@@ -16,9 +16,6 @@ _COARSE_A = 15.0
 
 _FROM_A = 25.0
 """Resolution from which on a map says where the particle is."""
-
-_EXTEND_A, _EDGE_A = 4.0, 8.0
-"""What a mask leaves around the particle's blurred surface, and its soft edge."""
 
 
 def solvent_mask(plan: Plan, volume: Tensor, resolution_A: float) -> Tensor:
@@ -51,5 +48,5 @@ def solvent_mask(plan: Plan, volume: Tensor, resolution_A: float) -> Tensor:
         found = find_region(seen, pixel_size=pixel_size, resolution=finest, blank=blank)
     except ParameterError:  # nothing stands out of the noise
         return sphere
-    width = max(_EDGE_A, 3 * pixel_size)
-    return soft_edge(found.region, extend=_EXTEND_A, width=width, pixel_size=pixel_size).to(volume) * sphere
+    mask = around_region(found.region, resolution=resolution_A, pixel_size=pixel_size)
+    return mask.to(volume) * sphere

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from halfmap.engine import Context
-from halfmap.engine.memory import require_memory
+from halfmap.engine.memory import require_memory, require_memory_of_each
 from halfmap.log import log
 from halfmap.steps.simulate.solvent import solvent_size
 
@@ -43,7 +43,7 @@ def check(
     """
     preparing = preparing_bytes(specimen, n_atoms=n_atoms, map_voxels=map_voxels)
     imaging = imaging_bytes(step, specimen)
-    workers = ctx.options.workers
+    workers = 1 if ctx.options.is_remote else ctx.options.workers
     # A single conformation is prepared in this process, whatever the workers.
     need = max(_in_processes(min(workers, n_states), preparing), _in_processes(workers, imaging))
     n = specimen.fine_box
@@ -52,7 +52,10 @@ def check(
     remedy = "give a coarser --pixel-size, or take a machine with more memory"
     if need > max(preparing, imaging) + _PROCESS:
         remedy = f"use fewer --workers, {remedy}"
-    require_memory(need, purpose=f"a simulation with a volume of {n} x {n} x {n} voxels", hint=remedy)
+    purpose = f"a simulation with a volume of {n} x {n} x {n} voxels"
+    if ctx.options.is_remote:
+        return require_memory_of_each(need, ctx.options, purpose=purpose, hint=remedy)
+    return require_memory(need, purpose=purpose, hint=remedy)
 
 
 def _in_processes(workers: int, each: float) -> float:

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import html
+import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import halfmap
 from halfmap.io.atomic import write_text
 from halfmap.log import log
+from halfmap.markup import LIGHTS, Markup, WIDTH_px, element, facts, folded, joined, light, picture
+from halfmap.markup import page as page_of
 from halfmap.steps.validate.finding import Finding, Given
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
-
-_COLOURS = {"red": "#c62828", "amber": "#ef8f00", "green": "#2e7d32", "grey": "#9e9e9e"}
-_WORDS = {"red": "wrong", "amber": "look closer", "green": "well", "grey": "not looked at"}
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto;
-padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.1em; margin: 0; }
-.light { display: inline-block; width: 0.9em; height: 0.9em; border-radius: 50%; margin-right: 0.5em; }
-table { border-collapse: collapse; width: 100%; } td { padding: 0.35em 0.6em; vertical-align: top;
-border-bottom: 1px solid #ddd; } td:first-child { white-space: nowrap; font-weight: 600; }
-section { border: 1px solid #ddd; border-left-width: 6px; border-radius: 4px; padding: 0.8em 1em;
-margin: 1em 0; }
-img { max-width: 100%; } .method, .values, footer { color: #666; font-size: 0.87em; }
-.values td { padding: 0.1em 0.6em; border: 0; font-weight: 400; } a { color: inherit; }
-"""
 
 
 def write(ctx: Context, given: Given, findings: list[Finding]) -> None:
@@ -52,25 +38,18 @@ def write(ctx: Context, given: Given, findings: list[Finding]) -> None:
         "diameter_A": given.diameter,
         "seed": given.step.seed,
     }
-    told = [
-        {
-            "name": finding.name,
-            "light": finding.light,
-            "sentence": finding.sentence,
-            "values": finding.values,
-            "pictures": list(finding.pictures),
-            "method": finding.method,
-        }
-        for finding in findings
-    ]
-    content = _finite({"general": general, "findings": told})
+    content = _finite({"general": general, "findings": [_plain(finding) for finding in findings]})
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(ctx.folder / "findings.json", text + "\n")
     write_text(ctx.folder / "report.html", page(ctx.folder, general, findings))
     counts = Counter(finding.light for finding in findings)
-    said = ", ".join(f"{counts[light]} {light}" for light in _COLOURS if counts[light])
+    said = ", ".join(f"{counts[colour]} {colour}" for colour in LIGHTS if counts[colour])
     tell = log.warning if counts["red"] else log.info
     tell("%d findings: %s; open report.html", len(findings), said)
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    return dataclasses.asdict(finding) | {"pictures": list(finding.pictures)}
 
 
 def _finite(value: Any) -> Any:
@@ -87,48 +66,59 @@ def _finite(value: Any) -> Any:
 def page(folder: Path, general: dict[str, Any], findings: list[Finding]) -> str:
     """The report as HTML, with its pictures in it."""
     title = f"Is the map right? {', '.join(general['half_maps'])}"
-    rows = "".join(
-        f'<tr><td><a href="#f{i}">{_light(finding)}{html.escape(finding.name)}</a></td>'
-        f"<td>{html.escape(finding.sentence)}</td></tr>"
-        for i, finding in enumerate(findings)
-    )
-    about = "; ".join(f"{html.escape(name)}: {html.escape(str(value))}" for name, value in general.items())
-    sections = "".join(_section(folder, i, finding) for i, finding in enumerate(findings))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f"<table>{rows}</table>{sections}<footer>{about}</footer></body></html>\n"
+    about = "; ".join(f"{name}: {value}" for name, value in general.items())
+    told = [_plain(finding) for finding in findings]
+    return page_of(
+        title,
+        element("h1", title),
+        element("section", list_findings(told)),
+        show_findings(told, folder),
+        element("footer", about),
     )
 
 
-def _light(finding: Finding) -> str:
-    colour, word = _COLOURS[finding.light], _WORDS[finding.light]
-    how = f'style="background:{colour}" role="img" aria-label="{word}" title="{word}"'
-    return f'<span class="light" {how}></span>'
+def list_findings(findings: Sequence[dict[str, Any]]) -> Markup:
+    """Findings in a table, each with its light and its sentence.
+
+    Parameters
+    ----------
+    findings : sequence of dict
+        As ``findings.json`` holds them.
+    """
+    rows = []
+    for number, finding in enumerate(findings):
+        name = element("a", light(finding["light"]), finding["name"], href=f"#finding{number}")
+        rows.append(element("tr", element("td", name), element("td", finding["sentence"])))
+    return element("table", rows, class_="findings")
 
 
-def _section(folder: Path, number: int, finding: Finding) -> str:
-    pictures = "".join(
-        f'<p><img alt="{html.escape(finding.name)}" '
-        f'src="data:image/png;base64,{_encoded(folder / name)}"></p>'
-        for name in finding.pictures
-    )
-    values = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
-        for name, value in finding.values.items()
-    )
-    figures = (
-        f'<details><summary class="values">figures</summary><table class="values">{values}</table></details>'
-    )
-    return (
-        f'<section id="f{number}" style="border-left-color:{_COLOURS[finding.light]}"><h2>{_light(finding)}'
-        f"{html.escape(finding.name)}</h2><p>{html.escape(finding.sentence)}</p>{pictures}"
-        f'<p class="method">{html.escape(finding.method)}</p>{figures if values else ""}</section>'
-    )
+def show_findings(findings: Sequence[dict[str, Any]], folder: Path, *, width: int = WIDTH_px) -> Markup:
+    """Each finding with its pictures, its method and its figures.
+
+    Parameters
+    ----------
+    findings : sequence of dict
+        As ``findings.json`` holds them.
+    folder : Path
+        That of the job, where the pictures lie.
+    width : int
+        To which wider pictures are made smaller, px.
+    """
+    return joined(*(_section(folder, number, finding, width) for number, finding in enumerate(findings)))
 
 
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")
+def _section(folder: Path, number: int, finding: dict[str, Any], width: int) -> Markup:
+    values = facts((name, _shown(value)) for name, value in finding["values"].items())
+    return element(
+        "section",
+        element("h2", light(finding["light"]), finding["name"]),
+        element("p", finding["sentence"]),
+        [picture(folder / name, None, alt=finding["name"], width=width) for name in finding["pictures"]],
+        element("p", finding["method"], class_="method") if finding["method"] else None,
+        folded("Figures", values) if values else None,
+        id=f"finding{number}",
+        class_=finding["light"],
+    )
 
 
 def _shown(value: Any) -> str:

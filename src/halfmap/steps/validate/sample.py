@@ -124,9 +124,9 @@ def draw_sample(ctx: Context, given: Given) -> Sample | None:
     table = folder / TABLE
     if not table.exists():
         write_particles(table, some)
-    padding = affordable_padding(images.box, step.memory * 1e9, ctx.options.workers)
+    padding = affordable_padding(images.box, step.memory * 1e9, ctx.options)
     each = map_bytes(images.box, padding)
-    memory = image_memory(step.memory * 1e9, ctx.options.workers, each=each, purpose="controls")
+    memory = image_memory(step.memory * 1e9, ctx.options, each=each, purpose="controls")
     source = Source.of(table, ctx.project, memory)
     groups = numbered(some, GROUP)[1]
     disc = FourierDisc(images.box, images.box // 2 - 1, ctx.device)

@@ -1,0 +1,275 @@
+"""The command `halfmap live`: the chain kept up to date while a microscope writes movies."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import create_model
+
+from halfmap.engine import Input, Param, RunOptions
+from halfmap.engine.decisions import GROWTH
+from halfmap.engine.parameters import Form, parse_form
+from halfmap.errors import (
+    ItemsFailedError,
+    ProjectError,
+    ResourceError,
+    TableError,
+    TooManyFailedError,
+)
+from halfmap.log import log, terminal_filtered
+from halfmap.project import Project
+from halfmap.workflow.arrivals import FOLDER, Arrivals
+from halfmap.workflow.chain import Chain
+from halfmap.workflow.live_page import PAGE, look, write_page
+from halfmap.workflow.measured import picks, read_particle_facts
+from halfmap.workflow.record import read_record
+from halfmap.workflow.run import settings_of
+from halfmap.workflow.settings import RunSettings
+from halfmap.workflow.stages import STAGES
+
+LIVE = "Live"
+
+LAST_STAGE, LAST_OF_ROUND = "first-class2d", "first-extract"
+"""Stages up to which the chain runs when classes are due, and else."""
+
+_FEWEST = 200
+"""Picks from which classes show something."""
+
+_LOOK_s = 3.0
+"""Time between two looks into the folder."""
+
+_AGAIN_s = 60.0
+"""Time after which a round is tried again that could not be."""
+
+_PASSING = (ItemsFailedError, TableError, ProjectError, ResourceError)
+"""Errors of a round that more movies, another process or somebody who frees the disk may mend."""
+
+
+class Watch(Form):
+    """Process the movies that a microscope writes into a folder while they arrive, up to 2D classes.
+
+    Takes the settings of `halfmap run`, makes the same jobs, and can be followed by it in the same project.
+    It ends by Ctrl-C or as --quiet-minutes and --hours say, and the same command goes on where it was.
+    """
+
+    folder: Path = Input("folder that movies are written into; those in folders below it, too", folder=True)
+    pattern: str | None = Param(
+        None,
+        "names of the movies, such as '*_Fractions.tiff'; default: all movies",
+        unit="none",
+        section=LIVE,
+    )
+    quiet_minutes: float | None = Param(
+        None, "end when no new movie has come for so long; default: by Ctrl-C", unit="min", section=LIVE, gt=0
+    )
+    hours: float | None = Param(None, "end after this time", unit="h", section=LIVE, gt=0)
+    settle: float = Param(
+        10.0, "time for which a file must not have changed", unit="s", section=LIVE, advanced=True, ge=0
+    )
+    patience: float = Param(
+        5.0,
+        "time after which a file that cannot be read whole counts as broken",
+        unit="min",
+        section=LIVE,
+        advanced=True,
+        gt=0,
+    )
+    class_minutes: float = Param(
+        60.0,
+        "time after which classes are made anew though particles are less than half as many more",
+        unit="min",
+        section=LIVE,
+        advanced=True,
+        gt=0,
+    )
+
+
+_NOT_LIVE = {"movies", "micrographs", "particles", "until", "anew"}
+
+_KNOWN: dict[str, Any] = {
+    name: (info.rebuild_annotation(), info)
+    for name, info in RunSettings.model_fields.items()
+    if name not in _NOT_LIVE
+}
+
+LiveSettings = create_model("LiveSettings", __base__=Watch, __doc__=Watch.__doc__, **_KNOWN)
+"""What `halfmap live` takes: what is watched, and what is known of the data set."""
+
+
+def run_live(project: Project, given: Mapping[str, Any], options: RunOptions) -> None:
+    """Watch a folder and keep the chain up to date, until it is quiet or the time is over.
+
+    Parameters
+    ----------
+    project : Project
+        Where the jobs are, or are to be made.
+    given : mapping
+        Values of `LiveSettings` that are given.
+    options : RunOptions
+        How each job runs.
+
+    Raises
+    ------
+    ParameterError
+        If the settings cannot be.
+    HalfmapError
+        What stopped a job and no movie to come can mend; what is done is kept.
+    """
+    watch = parse_form(Watch, {name: value for name, value in given.items() if name in Watch.model_fields})
+    known = {name: value for name, value in given.items() if name not in Watch.model_fields}
+    known["movies"] = (project.root / FOLDER / "**" / "*",)
+    settings = settings_of(project, known)
+    left_out = tuple(project.root / path for path in (settings.gain, settings.defects) if path is not None)
+    arrivals = Arrivals(
+        watch.folder, project.root, watch.pattern or "", left_out, watch.settle, 60 * watch.patience
+    )
+    session = Session(project, settings, options, watch, arrivals)
+    with terminal_filtered(_Terminal()):
+        session.run()
+
+
+@dataclass
+class Session:
+    """One run of `halfmap live`.
+
+    Parameters
+    ----------
+    project, settings, options
+        As of `Chain`.
+    watch : Watch
+        What is watched, and until when.
+    arrivals : Arrivals
+        The movies.
+    """
+
+    project: Project
+    settings: RunSettings
+    options: RunOptions
+    watch: Watch
+    arrivals: Arrivals
+    _classed: tuple[int, float] = field(default=(0, 0.0), init=False)
+    """Particles of the last classes, and when those were made."""
+    _said: str = field(default="", init=False)
+
+    def run(self) -> None:
+        """Go round until it is over, then bring everything up to date once more with nothing more to come."""
+        _say(f"watching {self.arrivals.folder}; Ctrl-C ends, the same command goes on")
+        try:
+            self._go_round()
+        except KeyboardInterrupt:
+            _say("stopped; the same command goes on, and `halfmap run` with this project goes on to a map")
+            raise
+        self.arrivals.take(all_of_them=True)
+        if self.arrivals.taken:
+            _say("no more is waited for; what was decided from a part of the movies is decided from all")
+            self._finish()
+
+    def _go_round(self) -> None:
+        begun, tried, behind = time.monotonic(), 0.0, True
+        while not self._is_late(begun):
+            new = self.arrivals.take()
+            behind = behind or new > 0
+            if behind and self.arrivals.taken and (new or time.monotonic() - tried > _AGAIN_s):
+                behind, tried = not self._round(), time.monotonic()
+            elif self._is_quiet():
+                return
+            else:
+                time.sleep(min(_LOOK_s, self.watch.settle / 2 + 0.1))
+
+    def _finish(self) -> None:
+        self._bring_up_to_date(LAST_OF_ROUND, growing=False)
+        if self._picked() >= _FEWEST:
+            self._bring_up_to_date(LAST_STAGE, growing=False)
+        else:
+            _say(f"fewer than {_FEWEST} picks: no classes are made")
+
+    def _is_late(self, begun: float) -> bool:
+        hours = self.watch.hours
+        return hours is not None and time.monotonic() - begun > 3600 * hours
+
+    def _is_quiet(self) -> bool:
+        minutes = self.watch.quiet_minutes
+        return minutes is not None and time.monotonic() - self.arrivals.last_change > 60 * minutes
+
+    def _round(self) -> bool:
+        """Bring the chain up to date; False if something was in the way that may pass."""
+        try:
+            self._bring_up_to_date(LAST_OF_ROUND, growing=True)
+            if self._classes_are_due():
+                self._bring_up_to_date(LAST_STAGE, growing=True)
+        except TooManyFailedError:
+            raise
+        except _PASSING as error:
+            if str(error) != self._said:
+                _say(f"waiting: {error}")
+            self._said = str(error)
+            return False
+        self._said = ""
+        return True
+
+    def _bring_up_to_date(self, stage: str, *, growing: bool) -> None:
+        start = time.monotonic()
+        settings = self.settings.model_copy(update={"until": stage})
+        chain = Chain(self.project, settings, self.options, read_record(self.project.root), growing)
+        try:
+            chain.run(STAGES)
+            self._remove_replaced(chain)
+        except _PASSING:
+            self._show(chain, time.monotonic() - start)
+            raise
+        self._show(chain, time.monotonic() - start)
+
+    def _show(self, chain: Chain, seconds: float) -> None:
+        seen = look(chain, self.arrivals.taken, self.arrivals.waiting)
+        write_page(self.project.root / PAGE, seen, self.arrivals.folder)
+        _say(f"{seen.line()}; {seconds:.0f} s")
+
+    def _remove_replaced(self, chain: Chain) -> None:
+        """Delete jobs that others have taken the place of, so that the disk holds each thing once."""
+        there = {process.name for process in self.project.pipeline.processes}
+        # What reads a file goes before what wrote it.
+        for stage in reversed(list(chain.done.values())):
+            for name in there.intersection(stage.replaced):
+                with suppress(ProjectError):  # something else reads from it
+                    self.project.remove(name)
+
+    def _classes_are_due(self) -> bool:
+        """Whether there are half as many particles more than in the last classes, or new ones for long."""
+        stages = {stage.name: stage.job for stage in read_record(self.project.root).stages}
+        job = self.project.root / stages.get(LAST_STAGE, "no job") / "particles.star"
+        if job.exists() and job.stat().st_mtime != self._classed[1]:
+            self._classed = read_particle_facts(job).number, job.stat().st_mtime
+        picked = self._picked()
+        before, when = self._classed
+        late = picked > before and time.time() - when > 60 * self.watch.class_minutes
+        return picked >= _FEWEST and (picked >= GROWTH * before or late)
+
+    def _picked(self) -> int:
+        record = read_record(self.project.root)
+        job = next(stage.job for stage in record.stages if stage.name == "first-pick")
+        return picks(self.project.job(job).outputs["coordinates"])[0]
+
+
+class _Terminal:
+    """What is printed: lines of the session, and warnings, each once."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "live", False):
+            return True
+        if record.levelno < logging.WARNING or record.getMessage() in self._shown:
+            return False
+        self._shown.add(record.getMessage())
+        return True
+
+
+def _say(text: str) -> None:
+    log.info("%s  %s", time.strftime("%H:%M:%S"), text, extra={"live": True})

@@ -1,0 +1,313 @@
+"""The figures of each kind of job, from its tables in RELION's words, whoever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from halfmap.markup import Content
+from halfmap.workflow.report.graph import Node
+from halfmap.workflow.report.tables import (
+    Listed,
+    described,
+    middle,
+    model_file,
+    numbers,
+    read_block,
+    read_pairs,
+    read_set,
+    resolution,
+    short,
+    spread,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Fact = tuple[str, Content]
+
+_UM = 1e-4
+
+
+def listed(node: Node, kind: str, unit: str) -> Listed | None:
+    """The table of a job whose type begins with `kind`."""
+    file = next((file for file, each in node.outputs.items() if each.startswith(kind)), None)
+    return None if file is None else read_set(node.root / file, unit)
+
+
+def particles(node: Node) -> Listed | None:
+    """The particles that a job wrote."""
+    return listed(node, "ParticleGroupMetadata", "particles")
+
+
+def _micrographs(node: Node) -> Listed | None:
+    return listed(node, "MicrographGroupMetadata", "micrographs")
+
+
+def _known(rows: Iterable[tuple[str, Content]]) -> list[Fact]:
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _import(node: Node) -> list[Fact]:
+    movies = listed(node, "MicrographMovieGroupMetadata", "movies")
+    found = movies or _micrographs(node) or particles(node)
+    if found is None:
+        return []
+    optics, rows = found.optics, found.rows
+    facts = [
+        ("Pixel size", _setting(optics, "rlnMicrographOriginalPixelSize", "Å")),
+        ("Pixel size of the images", _setting(optics, "rlnImagePixelSize", "Å")),
+        ("Voltage", _setting(optics, "rlnVoltage", "kV")),
+        ("Spherical aberration", _setting(optics, "rlnSphericalAberration", "mm")),
+        ("Amplitude contrast", _setting(optics, "rlnAmplitudeContrast", "")),
+        ("Exposure of each frame", _setting(optics, "rlnMicrographDoseRate", "e/Å²")),
+        ("Frames", _setting(rows, "rlnImageSizeZ", "")),
+        ("Size", _size(rows)),
+        ("Optics groups", str(optics.height)),
+    ]
+    return _known(facts)
+
+
+def _setting(rows: pl.DataFrame, label: str, unit: str) -> str | None:
+    values = numbers(rows, label)
+    if values is None:
+        return None
+    return " or ".join(f"{value:g} {unit}".strip() for value in sorted(set(values.to_list()))[:4])
+
+
+def _size(rows: pl.DataFrame) -> str | None:
+    if not {"rlnImageSizeX", "rlnImageSizeY"} <= set(rows.columns):
+        return None
+    sizes = sorted(set(rows.select("rlnImageSizeX", "rlnImageSizeY").iter_rows()))
+    return " or ".join(f"{x} × {y} px" for x, y in sizes[:4])
+
+
+def _motion(node: Node) -> list[Fact]:
+    found = _micrographs(node)
+    if found is None:
+        return []
+    rows = found.rows
+    return _known(
+        [
+            ("Motion over all frames", spread(rows, "rlnAccumMotionTotal", "Å")),
+            ("Motion over the first 4 e/Å²", spread(rows, "rlnAccumMotionEarly", "Å")),
+            ("Motion after them", spread(rows, "rlnAccumMotionLate", "Å")),
+            ("Motion of parts against the field", spread(rows, "hmLocalMotion", "Å")),
+            ("Standard error of the shifts", spread(rows, "hmMotionUncertainty", "Å")),
+            ("Bad pixels replaced", spread(rows, "hmBadPixels", "")),
+        ]
+    )
+
+
+def _ctf(node: Node) -> list[Fact]:
+    found = _micrographs(node)
+    if found is None:
+        return []
+    rows = found.rows
+    facts: list[tuple[str, Content]] = [
+        ("Defocus (larger axis)", spread(rows, "rlnDefocusU", "µm", _UM)),
+        ("Standard error of the defocus", spread(rows, "hmDefocusUncertainty", "Å")),
+        ("Astigmatism", spread(rows, "rlnCtfAstigmatism", "Å")),
+        ("Finest Thon rings", spread(rows, "rlnCtfMaxResolution", "Å")),
+        ("Phase shift", spread(rows, "rlnPhaseShift", "°")),
+        ("Tilt", spread(rows, "rlnMicrographTiltAngle", "°")),
+    ]
+    if "hmCtfProblem" in rows.columns:
+        problems = rows.filter(rows["hmCtfProblem"] != "none")
+        facts.append(("CTFs not to be trusted", f"{problems.height:,} of {rows.height:,}"))
+    return _known(facts)
+
+
+def _picks(node: Node) -> list[Fact]:
+    file = next((file for file, kind in node.outputs.items() if kind.startswith("MicrographCoords")), None)
+    rows = None if file is None else read_block(node.root / file, "coordinate_files")
+    if rows is None or "hmPicks" not in rows.columns:
+        return []
+    picks, false = rows["hmPicks"], middle(rows, "hmPicksFalse")
+    facts: list[tuple[str, Content]] = [("Picks in a micrograph", spread(rows, "hmPicks", ""))]
+    if false is not None:
+        facts.append(("Of all picks, false on average", short(float(rows["hmPicksFalse"].sum()))))
+    facts.append(("Micrographs without a pick", f"{int((picks == 0).sum()):,} of {rows.height:,}"))
+    return _known(facts)
+
+
+def _images(node: Node) -> list[Fact]:
+    found = particles(node)
+    if found is None:
+        return []
+    optics, rows = found.optics, found.rows
+    micrographs = rows["rlnMicrographName"].n_unique() if "rlnMicrographName" in rows.columns else None
+    return _known(
+        [
+            ("Micrographs with particles", None if micrographs is None else f"{micrographs:,}"),
+            ("Box", _setting(optics, "rlnImageSize", "px")),
+            ("Pixel size", _setting(optics, "rlnImagePixelSize", "Å")),
+            ("Particle's diameter", spread(rows, "hmParticleDiameter", "Å")),
+        ]
+    )
+
+
+def _classes(node: Node) -> list[Fact]:
+    model = model_file(node.folder)
+    general, rows = read_pairs(model, "model_general"), read_block(model, "model_classes")
+    if rows is None:
+        return []
+    resolutions = numbers(rows, "rlnEstimatedResolution")
+    best = None if resolutions is None else float(resolutions.min())  # pyright: ignore[reportArgumentType]
+    median = middle(rows, "rlnEstimatedResolution")
+    facts: list[tuple[str, Content]] = [
+        ("Classes", str(rows.height)),
+        ("Best class's detail", None if best is None else resolution(best)),
+        ("Median class's detail", None if median is None else resolution(median)),
+        ("Mask's diameter", _value(general, "rlnParticleDiameter", "Å")),
+    ]
+    if "hmGoodLost" in general:
+        facts.append(("Good particles expected lost", f"{100 * float(general['hmGoodLost']):.1f} %"))
+    return _known(facts)
+
+
+def _selected(node: Node) -> list[Fact]:
+    kept = read_block(node.folder / "class_averages.star", "")
+    whole = read_block(model_file(node.folder), "model_classes")
+    facts = _classes(node) if whole is not None else []
+    if kept is not None and whole is not None:
+        facts[0] = ("Classes kept", f"{kept.height} of {whole.height}")
+    return facts
+
+
+def _value(pairs: dict[str, Any], label: str, unit: str) -> str | None:
+    value = pairs.get(label)
+    return f"{short(float(value))} {unit}".strip() if isinstance(value, int | float) else None
+
+
+def _first_map(node: Node) -> list[Fact]:
+    model = model_file(node.folder)
+    general, runs = read_pairs(model, "model_general"), read_block(model, "model_runs")
+    facts: list[tuple[str, Content]] = [("Symmetry", general.get("rlnSymmetryGroup"))]
+    if runs is not None and {"hmRunKept", "hmRunAgreement"} <= set(runs.columns):
+        agreed = middle(runs.filter(runs["hmRunKept"] == 1), "hmRunAgreement")
+        facts += [
+            ("Runs from random poses that agree", f"{int(runs['hmRunKept'].sum())} of {runs.height}"),
+            ("They agree to", None if agreed is None else resolution(agreed)),
+        ]
+    return _known(facts)
+
+
+def _sorted(node: Node) -> list[Fact]:
+    rows = read_block(model_file(node.folder), "model_classes")
+    if rows is None or "rlnClassDistribution" not in rows.columns:
+        return []
+    facts: list[Fact] = []
+    for row in rows.iter_rows(named=True):
+        text = f"{100 * row['rlnClassDistribution']:.1f} % of the particles"
+        if row.get("rlnEstimatedResolution"):
+            text += f", to {resolution(row['rlnEstimatedResolution'])}"
+        facts.append((f"Class {row.get('rlnClassIndex', len(facts) + 1)}", text))
+    return facts
+
+
+def _refined(node: Node) -> list[Fact]:
+    general = read_pairs(model_file(node.folder), "model_general")
+    rows = read_block(model_file(node.folder), "model_classes")
+    facts: list[tuple[str, Content]] = []
+    if "rlnCurrentResolution" in general:
+        facts.append(("Resolution (FSC = 0.143)", resolution(float(general["rlnCurrentResolution"]))))
+    facts += [
+        ("Symmetry", general.get("rlnSymmetryGroup")),
+        ("Particles of the half sets", _halves(node)),
+        ("Box", _value(general, "rlnOriginalImageSize", "px")),
+        ("Voxel", _value(general, "rlnPixelSize", "Å")),
+        ("Mask's diameter", _value(general, "rlnParticleDiameter", "Å")),
+        ("Iterations", _value(general, "rlnCurrentIteration", "")),
+    ]
+    if rows is not None:
+        facts += [
+            ("Error of the angles", _with(middle(rows, "rlnAccuracyRotations"), "°")),
+            ("Error of the shifts", _with(middle(rows, "rlnAccuracyTranslationsAngst"), "Å")),
+        ]
+    return _known(facts)
+
+
+def _with(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{short(value)} {unit}"
+
+
+def _halves(node: Node) -> str | None:
+    found = particles(node)
+    if found is None or "rlnRandomSubset" not in found.rows.columns:
+        return None
+    sets = found.rows["rlnRandomSubset"].value_counts().sort("rlnRandomSubset")
+    return " and ".join(f"{count:,}" for count in sets["count"])
+
+
+def half_map_resolution(node: Node) -> tuple[str, str] | None:
+    """The resolution that a post-processing measured, and its interval."""
+    general = read_pairs(node.folder / "postprocess.star", "general")
+    if "rlnFinalResolution" not in general:
+        return None
+    fine, coarse = general.get("hmResolutionFine"), general.get("hmResolutionCoarse")
+    interval = ""
+    if fine and coarse:
+        interval = f"{resolution(fine)} to {resolution(coarse)} at {general.get('hmConfidence', 95):g} %"
+    return resolution(float(general["rlnFinalResolution"])), interval
+
+
+def _measured(node: Node) -> list[Fact]:
+    general = read_pairs(node.folder / "postprocess.star", "general")
+    found = half_map_resolution(node)
+    if found is None:
+        return []
+    facts: list[tuple[str, Content]] = [("Resolution (FSC = 0.143)", found[0])]
+    if found[1]:
+        facts.append(("Its interval", found[1]))
+    if "hmResolutionHalf" in general:
+        facts.append(("Resolution (FSC = 0.5)", resolution(float(general["hmResolutionHalf"]))))
+    bfactor, error = general.get("rlnBfactorUsedForSharpening"), general.get("hmBfactorError")
+    if bfactor is not None:
+        by = "" if not error else f" ± {error:.0f}"
+        facts.append(("B-factor for sharpening", f"{bfactor:.0f}{by} Å²"))
+    facts.append(("Mask", general.get("rlnMaskName")))
+    return _known(facts)
+
+
+def _general_of(file: str, block: str) -> Callable[[Node], list[Fact]]:
+    def facts(node: Node) -> list[Fact]:
+        return list(described(read_pairs(node.folder / file, block)))
+
+    return facts
+
+
+def _local(node: Node) -> list[Fact]:
+    rows = read_block(node.folder / "localres.star", "local_resolution")
+    facts: list[Fact] = []
+    for row in rows.iter_rows(named=True) if rows is not None else ():
+        low, high = (resolution(row[f"hmLocalQuantile{q}"]) for q in ("05", "95"))
+        facts.append(
+            (f"By {row['hmLocalMethod']}", f"median {resolution(row['hmLocalMedian'])}, 90 % {low} to {high}")
+        )
+    return facts
+
+
+_FACTS: dict[str, Callable[[Node], list[Fact]]] = {
+    "relion.import": _import,
+    "relion.motioncorr": _motion,
+    "relion.ctffind": _ctf,
+    "relion.autopick": _picks,
+    "relion.extract": _images,
+    "relion.class2d": _classes,
+    "relion.select.class2d": _selected,
+    "relion.initialmodel": _first_map,
+    "relion.class3d": _sorted,
+    "relion.refine3d": _refined,
+    "relion.postprocess": _measured,
+    "relion.localres": _local,
+    "halfmap.symmetry": _general_of("symmetry.star", "symmetry_general"),
+    "halfmap.fit": _general_of("fit.star", "general"),
+    "halfmap.compare": _general_of("compare.star", "general"),
+}
+
+
+def facts_of(node: Node) -> list[Fact]:
+    """The figures of a job; none of a kind without any, or where its tables are not there."""
+    find = next((find for start, find in _FACTS.items() if node.label.startswith(start)), None)
+    return [] if find is None else find(node)

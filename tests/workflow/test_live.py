@@ -1,0 +1,266 @@
+"""What a live session rests on: decisions kept for a while, items done again, rounds that wait."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from halfmap.data import MicrographSet
+from halfmap.data.versions import row_versions
+from halfmap.engine import Context, Input, Out, RunOptions, Step
+from halfmap.engine.decisions import Decisions
+from halfmap.errors import ItemsFailedError, ParameterError, ProjectError, TooManyFailedError
+from halfmap.io.coordinates import read_coordinates
+from halfmap.project import Project
+from halfmap.workflow import chain as chains
+from halfmap.workflow import live
+from halfmap.workflow.arrivals import Arrivals
+from halfmap.workflow.chain import Chain, Plan
+from halfmap.workflow.live import Session, Watch, run_live
+from halfmap.workflow.record import read_record
+from halfmap.workflow.settings import RunSettings
+
+
+class Mean(Step, name="toy mean"):
+    """Write how many files there are, and the number of them that was decided from."""
+
+    outputs = {"text": Out("text.txt", "LogFile.txt.toy")}
+    files: tuple[Path, ...] = Input("files")
+
+    def run(self, ctx: Context) -> None:
+        names = [path.name for name in self.files for path in sorted(ctx.project.glob(str(name)))]
+        decided = ctx.folder / "decided.txt"
+        if not ctx.decisions.hold("number", names):
+            decided.write_text(str(len(names)))
+            ctx.decisions.note("number", names)
+        (ctx.folder / "text.txt").write_text(f"{len(names)} {decided.read_text()}")
+
+
+def double(item: str) -> str:
+    return 2 * item
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_a_decision_holds_for_the_same_items_and_until_they_are_half_as_many_more(
+    tmp_path: Path, growing: bool
+):
+    decisions, ten = Decisions(tmp_path, growing), [str(i) for i in range(10)]
+    assert not decisions.hold("size", ten)
+    decisions.note("size", ten)
+    assert decisions.hold("size", ten) and decisions.provisional() == []
+    assert decisions.hold("size", [*ten, "10"]) is growing
+    assert decisions.hold("size", [*ten[:-1], "x"]) is growing
+    assert not decisions.hold("size", [*ten, *"abcde"])
+    assert decisions.provisional() == ([("size", 10, 10)] if growing else [])
+    decisions.note("size", [*ten, *"abcde"])
+    assert decisions.provisional() == []
+
+
+def test_items_of_another_version_are_done_again(tmp_path: Path):
+    def run(versions: dict[str, str | None]) -> int:
+        ctx = Context(folder=tmp_path, project=tmp_path)
+        before = len(events.read_text().splitlines()) if events.exists() else 0
+        assert ctx.map(double, ["a", "b"], version=versions.__getitem__) == ["aa", "bb"]
+        return len(events.read_text().splitlines()) - before if events.exists() else 0
+
+    events = tmp_path / "events.jsonl"
+    assert run({"a": "1", "b": "1"}) == 2
+    assert run({"a": "1", "b": "1"}) == 0
+    assert run({"a": "1", "b": "2"}) == 1
+    # Its files are those of version 2.
+    assert run({"a": "1", "b": "1"}) == 1
+    assert run({"a": None, "b": None}) == 0
+
+
+def test_the_version_of_a_row_is_its_own():
+    def versions(**columns) -> dict[str, str]:
+        rows = pl.DataFrame({"rlnMicrographName": ["a", "b"], "rlnOpticsGroup": [1, 1]} | columns)
+        optics = pl.DataFrame({"rlnOpticsGroup": [1], "rlnMicrographPixelSize": [1.0]})
+        return row_versions(MicrographSet(optics, rows), "rlnMicrographName")
+
+    plain = versions(rlnDefocusU=[1.0, 2.0])
+    assert plain["a"] != plain["b"]
+    # Neither the other rows, nor a column that says nothing here, nor how it stands among the others.
+    assert versions(rlnDefocusU=[1.0, 3.0])["a"] == plain["a"]
+    assert versions(rlnDefocusU=[1, 2])["a"] == plain["a"]
+    assert versions(rlnDefocusU=[1.0, 2.0], rlnPhaseShift=[float("nan"), 1.0])["a"] == plain["a"]
+    assert versions(rlnDefocusU=[1.0, 2.0], hmIceThicknessRelative=[0.1, 0.2]) == plain
+    assert versions(rlnDefocusU=[1.5, 2.0])["a"] != plain["a"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setattr(chains, "GROWING", {"toy mean"})
+    (tmp_path / "raw").mkdir()
+    return Project.open(tmp_path)
+
+
+def add(project: Project, count: int) -> None:
+    for _ in range(count):
+        (project.root / "raw" / f"{len(list((project.root / 'raw').iterdir())):03d}").touch()
+
+
+def first(chain: Chain) -> Plan:
+    return Plan("toy mean", {"files": (chain.project.root / "raw/*",)})
+
+
+def second(chain: Chain) -> Plan:
+    # Another pattern each time: the stage is run anew.
+    number = chain.output("first", "text").read_text().split()[0]
+    return Plan("toy mean", {"files": (chain.output("first", "text"), Path(f"raw/*{int(number) - 1}"))})
+
+
+def run(project: Project, *, growing: bool) -> Chain:
+    settings = RunSettings(micrographs=(Path("m.mrc"),))
+    chain = Chain(project, settings, RunOptions(), read_record(project.root), growing)
+    chain.run((("first", first),))
+    return chain
+
+
+def test_a_job_that_grows_keeps_its_decision_and_ends_with_that_of_all(project: Project):
+    add(project, 10)
+    texts = []
+    for more, growing in ((0, True), (2, True), (2, True), (1, True), (1, True), (0, False), (0, False)):
+        add(project, more)
+        chain = run(project, growing=growing)
+        texts.append(chain.output("first", "text").read_text())
+    assert texts == ["10 10", "12 10", "14 10", "15 15", "16 15", "16 16", "16 16"]
+    assert len(project.pipeline.processes) == 1
+    assert chain.job("first").provisional() == []
+
+
+def test_a_job_is_removed_unless_another_one_reads_from_it(project: Project):
+    add(project, 1)
+    one = project.run(Mean(files=(project.root / "raw/*",)))
+    two = project.run(Mean(files=(one.outputs["text"],)))
+    with pytest.raises(ProjectError, match="job002/ reads from it"):
+        project.remove(one.name)
+    project.remove(two.name)
+    project.remove(one.name)
+    assert not one.folder.exists() and not two.folder.exists()
+    left = project.pipeline
+    assert (left.processes, left.nodes, left.inputs, left.outputs) == ([], {}, [], [])
+    assert project.run(Mean(files=(project.root / "raw/*",))).name.endswith("job003/")
+
+
+def session(project: Project, monkeypatch: pytest.MonkeyPatch, stages, **watch) -> Session:
+    monkeypatch.setattr(live, "STAGES", stages)
+    monkeypatch.setattr(live, "LAST_OF_ROUND", "first")
+    monkeypatch.setattr(live, "LAST_STAGE", "second")
+    folder = project.root / "in"
+    folder.mkdir(exist_ok=True)
+    settings = RunSettings(micrographs=(Path("m.mrc"),))
+    arrivals = Arrivals(folder, project.root, settle_s=0)
+    return Session(project, settings, RunOptions(), Watch(folder=folder, **watch), arrivals)
+
+
+def test_jobs_that_were_replaced_are_removed(project: Project, monkeypatch: pytest.MonkeyPatch):
+    one = session(project, monkeypatch, (("first", first), ("second", second)))
+    add(project, 2)
+    one._bring_up_to_date("second", growing=True)
+    add(project, 1)
+    one._bring_up_to_date("second", growing=True)
+    stages = {stage.name: stage for stage in read_record(project.root).stages}
+    assert stages["second"].replaced == ("Toy/job002/",)
+    assert not (project.root / "Toy/job002").exists()
+    assert [process.name for process in project.pipeline.processes] == ["Toy/job001/", "Toy/job003/"]
+
+
+@pytest.mark.parametrize(
+    ("picked", "classed", "minutes_ago", "due"),
+    [
+        (live._FEWEST - 1, None, 0, False),
+        (live._FEWEST, None, 0, True),
+        (1490, 1000, 5, False),
+        (1500, 1000, 5, True),
+        (1001, 1000, 61, True),
+        (1000, 1000, 61, False),
+    ],
+)
+def test_classes_are_due_with_half_as_many_more_or_after_an_hour(
+    project: Project, monkeypatch, picked: int, classed: int | None, minutes_ago: float, due: bool
+):
+    one = session(project, monkeypatch, ())
+    if classed is not None:
+        table = project.root / "Class2D/job009/particles.star"
+        table.parent.mkdir(parents=True)
+        table.touch()
+        then = time.time() - 60 * minutes_ago
+        os.utime(table, (then, then))
+        (project.root / "halfmap_run.json").write_text(
+            '{"options": {}, "stages": [{"name": "second", "job": "Class2D/job009/", "decisions": [],'
+            '"replaced": []}]}'
+        )
+        monkeypatch.setattr(live, "read_particle_facts", lambda path: type("Facts", (), {"number": classed}))
+    monkeypatch.setattr(Session, "_picked", lambda self: picked)
+    assert one._classes_are_due() is due
+
+
+def test_a_round_waits_for_what_may_pass_and_says_why_once(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "halfmap")
+
+    def fails(chain: Chain) -> Plan:
+        raise errors.pop(0)
+
+    errors: list[Exception] = [ItemsFailedError("no particles yet"), ItemsFailedError("no particles yet")]
+    one = session(project, monkeypatch, (("first", fails), ("second", second)))
+    assert not one._round() and not one._round()
+    assert caplog.text.count("waiting: no particles yet") == 1
+    errors += [ParameterError("the gain does not fit"), TooManyFailedError("more than the 3 allowed")]
+    with pytest.raises(ParameterError, match="gain does not fit"):
+        one._round()
+    with pytest.raises(TooManyFailedError):
+        one._round()
+
+
+def test_a_session_ends_when_its_time_is_over_or_it_was_quiet(project: Project, monkeypatch):
+    for watch in ({"hours": 1e-7}, {"quiet_minutes": 1e-4}):
+        start = time.monotonic()
+        session(project, monkeypatch, (), **watch).run()
+        assert time.monotonic() - start < 5
+
+
+def test_while_more_are_to_come_micrographs_keep_their_picks(tmp_path: Path):
+    from halfmap.steps.pick import tables
+    from halfmap.steps.pick.candidates import Candidates, write_candidates
+
+    ctx = Context(folder=tmp_path, project=tmp_path)
+    (tmp_path / tables.CANDIDATES).mkdir()
+    found = Candidates(*(np.ones(2, np.float32),) * 3)
+    done = [{"name": f"{key}.mrc", "key": key} for key in "abcd"]
+    for row in done:
+        path = tmp_path / tables.CANDIDATES / f"{row['key']}.npz"
+        write_candidates(path, found, np.zeros(0), np.ones((2, 2), bool))
+        os.utime(path, (1, 1))
+    columns = {tables.X: [1.0], tables.Y: [2.0], tables.PROBABILITY: [0.5]}
+    tables.write_picks(ctx, {f"{key}.mrc": (key, pl.DataFrame(columns)) for key in "acd"})
+    # d was searched again since, and b is new.
+    os.utime(tmp_path / tables.CANDIDATES / "d.npz", (2e9, 2e9))
+    before = tables.picked_before(ctx, done)
+    assert sorted(before) == ["a.mrc", "c.mrc"]
+    new = {f"{key}.mrc": (key, pl.DataFrame(columns | {tables.X: [9.0]})) for key in "bd"}
+    table = tables.write_picks(ctx, new, [row["name"] for row in done], before)
+    assert table[tables.MICROGRAPH].to_list() == ["a.mrc", "b.mrc", "c.mrc", "d.mrc"]
+    first = [read_coordinates(tmp_path / path)[tables.X][0] for path in table[tables.COORDINATES]]
+    assert first == [1.0, 9.0, 1.0, 9.0]
+    many = [{"name": str(i), "key": str(i)} for i in range(1000)]
+    among = tables.calibrated_by(many, dict.fromkeys(str(i) for i in range(990)))
+    assert [row["name"] for row in among[-10:]] == [str(i) for i in range(990, 1000)]
+    assert len(among) == 10 + tables._BESIDE
+
+
+def test_settings_that_movies_need_are_asked_for(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ParameterError, match="--dose-per-frame"):
+        run_live(Project.at(tmp_path / "P"), {"folder": tmp_path / "in"}, RunOptions())
+    with pytest.raises(ParameterError, match="no such folder"):
+        run_live(
+            Project.at(tmp_path / "P"), {"folder": tmp_path / "out", "dose_per_frame": 1.0}, RunOptions()
+        )
