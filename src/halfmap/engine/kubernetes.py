@@ -59,7 +59,7 @@ def require(options: RunOptions) -> None:
 
 
 def _values(options: RunOptions) -> dict[str, Any]:
-    from dask_kubernetes.operator import KubeCluster
+    from dask_kubernetes.operator import KubeCluster  # pyright: ignore[reportMissingImports] - an extra
 
     known = set(inspect.signature(KubeCluster.__init__).parameters) - _OURS - _INNER
     return given(options, known | {"volume"})
@@ -67,7 +67,7 @@ def _values(options: RunOptions) -> dict[str, Any]:
 
 def cluster_spec(options: RunOptions, name: str, environment: dict[str, str]) -> dict[str, Any]:
     """What Dask's operator is asked for: a scheduler, and workers that see the shared volume."""
-    from dask_kubernetes.operator import make_cluster_spec
+    from dask_kubernetes.operator import make_cluster_spec  # pyright: ignore[reportMissingImports] - an extra
 
     values = _values(options)
     claim, _, folder = values["volume"].partition(":")
@@ -115,7 +115,7 @@ class KubernetesWorkers:
         ResourceError
             If there are none to be had.
         """
-        from dask_kubernetes.operator import KubeCluster
+        from dask_kubernetes.operator import KubeCluster  # pyright: ignore[reportMissingImports] - an extra
 
         values = {
             key: value for key, value in _values(self.options).items() if key not in ("image", "volume")
