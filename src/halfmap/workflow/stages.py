@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from halfmap.workflow import measured
+from halfmap.workflow import first_map, measured
 from halfmap.workflow.chain import Chain, Plan, Skip
+from halfmap.workflow.first_map import point_group, resolution_of, sphere_of
 from halfmap.workflow.record import Decision
 
 _FIRST_A = 15.0
@@ -24,19 +24,6 @@ _CLASS = 200
 """Particles in a 2D class on average."""
 
 _SMALL_SET = 10_000
-_ROUND = 0.94
-"""Short over long axis of class averages: 0.98 and more in T, O and I, 0.88 of RNA polymerase II."""
-
-_ROUND_GROUPS = "I2", "O", "T"
-_TRIED = *_ROUND_GROUPS, "C1"
-"""Groups that round particles are tried with, the largest first."""
-
-_AS_GOOD = 1.1
-"""Resolution over the finest one, up to which the larger group is taken."""
-
-_FEW_ITERATIONS = 4
-"""Of refinements that are only to tell the group."""
-
 _POOR = 0.02
 """Share of particles that fit far worse than the others, from which on they are sorted in 3D."""
 
@@ -156,87 +143,6 @@ def select(chain: Chain) -> Plan:
     return Plan("select", {"model": chain.output("class2d", "model")})
 
 
-def abinitio(chain: Chain) -> Plan:
-    """Make a first map, without symmetry where none is given."""
-    symmetry = chain.settings.symmetry
-    particles = chain.output("select", "particles")
-    shifts = _shift_range(particles)
-    group = Decision("no symmetry", "none was given; it is looked for in this map", "--symmetry")
-    decisions = (() if symmetry else (group,)) + ((shifts[1],) if shifts else ())
-    values = {
-        "particles": particles,
-        "symmetry": symmetry or "C1",
-        "shift_range": shifts[0] if shifts else None,
-        "diameter": _sphere(chain),
-        "seed": chain.settings.seed,
-    }
-    return Plan("abinitio", values, decisions)
-
-
-def symmetry(chain: Chain) -> Plan | None:
-    """Look for a point group in the first map."""
-    if chain.settings.symmetry:
-        return None
-    return Plan("symmetry", {"map": chain.output("abinitio", "map")})
-
-
-def round_map(group: str) -> Callable[[Chain], Plan | None]:
-    """Stage that makes a first map of round particles in a group."""
-
-    def plan(chain: Chain) -> Plan | None:
-        if not _is_round(chain):
-            return None
-        first = chain.job("abinitio").step.model_dump()
-        return Plan("abinitio", {**first, "symmetry": group, "resolution": None})
-
-    return plan
-
-
-def round_refine(group: str) -> Callable[[Chain], Plan | None]:
-    """Stage that refines the map of round particles in a group a little, to see what half maps agree in."""
-
-    def plan(chain: Chain) -> Plan | None:
-        if not _is_round(chain):
-            return None
-        first = chain.job("abinitio").step.model_dump()
-        values = {name: first[name] for name in ("particles", "shift_range", "diameter", "seed")}
-        values["reference"] = chain.output("abinitio" if group == "C1" else f"round-{group}", "map")
-        values |= {"symmetry": group, "most_iterations": _FEW_ITERATIONS}
-        why = "class averages are round, as those of these groups are; half maps are to tell which"
-        made = Decision("T, O and I tried", why, "--symmetry")
-        return Plan("refine", values, (made,) if group == "C1" else ())
-
-    return plan
-
-
-def symmetric(chain: Chain) -> Plan | Skip | None:
-    """Make the first map anew in the group that was found in it."""
-    if not chain.has("symmetry"):
-        return None
-    group, decision = _group(chain)
-    if group == "C1" or _is_round(chain):
-        return Skip((decision,))
-    first = chain.job("abinitio").step.model_dump()
-    return Plan("abinitio", {**first, "symmetry": group, "resolution": None}, (decision,))
-
-
-def first_refine(chain: Chain) -> Plan:
-    """Refine the images that are scaled down."""
-    tried = f"round-{_symmetry(chain)}-refine"
-    start = next(stage for stage in ("symmetric", tried, "abinitio") if chain.has(stage))
-    particles = chain.output("select", "particles")
-    shifts = _shift_range(particles)
-    values = {
-        "particles": particles,
-        "reference": chain.output(start, "map"),
-        "symmetry": _symmetry(chain),
-        "shift_range": shifts[0] if shifts else None,
-        "diameter": _sphere(chain),
-        "seed": chain.settings.seed,
-    }
-    return Plan("refine", values)
-
-
 def class3d(chain: Chain) -> Plan | Skip:
     """Sort the refined particles, if some of them fit the map far worse than the others do."""
     particles = chain.output("first-refine", "particles")
@@ -249,8 +155,8 @@ def class3d(chain: Chain) -> Plan | Skip:
         "reference": (chain.output("first-refine", "map"),),
         "classes": 3,
         "alignment": False,
-        "symmetry": _symmetry(chain),
-        "diameter": _sphere(chain),
+        "symmetry": point_group(chain),
+        "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
     return Plan("class3d", values, (Decision("clean-up in 3D, 3 classes", said, "--set class3d.classes=4"),))
@@ -277,7 +183,7 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     """Cut the particles anew with all the detail that the micrographs hold, if there is more in them."""
     if not chain.has("extract"):
         return None
-    reached = _resolution(chain, "first-refine")
+    reached = resolution_of(chain, "first-refine")
     facts = measured.read_particle_facts(chain.output("extract", "particles"))
     finest = 2 * facts.pixel_size
     whole = _micrograph_pixel(chain)
@@ -306,8 +212,8 @@ def refine(chain: Chain) -> Plan | Skip:
     values = {
         "particles": chain.output(last, "particles"),
         "reference": chain.output("first-refine", "map"),
-        "symmetry": _symmetry(chain),
-        "diameter": _sphere(chain),
+        "symmetry": point_group(chain),
+        "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
     return Plan("refine", values)
@@ -336,8 +242,8 @@ def validate(chain: Chain) -> Plan:
         "half1": chain.output(job, "half1"),
         "mask": _mask(chain),
         "particles": chain.output(job, "particles"),
-        "symmetry": _symmetry(chain),
-        "diameter": _sphere(chain),
+        "symmetry": point_group(chain),
+        "diameter": sphere_of(chain),
         "controls": chain.settings.controls,
         "seed": chain.settings.seed,
     }
@@ -357,17 +263,17 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("extract", extract),
     ("class2d", class2d),
     ("select", select),
-    ("abinitio", abinitio),
-    ("symmetry", symmetry),
-    ("round-C1-refine", round_refine("C1")),
-    ("round-T", round_map("T")),
-    ("round-T-refine", round_refine("T")),
-    ("round-O", round_map("O")),
-    ("round-O-refine", round_refine("O")),
-    ("round-I2", round_map("I2")),
-    ("round-I2-refine", round_refine("I2")),
-    ("symmetric", symmetric),
-    ("first-refine", first_refine),
+    ("abinitio", first_map.abinitio),
+    ("symmetry", first_map.symmetry),
+    ("round-C1-refine", first_map.round_refine("C1")),
+    ("round-T", first_map.round_map("T")),
+    ("round-T-refine", first_map.round_refine("T")),
+    ("round-O", first_map.round_map("O")),
+    ("round-O-refine", first_map.round_refine("O")),
+    ("round-I2", first_map.round_map("I2")),
+    ("round-I2-refine", first_map.round_refine("I2")),
+    ("symmetric", first_map.symmetric),
+    ("first-refine", first_map.first_refine),
     ("class3d", class3d),
     ("clean", clean),
     ("full-extract", full_extract),
@@ -431,20 +337,6 @@ def _class2d(
     return Plan("class2d", values, (made,))
 
 
-def _shift_range(particles: Path) -> tuple[float, Decision] | None:
-    """How far particles are searched from their boxes' centres, from where their classes have found them."""
-    far = measured.farthest_origins(particles)
-    if far is None:
-        return None
-    value = math.ceil(1.25 * far + 2.0)
-    why = f"95 % of the particles lie within {far:.1f} Å of their boxes' centres in their classes"
-    return value, Decision(f"shifts to {value} Å", why, "--set abinitio.shift-range=10")
-
-
-def _sphere(chain: Chain) -> float | None:
-    return None if chain.settings.diameter is None else 1.1 * chain.settings.diameter
-
-
 def _diameter(chain: Chain, extraction: str) -> float | None:
     return measured.read_particle_facts(chain.output(extraction, "particles")).diameter
 
@@ -464,58 +356,6 @@ def _micrograph_pixel(chain: Chain) -> float:
     from halfmap.io.tables import read_micrographs
 
     return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
-
-
-def _is_round(chain: Chain) -> bool:
-    """Whether particles are as round as those of T, O and I, none of which was found in the first map.
-
-    Views of such particles are all alike, and runs without symmetry agree in a shape that is none.
-    """
-    if not chain.has("symmetry") or _found(chain)[0] in (*_ROUND_GROUPS, "I"):
-        return False
-    return measured.roundness(chain.output("select", "averages"), chain.project.root) >= _ROUND
-
-
-def _group(chain: Chain) -> tuple[str, Decision]:
-    """The point group, and how it was found."""
-    if _is_round(chain):
-        return _group_of_round(chain)
-    group, row = _found(chain)
-    if row is None:
-        return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
-    why = (
-        f"its weakest operators correlate by {row['hmWeakestCorrelation']:.2f} in the first map, "
-        f"{100 * row['hmShareOfSignal']:.0f} % of what its noise leaves of a perfect symmetry"
-    )
-    return group, Decision(f"symmetry {group}", why, "--symmetry")
-
-
-def _group_of_round(chain: Chain) -> tuple[str, Decision]:
-    """The largest group of those in which half maps agree to about the finest detail."""
-    reached = {group: _resolution(chain, f"round-{group}-refine") for group in _TRIED}
-    finest = min(reached.values())
-    group = next(group for group in _TRIED if reached[group] <= _AS_GOOD * finest)
-    said = ", ".join(f"{each:.1f} Å {'without' if name == 'C1' else name}" for name, each in reached.items())
-    why = f"class averages are round, and half maps of a few iterations agree to {said}"
-    return group, Decision(f"symmetry {group}", why, "--symmetry")
-
-
-def _found(chain: Chain) -> tuple[str, dict[str, Any] | None]:
-    """The group that was found in the first map, and its scores; C1 has none."""
-    scores = chain.output("symmetry", "scores")
-    group = str(measured.read_block(scores, "symmetry_general")[0]["rlnSymmetryGroup"])
-    rows = measured.read_block(scores, "symmetry_groups")
-    return group, next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
-
-
-def _symmetry(chain: Chain) -> str:
-    return chain.settings.symmetry or _group(chain)[0]
-
-
-def _resolution(chain: Chain, stage: str) -> float:
-    return float(
-        measured.read_block(chain.output(stage, "model"), "model_general")[0]["rlnCurrentResolution"]
-    )
 
 
 def _refined(chain: Chain) -> str:
