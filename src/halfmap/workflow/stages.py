@@ -231,8 +231,10 @@ def localres(chain: Chain) -> Plan:
         "half1": chain.output(_refined(chain), "half1"),
         "mask": _mask(chain),
         "show": chain.output("postprocess", "map"),
+        "directions": False,
     }
-    return Plan("localres", values)
+    decision = Decision("no directions", "cones take longer than all else", "--set localres.directions=true")
+    return Plan("localres", values, (decision,))
 
 
 def validate(chain: Chain) -> Plan:
