@@ -14,6 +14,7 @@ import torch
 from figure_simulation import DIAMETER, PIXEL, N
 from tests.steps.test_class2d import parts, truth
 
+from halfmap.engine import RunOptions
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.tables import read_particles
 from halfmap.steps.class2d import iterate, model, plan
@@ -38,7 +39,7 @@ def project(truth, tmp_path_factory):
 def planned(folder: Path):
     step = Class2DStep(particles=Path("particles.star"), classes=3, diameter=DIAMETER, resolution=9.0)
     ctx: Any = SimpleNamespace(
-        resolve=lambda path: folder / path, project=folder, options=SimpleNamespace(workers=1), device="cpu"
+        resolve=lambda path: folder / path, project=folder, options=RunOptions(), device="cpu"
     )
     return plan.make_plan(step, ctx, read_particles(folder / "particles.star"))
 
