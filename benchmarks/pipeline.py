@@ -4,8 +4,8 @@ Simulated movies of a symmetric particle with ice crystals, carbon and fragments
 pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values, and the right answer
 where a person would choose: of its 2D classes those are kept in which most particles are whole ones. Its
 threshold of picking is the default, its first map is the one of its only run. Ours is given no diameter and
-makes all choices itself; its times hold two rounds of picking and classes, the restarts of the first map,
-local resolution and validation without controls, which RELION's column does not have.
+makes all choices itself; its times hold two rounds of picking and classes, the restarts of the first map
+and validation without controls, which RELION's column does not have.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.

@@ -225,18 +225,6 @@ def postprocess(chain: Chain) -> Plan:
     return Plan("postprocess", {"half1": chain.output(job, "half1"), "mask": _mask(chain)})
 
 
-def localres(chain: Chain) -> Plan:
-    """Measure the resolution around each voxel."""
-    values = {
-        "half1": chain.output(_refined(chain), "half1"),
-        "mask": _mask(chain),
-        "show": chain.output("postprocess", "map"),
-        "directions": False,
-    }
-    decision = Decision("no directions", "cones take longer than all else", "--set localres.directions=true")
-    return Plan("localres", values, (decision,))
-
-
 def validate(chain: Chain) -> Plan:
     """Look for what may be wrong with the map."""
     job = _refined(chain)
@@ -281,7 +269,6 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("full-extract", full_extract),
     ("refine", refine),
     ("postprocess", postprocess),
-    ("localres", localres),
     ("validate", validate),
 )
 """The chain."""
