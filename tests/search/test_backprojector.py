@@ -9,7 +9,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fsc import fsc
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.slices import extract_slices, finish_reconstruction, prepare_volume
-from halfmap.search.backprojector import Backprojection, _factorised, _turned, _turned_plane, few_turns
+from halfmap.search.backprojector import Backprojection, _factorised, _mates, _summed, _turned, few_turns
 from halfmap.search.disc import DiscImages, FourierDisc
 from halfmap.search.regularise.fsc import FSCRegulariser, halves_correlation, shell_sums
 
@@ -83,16 +83,21 @@ def test_symmetry_is_adding_all_equivalents(group: str):
     assert float((a - b).abs().max()) < 1e-9 * float(b.abs().max())
 
 
-def test_compiled_and_plain_symmetry_agree():
+@pytest.mark.parametrize("group", ["C2", "C4", "D4", "O"])
+def test_compiled_and_plain_symmetry_agree(group: str):
     images, rotations, shifts = _few(3)
-    sums = _sums(images, rotations, shifts, group="O").sums
-    _, operators = _factorised("O")
-    data = sums.data.clone()
-    data[:, :, 0] += data[:, :, 0].flip(0, 1) * torch.tensor([1, -1, 1, 1])
-    compiled = _turned(sums, operators)
-    for z in (1, sums.limit // 2, sums.limit + 1, 2 * sums.limit + 1):
-        plain = _turned_plane(data, operators.long(), sums.limit + 1, z)
-        torch.testing.assert_close(compiled[z], plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+    sums = _sums(images, rotations, shifts, group=group, dtype=torch.float64).sums
+    operators, before = _factorised(group)[1], sums.data.clone()
+    compiled = _summed(sums, operators)
+    assert torch.equal(sums.data, before)
+    plain = before.clone()
+    plain[:, :, 0] += _mates(before[:, :, 0])
+    for turns in few_turns(operators):
+        plain = _turned(plain, turns)
+    plain[:, :, 0] /= 2
+    torch.testing.assert_close(
+        compiled[..., :3], plain[..., :3], rtol=0, atol=1e-12 * float(plain.abs().max())
+    )
 
 
 def test_shards_add_up_and_are_kept_in_files(tmp_path: Path):

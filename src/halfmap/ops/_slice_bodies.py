@@ -30,6 +30,11 @@ def allocate(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device |
     return _large_pages(shape, dtype).zero_()
 
 
+def empty_like(data: Tensor) -> Tensor:
+    """Room for as much as `data` is, where it is, on the CPU in memory of large pages."""
+    return torch.empty_like(data) if data.device.type != "cpu" else _large_pages(data.shape, data.dtype)
+
+
 def _large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Memory on the CPU with nothing in it yet.
 

@@ -251,10 +251,10 @@ def _layout(box: int, padding: float, radius_px: float | None) -> tuple[int, int
 
 def _envelope(box: int, padded_box: int, like: Tensor) -> Tensor:
     """What linear interpolation in the transform of a padded box multiplies the box with: (box, box, box)."""
-    x = (torch.arange(box, dtype=torch.float64) - box // 2) / padded_box
-    square = x.square()
-    radius = (square[:, None, None] + square[:, None] + square).sqrt()
-    return torch.sinc(radius).square().to(like)
+    square = (torch.arange(box, device=like.device) - box // 2).square()
+    radius = torch.arange(3 * int(square.max()) + 1, dtype=torch.float64).sqrt() / padded_box
+    values = torch.sinc(radius).square().to(like)
+    return values[square[:, None, None] + square[:, None] + square]
 
 
 def _hermitian(sums: SliceAccumulator) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,16 @@ def ifft2(spectrum: Tensor) -> Tensor:
     return _transform("ifftn", spectrum, 2)
 
 
+def fft1(rows: Tensor) -> Tensor:
+    """Full complex spectrum (..., w) of rows, unshifted, without normalisation."""
+    return _transform("fftn", rows, 1)
+
+
+def rfft1(rows: Tensor) -> Tensor:
+    """Half-spectrum (..., w // 2 + 1) of real rows, without normalisation."""
+    return _transform("rfftn", rows, 1)
+
+
 def ifft1(spectrum: Tensor) -> Tensor:
     """Complex rows (..., w) from full spectra, divided by w."""
     return _transform("ifftn", spectrum, 1)

@@ -12,12 +12,11 @@ from torch import Tensor
 from halfmap.errors import FileFormatError, ShapeError
 from halfmap.io.atomic import atomic_path
 from halfmap.ops import symmetry
-from halfmap.ops._slice_bodies import allocate
+from halfmap.ops._slice_bodies import allocate, empty_like
 from halfmap.ops.slices import SliceAccumulator, finish_reconstruction, insert_slices
 from halfmap.ops.threads import in_threads
 from halfmap.search import _symmetry_kernels as kernels
 from halfmap.search.disc import DiscImages
-from halfmap.search.projector import parts
 
 Turn = tuple[int, ...]
 """Nine numbers of an operator, row by row."""
@@ -132,10 +131,8 @@ class Backprojection:
 
     def symmetrised(self) -> Backprojection:
         """The sums with every image at all its equivalent poses; their plane x = 0 is that of one half."""
-        sums = self.sums
-        for turns in few_turns(_factorised(self.group)[1]):
-            sums = SliceAccumulator(_turned(sums, turns), sums.box, sums.padded_box)
-        return Backprojection(sums, "C1")
+        data = _summed(self.sums, _factorised(self.group)[1])
+        return Backprojection(SliceAccumulator(data, self.sums.box, self.sums.padded_box), "C1")
 
     def solve(self, prior: Tensor) -> Tensor:
         """The map whose posterior is greatest.
@@ -205,36 +202,40 @@ def _is_group(turns: set[Turn]) -> bool:
     return all(_product(a, b) in turns for a in turns for b in turns)
 
 
-def _turned(sums: SliceAccumulator, operators: Tensor) -> Tensor:
-    """Sum (z, y, x, 4) over operators of the sums at S q."""
-    data, origin = sums.data, sums.limit + 1
-    # Each voxel of the plane x = 0 holds part of what belongs to it and its Friedel mate. They are added
-    # where they are, and taken off in the end: large sums have no room for a copy.
-    own = data[:, :, 0].clone()
-    data[:, :, 0] += own.flip(0, 1) * own.new_tensor([1, -1, 1, 1])
-    out = _sum_of_turned(data, operators, origin)
-    data[:, :, 0] = own
+def _summed(sums: SliceAccumulator, operators: Tensor) -> Tensor:
+    """Sum (z, y, x, 4) over operators of the sums at S q; the plane x = 0 is that of one half."""
+    out = empty_like(sums.data).copy_(sums.data)
+    # Each voxel of the plane x = 0 holds part of what belongs to it and its Friedel mate.
+    plane = out[:, :, 0]
+    plane += _mates(plane)
+    if out.device.type == "cpu":
+        turns, origin, into = operators.round().long().flatten(1).numpy(), sums.limit + 1, out.numpy()
+        in_threads(lambda z: kernels.add_orbits(into, turns, origin, z), range(1, 2 * origin))
+        # Of each pair of mates one was summed.
+        y, z = torch.meshgrid(*[torch.arange(len(out)) - origin] * 2, indexing="xy")
+        plane[:] = torch.where(((y < 0) | ((y == 0) & (z < 0)))[..., None], _mates(plane), plane)
+    else:
+        for turns in few_turns(operators):
+            out = _turned(out, turns)
+    out[:, :, 0] /= 2
     return out
 
 
-def _sum_of_turned(data: Tensor, operators: Tensor, origin: int) -> Tensor:
-    """Sum (z, y, x, 4) over operators of a half-space whose plane x = 0 is whole."""
-    out, limit = torch.zeros_like(data), origin - 1
-    if data.device.type != "cpu":
-        for z in range(1, origin + limit + 1):
-            out[z] = _turned_plane(data, operators.to(data.device).long(), origin, z)
-        return out
-    turns, whole, into = operators.long().numpy(), data.numpy(), out.numpy()
+def _mates(plane: Tensor) -> Tensor:
+    """What voxels (z, y, 4) of the plane x = 0 have at -q, as it counts at q."""
+    return plane.flip(0, 1) * plane.new_tensor([1, -1, 1, 1])
 
-    def turn(planes: np.ndarray) -> None:
-        kernels.turn_planes(whole, turns, origin, (planes[0] + 1, planes[1] + 1), into)
 
-    in_threads(turn, parts(2 * limit + 1))
+def _turned(data: Tensor, operators: Tensor) -> Tensor:
+    """As `_symmetry_kernels.add_orbits`, apart from what it is given, on any device."""
+    out, origin = torch.zeros_like(data), data.shape[2] - 1
+    for z in range(1, 2 * origin):
+        out[z] = _turned_plane(data, operators.to(data.device).long(), origin, z)
     return out
 
 
 def _turned_plane(data: Tensor, operators: Tensor, origin: int, z: int) -> Tensor:
-    """As `_symmetry_kernels.turn_planes`, one plane (y, x, 4) on any device."""
+    """One plane (y, x, 4) of the sum over operators of a half-space whose plane x = 0 is whole."""
     flat, n_y, n_x = data.reshape(-1, 4), data.shape[1], data.shape[2]
     reach = torch.arange(1 - origin, origin, device=data.device)
     y, x = torch.meshgrid(reach, reach[origin - 1 :], indexing="ij")
@@ -247,5 +248,4 @@ def _turned_plane(data: Tensor, operators: Tensor, origin: int, z: int) -> Tenso
         found = flat[((tz + origin) * n_y + ty + origin) * n_x + tx]
         found[..., 1] *= torch.where(flipped[..., 0], -1, 1)
         plane[1:-1, :-1] += found
-    plane[:, 0] /= 2
     return plane

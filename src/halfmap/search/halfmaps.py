@@ -16,6 +16,8 @@ from halfmap.ops._slice_volume import _envelope
 from halfmap.ops.fourier import ifft1, irfft2, irfft3, rfft3
 from halfmap.ops.grids import frequency_radius
 from halfmap.ops.slices import SliceAccumulator
+from halfmap.ops.threads import in_threads
+from halfmap.search import _sums_kernels as kernels
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.stored_sums import StoredSums, folded_planes, slabs
 
@@ -59,7 +61,7 @@ class HalfSums(Generic[AnySums]):
     def of(cls, halves: tuple[AnySums, AnySums]) -> HalfSums[AnySums]:
         """From sums of one radius, symmetrised."""
         least = torch.stack([least_weights(half) for half in halves])
-        total = torch.stack([_reciprocals(half, own) for half, own in zip(halves, least, strict=True)], dim=1)
+        total = torch.stack([_shell_sums(half, own) for half, own in zip(halves, least, strict=True)], dim=1)
         count, noise, first, second = total
         evenness = first.square() / (count * second).clamp_min(torch.finfo(torch.float32).tiny)
         return cls(halves, least, noise / count, evenness)
@@ -100,28 +102,39 @@ class HalfSums(Generic[AnySums]):
 
 def least_weights(sums: Sums) -> Tensor:
     """Weight (shells,) that a voxel of an unfiltered map counts for at least; see `HalfSums.unfiltered`."""
-    n, limit = _shells(sums), _sizes(sums)[0]
-    total = []
-    for z in slabs(limit):
-        shells, weights = _inside(sums, z, n)
-        total.append(
-            torch.stack([torch.bincount(shells, each, n) for each in (weights, torch.ones_like(weights))])
-        )
-    weight, count = torch.stack(total).sum(0)
+    weight, count = _shell_sums(sums)
     return _FLOOR * (weight / count).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _reciprocals(sums: Sums, least: Tensor) -> Tensor:
-    """Voxels, and sums of w / v², w / v and (w / v)² (4, shells), of weights w that count for v."""
-    n, limit = len(least), _sizes(sums)[0]
-    total = []
-    for z in slabs(limit):
-        shells, weights = _inside(sums, z, n)
-        held = weights.maximum(least[shells])
-        part = weights / held
-        each = torch.ones_like(part), part / held, part, part.square()
-        total.append(torch.stack([torch.bincount(shells, values, n) for values in each]))
-    return torch.stack(total).sum(0)
+def _shell_sums(sums: Sums, least: Tensor | None = None) -> Tensor:
+    """Sums over shells, float64, of what `_sums_kernels.add_shells` adds up."""
+    limit, box, padded_box = _sizes(sums)
+    shape = 2 if least is None else 4, _shells(sums)
+
+    def of(z: range) -> Tensor:
+        planes = _planes(sums, z)
+        if planes.device.type != "cpu":
+            return _shell_sums_torch(sums, planes, z, shape[1], least)
+        out = torch.zeros(shape, dtype=torch.float64)
+        known = np.empty(0) if least is None else least.numpy()
+        kernels.add_shells(planes.numpy(), z.start, box / padded_box, known, out.numpy())
+        return out
+
+    return torch.stack(in_threads(of, slabs(limit))).sum(0)
+
+
+def _shell_sums_torch(sums: Sums, planes: Tensor, z: range, n: int, least: Tensor | None) -> Tensor:
+    """The same of some planes on any device."""
+    shells = _shells_of_planes(sums, z)
+    held = shells < n
+    shells, weights = shells[held], planes[..., 2][held].double()
+    if least is None:
+        each = weights, torch.ones_like(weights)
+    else:
+        counted = weights.maximum(least[shells])
+        part = weights / counted
+        each = torch.ones_like(part), part / counted, part, part.square()
+    return torch.stack([torch.bincount(shells, values, n) for values in each])
 
 
 def solved(
@@ -151,35 +164,62 @@ def solved(
     """
     if without is not None and _sizes(whole) != _sizes(without):
         raise ShapeError("sums of different radii cannot be subtracted")
+    spectrum = _along_y(whole, prior, least, without)
+    volume = _along_z_and_x(spectrum, _sizes(whole)[2])
+    del spectrum
+    return volume.div_(_envelope(len(volume), _sizes(whole)[2], volume))
+
+
+def _along_y(whole: Sums, prior: Tensor | None, least: Tensor | None, without: Sums | None) -> Tensor:
+    """Quotients transformed along y and cut to the box: (y, z, x), z and x yet in Fourier space."""
     limit, box, n = _sizes(whole)
     reach = min(limit, (n - 1) // 2)
     near = torch.arange(-reach, reach + 1)
     inner = (torch.arange(box) - box // 2) % n
-    spectrum: Tensor | None = None
-    for z in slabs(limit, reach):
+    like = _planes(whole, range(1))
+    out = torch.zeros(box, len(near), reach + 1, dtype=like.dtype.to_complex(), device=like.device)
+
+    def transform(z: range) -> None:
         quotient = _quotient(whole, z, prior, least, without)[:, near + limit, : reach + 1]
         rows = quotient.new_zeros(len(z), reach + 1, n)
         rows[..., near % n] = quotient.transpose(1, 2)
-        if spectrum is None:
-            spectrum = rows.new_zeros(box, len(near), reach + 1)
-        spectrum[:, z.start + reach : z.stop + reach] = ifft1(rows)[..., inner].permute(2, 0, 1)
-    assert spectrum is not None
-    volume = spectrum.real.new_zeros(box, box, box)
-    for part in torch.arange(box).split(_ROWS):
-        padded = spectrum.new_zeros(len(part), n, n // 2 + 1)
-        padded[:, near % n, : reach + 1] = spectrum[part]
-        volume[:, part] = irfft2(padded, shape=(n, n))[:, inner][:, :, inner].transpose(0, 1)
-    del spectrum
-    return volume.div_(_envelope(box, n, volume))
+        out[:, z.start + reach : z.stop + reach] = ifft1(rows)[..., inner].permute(2, 0, 1)
+
+    in_threads(transform, slabs(limit, reach))
+    return out
+
+
+def _along_z_and_x(spectrum: Tensor, n: int) -> Tensor:
+    """Map (z, y, x) of what `_along_y` gives, transformed along the other axes and cut to the box."""
+    box, reach = len(spectrum), spectrum.shape[2] - 1
+    near = torch.arange(-reach, reach + 1)
+    inner = (torch.arange(box) - box // 2) % n
+    out = spectrum.real.new_zeros(box, box, box)
+
+    def transform(y: Tensor) -> None:
+        padded = spectrum.new_zeros(len(y), n, n // 2 + 1)
+        padded[:, near % n, : reach + 1] = spectrum[y]
+        out[:, y] = irfft2(padded, shape=(n, n))[:, inner][:, :, inner].transpose(0, 1)
+
+    in_threads(transform, torch.arange(box).split(_ROWS))
+    return out
 
 
 def _quotient(
     whole: Sums, z: range, prior: Tensor | None, least: Tensor | None, without: Sums | None
 ) -> Tensor:
     """Planes (z, y, x), complex, of the sums over their weights."""
-    planes, shells = _planes(whole, z), _shells_of_planes(whole, z)
+    planes = _planes(whole, z)
     if without is not None:
         planes = planes - _planes(without, z)
+    if planes.device.type == "cpu":
+        _, box, padded_box = _sizes(whole)
+        none = torch.zeros(1)
+        known = (none if each is None else each.to(planes) for each in (least, prior))
+        out = planes.new_zeros(*planes.shape[:3], 2)
+        kernels.divide(planes.numpy(), z.start, box / padded_box, *_of_one_length(*known), out.numpy())
+        return torch.view_as_complex(out)
+    shells = _shells_of_planes(whole, z)
     # Rounding leaves less than nothing where all weight was the part's.
     weights = planes[..., 2].clamp_min(0)
     if least is not None:
@@ -188,6 +228,16 @@ def _quotient(
         weights = weights + prior.to(weights)[shells.clamp_max(len(prior) - 1)]
     values = torch.view_as_complex(planes[..., :2].contiguous())
     return torch.where(weights > 0, values / weights.clamp_min(torch.finfo(weights.dtype).tiny), 0)
+
+
+def _of_one_length(*values: Tensor) -> list[np.ndarray]:
+    """Values of shells, the last one of each going on."""
+    longest = max(map(len, values))
+    return [_extended(each, longest).numpy() for each in values]
+
+
+def _extended(values: Tensor, n: int) -> Tensor:
+    return torch.cat([values, values[-1:].expand(n - len(values))])
 
 
 def _sizes(sums: Sums) -> tuple[int, int, int]:
@@ -205,13 +255,6 @@ def _shells(sums: Sums) -> int:
 def _planes(sums: Sums, z: range) -> Tensor:
     """Planes (z, y, x, 3) of sums."""
     return sums.planes(z) if isinstance(sums, StoredSums) else folded_planes(sums.sums, z)
-
-
-def _inside(sums: Sums, z: range, n: int) -> tuple[Tensor, Tensor]:
-    """Shells, and weights in float64, of the voxels of planes in the first n shells."""
-    weights, shells = _planes(sums, z)[..., 2], _shells_of_planes(sums, z)
-    held = shells < n
-    return shells[held], weights[held].double()
 
 
 def _shells_of_planes(sums: Sums, z: range) -> Tensor:

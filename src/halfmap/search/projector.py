@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from halfmap.errors import ParameterError, ShapeError
-from halfmap.ops.fourier import fft_centred
+from halfmap.ops.fourier import fft1, rfft1
 from halfmap.ops.threads import in_threads
 from halfmap.search import _spline_kernels as kernels
 from halfmap.search.polar import PolarGrid
 
 _TORCH_SAMPLES = 1 << 19
 """Samples that the torch body holds at a time, each with its 64 neighbours: some 1 GB."""
+
+_PADDED = 1 << 22
+"""Numbers of padded rows that are transformed at a time."""
 
 _POWER = 4
 """A cubic B-spline is a box convolved with itself so often, hence its envelope's power of a sinc."""
@@ -83,9 +85,7 @@ class SplineVolume:
         x = (torch.arange(box, dtype=torch.float64, device=volume.device) - box // 2) / padded
         envelope = (torch.sinc(x).pow(_POWER) * 6).reciprocal().to(volume.dtype)
         corrected = volume * envelope[:, None, None] * envelope[:, None] * envelope
-        before = padded // 2 - box // 2
-        spectrum = fft_centred(pad(corrected, (before, padded - box - before) * 3), ndim=3)
-        return cls(_with_border(spectrum, math.ceil(radius * padded / box)), box, padded)
+        return cls(_with_border(corrected, padded, math.ceil(radius * padded / box)), box, padded)
 
     @property
     def limit(self) -> float:
@@ -181,16 +181,35 @@ def parts(n: int) -> np.ndarray:
     return np.stack([bounds[:-1], bounds[1:]], axis=1)
 
 
-def _with_border(spectrum: Tensor, m: int) -> Tensor:
-    """Voxels -m - 2 … m + 2 along z and y and -1 … m + 2 along x of a half-spectrum, which repeats itself."""
-    n = len(spectrum)
-    index = torch.arange(-m - 2, m + 3, device=spectrum.device)
-    values = spectrum.new_empty(len(index), len(index), m + 4)
-    for x in range(-1, m + 3):
-        stored, sign = (x, 1) if 0 <= x <= n // 2 else (abs(x) if x < 0 else n - x, -1)
-        plane = spectrum[:, :, stored][sign * index % n][:, sign * index % n]
-        values[:, :, x + 1] = plane if sign > 0 else plane.conj()
+def _with_border(volume: Tensor, n: int, m: int) -> Tensor:
+    """Voxels -m - 2 … m + 2 along z and y and -1 … m + 2 along x of the transform of a volume padded to n.
+
+    Axis after axis is padded, transformed and cut: what is nothing and what is not wanted take no time.
+    """
+    box = len(volume)
+    wide = torch.arange(-m - 2, m + 3, device=volume.device) % n
+    half = torch.arange(-1, m + 3, device=volume.device)
+    # What is left of negative x is the conjugate, as nothing is complex yet.
+    stored, mate = torch.where(half.abs() > n // 2, n - half, half.abs()), (half < 0) | (half > n // 2)
+    step = max(1, _PADDED // (n * box))
+    between = volume.new_empty(box, len(wide), len(half), dtype=volume.dtype.to_complex())
+    for z in torch.arange(box).split(step):
+        rows = rfft1(_centred(volume[z], n))[..., stored]
+        rows = torch.where(mate, rows.conj(), rows)
+        between[z] = fft1(_centred(rows.transpose(1, 2), n))[..., wide].transpose(1, 2)
+    values = between.new_empty(len(wide), len(wide), len(half))
+    for y in torch.arange(len(wide)).split(step):
+        values[:, y] = fft1(_centred(between[:, y].permute(1, 2, 0), n))[..., wide].permute(2, 0, 1)
     return values
+
+
+def _centred(rows: Tensor, n: int) -> Tensor:
+    """Rows (..., d) padded to (..., n), with what was at d // 2 at 0."""
+    d = rows.shape[-1]
+    padded = rows.new_zeros(*rows.shape[:-1], n)
+    padded[..., : d - d // 2] = rows[..., d // 2 :]
+    padded[..., n - d // 2 :] = rows[..., : d // 2]
+    return padded
 
 
 def _sample_torch(volume: SplineVolume, turns: Tensor, points: Tensor, *, gradients: bool):

@@ -15,6 +15,7 @@ from torch import Tensor
 from halfmap.errors import FileFormatError, ShapeError
 from halfmap.io.atomic import atomic_path
 from halfmap.ops.slices import SliceAccumulator
+from halfmap.search import _sums_kernels as kernels
 from halfmap.search.backprojector import Backprojection
 
 _SLAB = 1 << 17
@@ -77,7 +78,7 @@ class StoredSums:
         for other in self.files[1:]:
             total += other[part]
         planes = torch.zeros(len(z), 2 * self.limit + 1, self.limit + 1, 3)
-        planes[_held(self.limit, z)] = torch.from_numpy(total)
+        kernels.unpack(total, z.start, z.stop, planes.numpy())
         return planes.to(self.device)
 
 
@@ -91,9 +92,10 @@ def store(path: Path, sums: Backprojection) -> list[int]:
     with atomic_path(path, durable=False) as temporary:
         shape = int(bounds[-1]), 3
         file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        data = held.data.cpu().numpy()
         for z in slabs(held.limit):
-            inside = folded_planes(held, z)[_held(held.limit, z, held.data.device)]
-            file[bounds[z.start + held.limit] : bounds[z.stop + held.limit]] = inside.cpu().numpy()
+            inside = file[bounds[z.start + held.limit] : bounds[z.stop + held.limit]]
+            kernels.pack(data, z.start, z.stop, inside)
         file.flush()
         del file
     return [held.box, held.padded_box, held.limit]
@@ -130,17 +132,5 @@ def folded_planes(sums: SliceAccumulator, z: range) -> Tensor:
 @functools.lru_cache(maxsize=2)
 def _bounds(limit: int) -> NDArray[np.int64]:
     """Where the voxels of each plane begin, and where the last ones end."""
-    y = np.arange(-limit, limit + 1)
-    square = (limit + 1) ** 2 - y[:, None] ** 2 - y**2
-    rows = np.where(square >= 0, np.floor(np.sqrt(np.maximum(square, 0))) + 1, 0)
-    return np.concatenate([[0], np.minimum(rows, limit + 1).sum(1).cumsum()]).astype(np.int64)
-
-
-def _held(limit: int, z: range, device: torch.device | str = "cpu") -> Tensor:
-    """Which voxels (z, y, x) of planes are within the ball."""
-    planes, axis = (
-        torch.arange(z.start, z.stop, device=device),
-        torch.arange(-limit, limit + 1, device=device),
-    )
-    square = planes.square()[:, None, None] + axis.square()[:, None] + axis[limit:].square()
-    return square <= (limit + 1) ** 2
+    reach = range(-limit, limit + 1)
+    return np.cumsum([0, *(sum(kernels.held(limit, y, z) for y in reach) for z in reach)])
