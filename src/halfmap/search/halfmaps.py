@@ -215,9 +215,11 @@ def _quotient(
     if planes.device.type == "cpu":
         _, box, padded_box = _sizes(whole)
         none = torch.zeros(1)
-        known = (none if each is None else each.to(planes) for each in (least, prior))
+        lowest, added = _of_one_length(
+            *(none if each is None else each.to(planes) for each in (least, prior))
+        )
         out = planes.new_zeros(*planes.shape[:3], 2)
-        kernels.divide(planes.numpy(), z.start, box / padded_box, *_of_one_length(*known), out.numpy())
+        kernels.divide(planes.numpy(), z.start, box / padded_box, lowest, added, out.numpy())
         return torch.view_as_complex(out)
     shells = _shells_of_planes(whole, z)
     # Rounding leaves less than nothing where all weight was the part's.
