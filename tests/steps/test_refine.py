@@ -228,6 +228,18 @@ def test_workers_change_nothing(truth, short, tmp_path):
     assert np.abs(one - two).max() < 1e-4 * np.abs(one).max()
 
 
+def test_a_sample_is_the_same_particles_each_time(truth, tmp_path):
+    copied = copy(truth[0], tmp_path / "other")
+    tables = [
+        read_particles(run(copied, most_iterations=1, sample=60) / "particles.star").rows for _ in range(2)
+    ]
+    assert tables[0].equals(tables[1])
+    rows = tables[0]["someOtherColumn"].to_list()
+    assert len(rows) == 60
+    assert rows == sorted(rows)
+    assert max(rows) - min(rows) > N / 2
+
+
 def test_noise_has_no_resolution(tmp_path):
     """Particles of noise follow the reference as far as that goes, to 25 Å, and the smearing of the mask.
 

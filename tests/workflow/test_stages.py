@@ -29,9 +29,9 @@ FOUND = {
     "roundness": lambda path, root: 0.8,
     "poor_share": lambda path: 0.001,
     "farthest_origins": lambda path: 3.0,
+    "agreement": lambda path: 14.0,
     "read_particle_facts": lambda path: measured.Particles(2000, 3.0, 64, 120.0),
 }
-GROUP = {"rlnSymmetryGroup": "D2", "hmWeakestCorrelation": 0.9, "hmShareOfSignal": 0.97}
 
 
 class Known(Chain):
@@ -55,11 +55,10 @@ def walk(monkeypatch, blocks: dict | None = None, found: dict | None = None, **s
     """Plan all stages, as if each had run well."""
     blocks = {
         "symmetry_general": [{"rlnSymmetryGroup": "C1"}],
-        "symmetry_groups": [GROUP],
         "model_general": [{"rlnCurrentResolution": 6.1}],
         "model_classes": [{"rlnEstimatedResolution": each} for each in (8.0, 9.0, 20.0)],
         "coordinate_files": [],
-        "": [{}, {}],
+        "": 2 * [{"rlnReferenceImage": "000001@Class2D/job006/run_classes.mrcs"}],
     } | (blocks or {})
     chain = Known(blocks, **settings)
     for name, function in (FOUND | (found or {})).items():
@@ -89,10 +88,13 @@ def test_every_stage_from_movies_is_a_step_that_takes_what_is_planned(monkeypatc
     chain = walk(monkeypatch, movies=(Path("m*.tif"),), dose_per_frame=1.0, pixel_size=1.1)
     left_out = {"symmetric", "class3d", "clean"}
     assert run_stages(chain) == [
-        name for name, _ in stages.STAGES if name not in left_out and not name.startswith("round-")
+        name
+        for name, _ in stages.STAGES
+        if name not in left_out and not name.startswith("round-") and not name.endswith("-trial")
     ]
     assert chain.steps["refine"].particles == Path("/p/full-extract/particles.star")
     assert chain.steps["validate"].half1 == Path("/p/refine/half1.star")
+    assert chain.steps["validate"].template == Path("/p/Class2D/job006/run_classes.mrcs")
     assert chain.steps["extract"].pixel_size == pytest.approx(3.0)
 
 
@@ -109,66 +111,106 @@ def test_from_particles_nothing_is_picked_or_cut(monkeypatch):
 
 def test_a_symmetry_that_is_given_is_not_looked_for(monkeypatch):
     chain = walk(monkeypatch, symmetry="D7")
-    assert not {"symmetry", "round-O", "symmetric"} & set(run_stages(chain))
+    assert not {"symmetry", "round-O", "symmetric", "abinitio-trial"} & set(run_stages(chain))
     assert {chain.steps[name].symmetry for name in ("abinitio", "first-refine", "refine", "validate")} == {
         "D7"
     }
 
 
-def test_a_group_that_is_found_is_used_from_there_on(monkeypatch):
-    chain = walk(monkeypatch, {"symmetry:symmetry_general": [{"rlnSymmetryGroup": "D2"}]})
-    assert chain.steps["abinitio"].symmetry == "C1"
-    assert {chain.steps[name].symmetry for name in ("symmetric", "first-refine", "validate")} == {"D2"}
-    assert chain.steps["first-refine"].reference == Path("/p/symmetric/map.star")
-    assert "97 %" in chain.done["symmetric"].decisions[0].why
-
-
-def round_particles(reached: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
-    return {
-        f"round-{group}-refine:model_general": [{"rlnCurrentResolution": each}]
-        for group, each in reached.items()
-    }
-
-
 ROUND = {"roundness": lambda path, root: 0.98}
+D2 = {"symmetry:symmetry_general": [{"rlnSymmetryGroup": "D2"}]}
 
 
-def test_round_particles_get_the_group_in_which_half_maps_agree_best(monkeypatch):
-    blocks = round_particles({"C1": 14.0, "T": 12.9, "O": 8.2, "I2": 20.0})
-    chain = walk(monkeypatch, blocks, ROUND)
+def evidence(**means: float) -> dict[str, Any]:
+    """What `measured.gain` tells of trials, by their stages; standard errors are 0.1."""
+
+    def gain(particles: Path, over: Path | None = None) -> tuple[float, float]:
+        own, other = (
+            0.0 if each is None else means[each.parent.name.removesuffix("-trial").replace("-", "_")]
+            for each in (particles, over)
+        )
+        return own - other, 0.1
+
+    return {"gain": gain}
+
+
+def test_a_group_that_is_found_is_used_where_particles_are_likelier_in_it(monkeypatch):
+    chain = walk(monkeypatch, D2, evidence(abinitio=20.0, symmetric=21.0))
+    assert chain.steps["abinitio"].symmetry == chain.steps["abinitio-trial"].symmetry == "C1"
+    names = "symmetric", "symmetric-trial", "first-refine", "validate"
+    assert {chain.steps[name].symmetry for name in names} == {"D2"}
+    assert chain.steps["first-refine"].reference == Path("/p/symmetric/map.star")
+    assert "-1.00 ± 0.10 without" in chain.done["first-refine"].decisions[0].why
+    assert not [name for name in run_stages(chain) if name.startswith("round-")]
+
+
+@pytest.mark.parametrize("found", [20.2, 19.0])
+def test_a_group_that_makes_particles_no_likelier_is_not_used(monkeypatch, found):
+    chain = walk(monkeypatch, D2, evidence(abinitio=20.0, symmetric=found))
+    assert {chain.steps[name].symmetry for name in ("first-refine", "refine", "validate")} == {"C1"}
+    assert chain.steps["first-refine"].reference == Path("/p/abinitio/map.star")
+
+
+def test_round_particles_get_the_group_that_they_are_likeliest_in(monkeypatch):
+    known = evidence(abinitio=24.0, round_T=23.0, round_O=27.0, round_I2=22.0)
+    chain = walk(monkeypatch, found=ROUND | known)
     assert chain.steps["round-O"].symmetry == "O"
-    assert chain.steps["round-C1-refine"].reference == Path("/p/abinitio/map.star")
+    assert chain.steps["abinitio-trial"].reference == Path("/p/abinitio/map.star")
     assert {chain.steps[name].symmetry for name in ("first-refine", "refine", "validate")} == {"O"}
-    assert chain.steps["first-refine"].reference == Path("/p/round-O-refine/map.star")
-    assert "8.2 Å O" in chain.done["symmetric"].decisions[0].why
+    assert chain.steps["first-refine"].reference == Path("/p/round-O/map.star")
 
 
-def test_of_groups_that_do_as_well_round_particles_get_the_largest(monkeypatch):
-    chain = walk(monkeypatch, round_particles({"C1": 14.0, "T": 8.0, "O": 8.2, "I2": 20.0}), ROUND)
-    assert chain.steps["first-refine"].symmetry == "O"
+@pytest.mark.parametrize(
+    ("why", "means"),
+    [
+        ("all groups are as good as a ball", {"abinitio": 20.0, "T": 22.0, "O": 22.1, "I2": 22.2}),
+        ("no map says anything", {"abinitio": -3.0, "T": -2.0, "O": -1.0, "I2": -2.0}),
+        ("likelier without", {"abinitio": 30.0, "T": 22.0, "O": 24.0, "I2": 21.0}),
+    ],
+)
+def test_round_particles_that_no_group_stands_out_in_stay_without(monkeypatch, why, means):
+    known = {name if name == "abinitio" else f"round_{name}": mean for name, mean in means.items()}
+    chain = walk(monkeypatch, found=ROUND | evidence(**known))
+    assert chain.steps["first-refine"].symmetry == "C1", why
+    assert chain.steps["first-refine"].reference == Path("/p/abinitio/map.star")
 
 
-def test_round_particles_without_symmetry_stay_without(monkeypatch):
-    chain = walk(monkeypatch, round_particles({"C1": 7.0, "T": 12.9, "O": 15.0, "I2": 20.0}), ROUND)
-    assert "symmetric" not in run_stages(chain)
-    assert chain.steps["first-refine"].symmetry == "C1"
-    assert chain.steps["first-refine"].reference == Path("/p/round-C1-refine/map.star")
+def test_a_group_that_was_found_in_round_particles_is_tried_as_well(monkeypatch):
+    known = evidence(abinitio=24.0, symmetric=28.0, round_T=23.0, round_O=25.0, round_I2=22.0)
+    chain = walk(monkeypatch, {"symmetry:symmetry_general": [{"rlnSymmetryGroup": "D7"}]}, ROUND | known)
+    assert chain.steps["first-refine"].symmetry == "D7"
 
 
-def test_an_octahedral_first_map_needs_no_trial(monkeypatch):
-    blocks = {
-        "symmetry_general": [{"rlnSymmetryGroup": "O"}],
-        "symmetry_groups": [GROUP | {"rlnSymmetryGroup": "O"}],
-    }
-    chain = walk(monkeypatch, blocks, ROUND)
-    assert "round-C1-refine" not in chain.done
+def test_an_octahedral_first_map_needs_no_other_groups(monkeypatch):
+    blocks = {"symmetry_general": [{"rlnSymmetryGroup": "O"}]}
+    chain = walk(monkeypatch, blocks, ROUND | evidence(abinitio=20.0, symmetric=25.0))
+    assert "round-T" not in chain.done
     assert chain.steps["symmetric"].symmetry == chain.steps["refine"].symmetry == "O"
+
+
+def test_no_symmetry_is_looked_for_where_no_runs_agree(monkeypatch):
+    chain = walk(monkeypatch, D2, {"agreement": lambda model: None})
+    assert "no two runs agree" in chain.done["symmetry"].decisions[0].why
+    assert chain.steps["validate"].symmetry == "C1"
 
 
 def test_particles_that_fit_badly_are_sorted_in_3d(monkeypatch):
     chain = walk(monkeypatch, found={"poor_share": lambda path: 0.1})
     assert chain.steps["clean"].classes == (1, 2)  # 8 and 9 Å, not 20
+    assert chain.steps["refine"].shift_range is None  # cut anew, they are in the middle
     assert chain.steps["full-extract"].coordinates == Path("/p/clean/particles.star")
+
+
+def test_cleaned_particles_that_stay_as_they_are_are_searched_as_far_as_before(monkeypatch):
+    found = {"poor_share": lambda path: 0.1, "farthest_origins": lambda path: 30.0}
+    chain = walk(monkeypatch, {"model_general": [{"rlnCurrentResolution": 9.0}]}, found)
+    assert chain.steps["refine"].shift_range == chain.steps["first-refine"].shift_range == 40.0
+    assert chain.steps["validate"].shift_range == 40.0
+
+
+def test_few_particles_are_sorted_into_few_classes(monkeypatch):
+    found = {"read_particle_facts": lambda path: measured.Particles(23, 3.0, 64, 120.0)}
+    assert walk(monkeypatch, found=found).steps["class2d"].classes == 4
 
 
 def test_pixels_that_hold_more_than_is_in_them_are_kept(monkeypatch):
@@ -193,6 +235,25 @@ def particles(tmp_path: Path, **columns: Any) -> Path:
     path = tmp_path / "particles.star"
     write_particles(path, ParticleSet(pl.DataFrame(optics), pl.DataFrame(rows)))
     return path
+
+
+def test_what_particles_gain_is_of_those_that_both_have(tmp_path: Path):
+    values = np.random.default_rng(2).normal(3.0, 1.0, 400)
+    first = particles(tmp_path, rlnLogLikeliContribution=values)
+    mean, error = measured.gain(first)
+    assert (mean, error) == (pytest.approx(values.mean()), pytest.approx(values.std() / 20))
+    (tmp_path / "b").mkdir()
+    other = particles(tmp_path / "b", rlnLogLikeliContribution=values[:300] - 0.5)
+    mean, error = measured.gain(first, other)
+    assert mean == pytest.approx(0.5)
+    assert error < 1e-9
+
+
+@pytest.mark.parametrize(("written", "told"), [(14.5, 14.5), (999.0, None)])
+def test_how_far_runs_agree(tmp_path: Path, written: float, told: float | None):
+    path = tmp_path / "model.star"
+    write_star(path, {"model_classes": pl.DataFrame({"rlnClassIndex": [1], "hmRunAgreement": [written]})})
+    assert measured.agreement(path) == told
 
 
 def test_what_tables_tell(tmp_path: Path):

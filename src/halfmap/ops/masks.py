@@ -176,9 +176,14 @@ def around_region(region: Tensor, *, resolution: float, pixel_size: float) -> Te
        (2013). DOI 10.1016/j.ultramic.2013.06.004
     """
     extend = min(max(_EXTEND * resolution, _EXTEND_A[0]), _EXTEND_A[1])
-    widest = min(_EDGE_A[1], _EDGE_OF_BOX * max(region.shape) * pixel_size)
-    width = max(min(max(_EDGE * resolution, _EDGE_A[0]), widest), _EDGE_PX * pixel_size)
+    width = edge_around_region(max(region.shape), resolution=resolution, pixel_size=pixel_size)
     return soft_edge(region, extend=extend, width=width, pixel_size=pixel_size)
+
+
+def edge_around_region(box: int, *, resolution: float, pixel_size: float) -> float:
+    """Width in Å of the edge that `around_region` makes in a box of so many pixels."""
+    widest = min(_EDGE_A[1], _EDGE_OF_BOX * box * pixel_size)
+    return max(min(max(_EDGE * resolution, _EDGE_A[0]), widest), _EDGE_PX * pixel_size)
 
 
 def around_points(

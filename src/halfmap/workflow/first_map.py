@@ -14,15 +14,27 @@ from halfmap.workflow.record import Decision
 _ROUND = 0.94
 """Short over long axis of class averages: 0.98 and more in T, O and I, 0.88 of RNA polymerase II."""
 
-_ROUND_GROUPS = "I2", "O", "T"
-_TRIED = *_ROUND_GROUPS, "C1"
-"""Groups that round particles are tried with, the largest first."""
+_ROUND_GROUPS = "T", "O", "I2"
+"""Groups that round particles are tried with."""
 
-_AS_GOOD = 1.1
-"""Resolution over the finest one, up to which the larger group is taken."""
+_WITHIN = {
+    "T": {"C2", "C3", "D2"},
+    "O": {"C2", "C3", "C4", "D2", "D3", "D4", "T"},
+    "I2": {"C2", "C3", "C5", "D2", "D3", "D5", "T"},
+}
+"""Groups that have part of the operators of another one, which is not to be told from them by likelihood."""
 
-_FEW_ITERATIONS = 4
-"""Of refinements that are only to tell the group."""
+_SURE = 3.0
+"""Standard errors of a gain in log-likelihood from which on it counts."""
+
+_SAMPLE = 2_000
+"""Particles that groups are tried with."""
+
+_ITERATIONS, _RUNS = 4, 4
+"""Of refinements that are only to tell the group; of their maps, at most."""
+
+_FIRST_A = 20.0
+"""Detail of the first map that these refinements begin with where there is no symmetry."""
 
 
 def abinitio(chain: Chain) -> Plan:
@@ -42,68 +54,66 @@ def abinitio(chain: Chain) -> Plan:
     return Plan("abinitio", values, decisions)
 
 
-def symmetry(chain: Chain) -> Plan | None:
-    """Look for a point group in the first map."""
+def symmetry(chain: Chain) -> Plan | Skip | None:
+    """Look for a point group in the first map, if it is one."""
     if chain.settings.symmetry:
         return None
+    if measured.agreement(chain.output("abinitio", "model")) is None:
+        why = "no two runs agree, so that the first map is one of many that the images allow"
+        return Skip((Decision("no symmetry looked for", why, "--set abinitio.restarts=16, or --symmetry"),))
     return Plan("symmetry", {"map": chain.output("abinitio", "map")})
+
+
+def symmetric(chain: Chain) -> Plan | None:
+    """Make the first map anew in the group that was found in it."""
+    group = _found(chain)
+    return None if group == "C1" else _map_in(chain, group)
 
 
 def round_map(group: str) -> Callable[[Chain], Plan | None]:
     """Stage that makes a first map of round particles in a group."""
 
     def plan(chain: Chain) -> Plan | None:
-        if not _is_round(chain):
-            return None
-        first = chain.job("abinitio").step.model_dump()
-        return Plan("abinitio", {**first, "symmetry": group, "resolution": None})
+        return _map_in(chain, group) if _is_round(chain) and group != _found(chain) else None
 
     return plan
 
 
-def round_refine(group: str) -> Callable[[Chain], Plan | None]:
-    """Stage that refines the map of round particles in a group a little, to see what half maps agree in."""
+def trial(stage: str) -> Callable[[Chain], Plan | None]:
+    """Stage that refines a sample of the particles a little, from the map of another stage in its group."""
 
     def plan(chain: Chain) -> Plan | None:
-        if not _is_round(chain):
+        group = next((group for group, made in _tried(chain).items() if made == stage), None)
+        if group is None:
             return None
-        first = chain.job("abinitio").step.model_dump()
-        values = {name: first[name] for name in ("particles", "shift_range", "diameter", "seed")}
-        values["reference"] = chain.output("abinitio" if group == "C1" else f"round-{group}", "map")
-        values |= {"symmetry": group, "most_iterations": _FEW_ITERATIONS}
-        why = "class averages are round, as those of these groups are; half maps are to tell which"
-        made = Decision("T, O and I tried", why, "--symmetry")
-        return Plan("refine", values, (made,) if group == "C1" else ())
+        values = {
+            **_common(chain),
+            "reference": chain.output(stage, "map"),
+            "symmetry": group,
+            "initial_lowpass": _FIRST_A if group == "C1" else None,
+            "sample": _SAMPLE,
+            "most_iterations": _ITERATIONS,
+        }
+        if group != "C1":
+            return Plan("refine", values)
+        others = ", ".join(each for each in _tried(chain) if each != "C1")
+        why = "class averages are round, as those of such groups are" if _is_round(chain) else "it was found"
+        made = Decision(f"{others} tried beside no symmetry", f"{why} in the first map", "--symmetry")
+        return Plan("refine", values, (made,))
 
     return plan
-
-
-def symmetric(chain: Chain) -> Plan | Skip | None:
-    """Make the first map anew in the group that was found in it."""
-    if not chain.has("symmetry"):
-        return None
-    group, decision = _group(chain)
-    if group == "C1" or _is_round(chain):
-        return Skip((decision,))
-    first = chain.job("abinitio").step.model_dump()
-    return Plan("abinitio", {**first, "symmetry": group, "resolution": None}, (decision,))
 
 
 def first_refine(chain: Chain) -> Plan:
-    """Refine the images that are scaled down."""
-    tried = f"round-{point_group(chain)}-refine"
-    start = next(stage for stage in ("symmetric", tried, "abinitio") if chain.has(stage))
-    particles = chain.output("select", "particles")
-    shifts = shift_range_of(particles)
+    """Refine the images that are scaled down, in the group that particles are likeliest in."""
+    group = point_group(chain)
     values = {
-        "particles": particles,
-        "reference": chain.output(start, "map"),
-        "symmetry": point_group(chain),
-        "shift_range": shifts[0] if shifts else None,
-        "diameter": sphere_of(chain),
-        "seed": chain.settings.seed,
+        **_common(chain),
+        "reference": chain.output(_tried(chain).get(group, "abinitio"), "map"),
+        "symmetry": group,
     }
-    return Plan("refine", values)
+    decisions = () if chain.settings.symmetry else (_likeliest(chain)[1],)
+    return Plan("refine", values, decisions)
 
 
 def shift_range_of(particles: Path) -> tuple[float, Decision] | None:
@@ -121,51 +131,82 @@ def sphere_of(chain: Chain) -> float | None:
     return None if chain.settings.diameter is None else 1.1 * chain.settings.diameter
 
 
+def point_group(chain: Chain) -> str:
+    """The point group that was given or found."""
+    return chain.settings.symmetry or _likeliest(chain)[0]
+
+
+def _common(chain: Chain) -> dict[str, Any]:
+    """What all refinements of the first particles have in common."""
+    particles = chain.output("select", "particles")
+    shifts = shift_range_of(particles)
+    return {
+        "particles": particles,
+        "shift_range": shifts[0] if shifts else None,
+        "diameter": sphere_of(chain),
+        "seed": chain.settings.seed,
+    }
+
+
+def _map_in(chain: Chain, group: str) -> Plan:
+    return Plan("abinitio", {**_common(chain), "symmetry": group, "restarts": _RUNS})
+
+
+def _found(chain: Chain) -> str:
+    """The group that was found in the first map."""
+    if not chain.has("symmetry"):
+        return "C1"
+    scores = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")
+    return str(scores[0]["rlnSymmetryGroup"])
+
+
 def _is_round(chain: Chain) -> bool:
     """Whether particles are as round as those of T, O and I, none of which was found in the first map.
 
     Views of such particles are all alike, and runs without symmetry agree in a shape that is none.
     """
-    if not chain.has("symmetry") or _found(chain)[0] in (*_ROUND_GROUPS, "I"):
+    if chain.settings.symmetry or _found(chain) in _ROUND_GROUPS:
         return False
     return measured.roundness(chain.output("select", "averages"), chain.project.root) >= _ROUND
 
 
-def _group(chain: Chain) -> tuple[str, Decision]:
-    """The point group, and how it was found."""
+def _tried(chain: Chain) -> dict[str, str]:
+    """Groups that there are to choose from, and the stages of their maps; none where there is no choice."""
+    if chain.settings.symmetry:
+        return {}
+    found = _found(chain)
+    groups = {} if found == "C1" else {found: "symmetric"}
     if _is_round(chain):
-        return _group_of_round(chain)
-    group, row = _found(chain)
-    if row is None:
+        groups |= {group: f"round-{group}" for group in _ROUND_GROUPS if group != found}
+    return {"C1": "abinitio", **groups} if groups else {}
+
+
+def _likeliest(chain: Chain) -> tuple[str, Decision]:
+    """The group that surely makes particles likelier than no symmetry does, and than groups not within it.
+
+    A map that is averaged over a group has less noise, and where data are few any group may do better than
+    none: then others do as well.
+    """
+    tables = {group: chain.output(f"{stage}-trial", "particles") for group, stage in _tried(chain).items()}
+    if not tables:
         return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
-    why = (
-        f"its weakest operators correlate by {row['hmWeakestCorrelation']:.2f} in the first map, "
-        f"{100 * row['hmShareOfSignal']:.0f} % of what its noise leaves of a perfect symmetry"
-    )
+
+    def is_sure(group: str) -> bool:
+        others = [tables[each] for each in tables if each not in {group, *_WITHIN.get(group, ())}]
+        gains = [measured.gain(tables[group], other) for other in (None, *others)]
+        return all(mean > _SURE * error for mean, error in gains)
+
+    gains = {group: measured.gain(table)[0] for group, table in tables.items()}
+    sure = [group for group in tables if group != "C1" and is_sure(group)]
+    group = max(sure, key=lambda each: gains[each], default="C1")
+    said = []
+    for other in tables:
+        if other != group:
+            mean, error = measured.gain(tables[other], tables[group])
+            said.append(f"{mean:+.2f} ± {error:.2f} {'without' if other == 'C1' else f'in {other}'}")
+    against = "no group makes particles surely likelier" if group == "C1" else "particles are likeliest in it"
+    why = f"{against}, in maps that they had no share in: log-likelihood of each {', '.join(said)}"
     return group, Decision(f"symmetry {group}", why, "--symmetry")
-
-
-def _group_of_round(chain: Chain) -> tuple[str, Decision]:
-    """The largest group of those in which half maps agree to about the finest detail."""
-    reached = {group: resolution_of(chain, f"round-{group}-refine") for group in _TRIED}
-    finest = min(reached.values())
-    group = next(group for group in _TRIED if reached[group] <= _AS_GOOD * finest)
-    said = ", ".join(f"{each:.1f} Å {'without' if name == 'C1' else name}" for name, each in reached.items())
-    why = f"class averages are round, and half maps of a few iterations agree to {said}"
-    return group, Decision(f"symmetry {group}", why, "--symmetry")
-
-
-def _found(chain: Chain) -> tuple[str, dict[str, Any] | None]:
-    """The group that was found in the first map, and its scores; C1 has none."""
-    scores = chain.output("symmetry", "scores")
-    group = str(measured.read_block(scores, "symmetry_general")[0]["rlnSymmetryGroup"])
-    rows = measured.read_block(scores, "symmetry_groups")
-    return group, next((row for row in rows if row["rlnSymmetryGroup"] == group), None)
-
-
-def point_group(chain: Chain) -> str:
-    """The point group that was given or found."""
-    return chain.settings.symmetry or _group(chain)[0]
 
 
 def resolution_of(chain: Chain, stage: str) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _OUTLINE = 0.1
+_NO_AGREEMENT = 900.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,40 @@ def poor_share(path: Path) -> float:
     values = rows["rlnLogLikeliContribution"].to_numpy()
     middle = np.median(values)
     return float(np.mean(values < middle - 3 * 1.4826 * np.median(np.abs(values - middle))))
+
+
+def gain(particles: Path, over: Path | None = None) -> tuple[float, float]:
+    """Mean, and its standard error, of the log-likelihoods that a refinement leaves each particle with.
+
+    They are those over noise alone, averaged over all poses: where a map says nothing of the particles the
+    mean is no more than nothing, however their poses were searched. Each is by a map that the particle had
+    no share in.
+
+    Parameters
+    ----------
+    particles : path
+        Table of a refinement.
+    over : path, optional
+        That of another one; then of what the same particles gain by the first.
+    """
+    import numpy as np
+
+    from halfmap.io.tables import read_particles
+
+    name, value = "rlnImageName", "rlnLogLikeliContribution"
+    rows = read_particles(particles).rows.select(name, value)
+    values = rows[value]
+    if over is not None:
+        both = rows.join(read_particles(over).rows.select(name, value), on=name, suffix="_over")
+        values = both[value] - both[f"{value}_over"]
+    each = values.to_numpy()
+    return float(np.mean(each)), float(np.std(each) / math.sqrt(max(len(each), 1)))
+
+
+def agreement(model: Path) -> float | None:
+    """Resolution in Å to which the runs of a first map agree; None if no two of them do."""
+    found = min(float(row["hmRunAgreement"]) for row in read_block(model, "model_classes"))
+    return None if found >= _NO_AGREEMENT else found
 
 
 def read_block(path: Path, block: str) -> list[dict[str, Any]]:

@@ -23,6 +23,9 @@ _COARSEST_PX_A = 3.5
 _CLASS = 200
 """Particles in a 2D class on average."""
 
+_FEW = 5
+"""The same where there are very few, at the least."""
+
 _SMALL_SET = 10_000
 _POOR = 0.02
 """Share of particles that fit far worse than the others, from which on they are sorted in 3D."""
@@ -209,8 +212,11 @@ def refine(chain: Chain) -> Plan | Skip:
     last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), None)
     if last is None:
         return Skip()
+    # Particles that are cut anew are in the middle of their boxes.
+    shifts = first_map.shift_range_of(chain.output("select", "particles")) if last == "clean" else None
     values = {
         "particles": chain.output(last, "particles"),
+        "shift_range": shifts[0] if shifts else None,
         "reference": chain.output("first-refine", "map"),
         "symmetry": point_group(chain),
         "diameter": sphere_of(chain),
@@ -232,6 +238,8 @@ def validate(chain: Chain) -> Plan:
         "half1": chain.output(job, "half1"),
         "mask": _mask(chain),
         "particles": chain.output(job, "particles"),
+        "template": _templates(chain),
+        "shift_range": chain.job(job).step.model_dump()["shift_range"],
         "symmetry": point_group(chain),
         "diameter": sphere_of(chain),
         "controls": chain.settings.controls,
@@ -255,14 +263,15 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("select", select),
     ("abinitio", first_map.abinitio),
     ("symmetry", first_map.symmetry),
-    ("round-C1-refine", first_map.round_refine("C1")),
-    ("round-T", first_map.round_map("T")),
-    ("round-T-refine", first_map.round_refine("T")),
-    ("round-O", first_map.round_map("O")),
-    ("round-O-refine", first_map.round_refine("O")),
-    ("round-I2", first_map.round_map("I2")),
-    ("round-I2-refine", first_map.round_refine("I2")),
     ("symmetric", first_map.symmetric),
+    ("round-T", first_map.round_map("T")),
+    ("round-O", first_map.round_map("O")),
+    ("round-I2", first_map.round_map("I2")),
+    ("abinitio-trial", first_map.trial("abinitio")),
+    ("symmetric-trial", first_map.trial("symmetric")),
+    ("round-T-trial", first_map.trial("round-T")),
+    ("round-O-trial", first_map.trial("round-O")),
+    ("round-I2-trial", first_map.trial("round-I2")),
     ("first-refine", first_map.first_refine),
     ("class3d", class3d),
     ("clean", clean),
@@ -311,7 +320,7 @@ def _class2d(
     particles = chain.output(extraction, "particles")
     facts = measured.read_particle_facts(particles)
     stage = "class2d" if extraction != "first-extract" else "first-class2d"
-    classes = min(max(round(facts.number / _CLASS), 8), 100)
+    classes = min(max(round(facts.number / _CLASS), 8), 100, max(facts.number // _FEW, 1))
     resolution = max(finest, 2.2 * facts.pixel_size)
     made = Decision(f"{classes} classes", f"of {facts.number:,} particles", f"--set {stage}.classes=50")
     values = {
@@ -345,6 +354,14 @@ def _micrograph_pixel(chain: Chain) -> float:
     from halfmap.io.tables import read_micrographs
 
     return float(read_micrographs(chain.output("curate", "micrographs")).pixel_size)
+
+
+def _templates(chain: Chain) -> Path | None:
+    """Stack of the class averages that particles were picked with."""
+    if not chain.has("pick"):
+        return None
+    averages = measured.read_block(chain.output("first-select", "averages"), "")
+    return chain.project.root / str(averages[0]["rlnReferenceImage"]).partition("@")[2]
 
 
 def _refined(chain: Chain) -> str:

@@ -86,7 +86,7 @@ def sharpen(step: PostprocessStep, ctx: Context, halves: HalfMaps, curves: Curve
     Raises
     ------
     ParameterError
-        If the B-factor can be fitted nowhere.
+        If the B-factor cannot be fitted where it was asked for.
     TableError
         If the MTF cannot be read.
     """
@@ -103,7 +103,15 @@ def sharpen(step: PostprocessStep, ctx: Context, halves: HalfMaps, curves: Curve
     if step.weighting:
         spectrum *= _by_shell(signal_weight(curves.fsc.corrected), shells)
     weighted = _amplitudes(spectrum, shape)
-    if step.b_factor is None:
+    shells_seen = _shells_between(squared, step.guinier_from, curves.resolution)
+    if step.b_factor is None and step.guinier_to is None and shells_seen < _FEWEST:
+        log.warning(
+            "too few shells lie between %.3g and %.3g Å for a B-factor: the map is not sharpened; give a "
+            "--b-factor, or a coarser --guinier-from",
+            *(step.guinier_from, curves.resolution),
+        )
+        line = (0.0, math.nan, math.nan, math.nan)
+    elif step.b_factor is None:
         line = fit(squared, weighted, step.guinier_from, step.guinier_to or curves.resolution)
         log.info("B-factor %.0f ± %.0f Å²", *line[:2])
     else:
@@ -164,6 +172,10 @@ def fit(
     residual = y - slope * x - intercept
     error = math.sqrt(float((residual**2).sum()) / max(len(x) - 2, 1) / float(((x - x.mean()) ** 2).sum()))
     return 4 * float(slope), 4 * error, float(intercept), float(np.corrcoef(x, y)[0, 1])
+
+
+def _shells_between(squared: NDArray[np.float64], coarse: float, fine: float) -> int:
+    return int(np.count_nonzero((squared >= 1 / coarse**2) & (squared <= 1 / fine**2)))
 
 
 def read_mtf(path: Path, frequency: NDArray[np.float64], step: PostprocessStep, pixel_size: float) -> Tensor:

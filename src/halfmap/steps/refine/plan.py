@@ -166,11 +166,11 @@ class Plan:
         radius = (self.diameter / 2 + self.shift_range) / self.pixel_size + _EDGE_PX
         return min(self.box / 2, radius) * box / self.box
 
-    def sphere(self, box: int) -> Tensor:
+    def sphere(self, box: int, edge_A: float = _EDGE_A) -> Tensor:
         """Soft mask (box, box, box) of what the particle's diameter encloses."""
-        radius = min(self.diameter / 2, self.side / 2 - _EDGE_A)
+        radius = min(self.diameter / 2, self.side / 2 - edge_A)
         pixel_size = self.side / box
-        return soft_sphere((box,) * 3, radius=radius, edge=_EDGE_A, pixel_size=pixel_size).to(self.device)
+        return soft_sphere((box,) * 3, radius=radius, edge=edge_A, pixel_size=pixel_size).to(self.device)
 
     def parts(self) -> list[tuple[int, NDArray[np.intp]]]:
         """Half set and particles of each part, those of the first half set first."""
@@ -220,7 +220,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     memory = image_memory(step.memory * 1e9, ctx.options, each=each, purpose="refinement")
     plan = Plan(
         step=step,
-        source=Source.of(ctx.resolve(step.particles), ctx.project, memory),
+        source=Source.of(particles.path or ctx.resolve(step.particles), ctx.project, memory),
         box=whole.box,
         pixel_size=whole.pixel_size,
         diameter=diameter,

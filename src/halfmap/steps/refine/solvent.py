@@ -7,7 +7,7 @@ from torch import Tensor
 from halfmap.errors import ParameterError
 from halfmap.ops.envelope import find_region
 from halfmap.ops.fourier import resample
-from halfmap.ops.masks import around_region
+from halfmap.ops.masks import around_region, edge_around_region
 from halfmap.search.reference import read_mask
 from halfmap.steps.refine.plan import Plan
 
@@ -19,7 +19,7 @@ _FROM_A = 25.0
 
 
 def solvent_mask(plan: Plan, volume: Tensor, resolution_A: float) -> Tensor:
-    """Soft mask of the particle within the sphere of its diameter.
+    """Soft mask of the particle within the sphere of its diameter, whose edge is as soft.
 
     Parameters
     ----------
@@ -36,7 +36,8 @@ def solvent_mask(plan: Plan, volume: Tensor, resolution_A: float) -> Tensor:
         Values from 0 to 1.
     """
     box = len(volume)
-    sphere, pixel_size = plan.sphere(box), plan.side / box
+    pixel_size = plan.side / box
+    sphere = plan.sphere(box, edge_around_region(box, resolution=resolution_A, pixel_size=pixel_size))
     if plan.mask is not None:
         given = read_mask(plan.mask, plan.side)
         return resample(given, new_shape=(box,) * 3).clamp(0, 1).to(volume) * sphere

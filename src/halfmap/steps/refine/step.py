@@ -111,6 +111,14 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         unit="none",
         section=LOCAL,
     )
+    sample: int | None = Param(
+        None,
+        "refine so many of the particles, drawn at random, to try something; default: all",
+        unit="none",
+        section=SCHEDULE,
+        advanced=True,
+        ge=1,
+    )
     most_iterations: int = Param(
         30, "iterations after which it ends in any case", unit="none", section=SCHEDULE, advanced=True, ge=1
     )

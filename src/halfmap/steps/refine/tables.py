@@ -33,6 +33,8 @@ HALF1, HALF2, WHOLE, MAP, MASK = (
     "mask.mrc",
 )
 
+SAMPLE = "sample.star"
+
 _COLUMNS = {
     "rlnMaxValueProbDistribution": "share",
     "rlnNrOfSignificantSamples": "significant",
@@ -45,8 +47,15 @@ _COLUMNS = {
 
 
 def read(step: RefineStep, ctx: Context) -> ParticleSet:
-    """Read the particles."""
-    return read_particles(ctx.resolve(step.particles))
+    """Read the particles, those of a sample from a table of their own, which they are listed in."""
+    particles = read_particles(ctx.resolve(step.particles))
+    if step.sample is None or step.sample >= len(particles):
+        return particles
+    path = ctx.folder / SAMPLE
+    if not path.exists():
+        drawn = np.random.default_rng(step.seed).permutation(len(particles))[: step.sample]
+        write_particles(path, particles.select(np.isin(np.arange(len(particles)), drawn)))
+    return read_particles(path)
 
 
 def write(

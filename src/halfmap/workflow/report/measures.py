@@ -28,6 +28,9 @@ Fact = tuple[str, Content]
 
 _UM = 1e-4
 
+_NO_AGREEMENT = 900.0
+"""Å, from which on it stands for none."""
+
 
 def listed(node: Node, kind: str, unit: str) -> Listed | None:
     """The table of a job whose type begins with `kind`."""
@@ -185,10 +188,13 @@ def _first_map(node: Node) -> list[Fact]:
     general, runs = read_pairs(model, "model_general"), read_block(model, "model_runs")
     facts: list[tuple[str, Content]] = [("Symmetry", general.get("rlnSymmetryGroup"))]
     if runs is not None and {"hmRunKept", "hmRunAgreement"} <= set(runs.columns):
-        agreed = middle(runs.filter(runs["hmRunKept"] == 1), "hmRunAgreement")
+        classes = read_block(model, "model_classes")
+        agreed = None if classes is None else middle(classes, "hmRunAgreement")
+        agree = agreed is not None and agreed < _NO_AGREEMENT
+        kept = int(runs["hmRunKept"].sum()) if agree else 0
         facts += [
-            ("Runs from random poses that agree", f"{int(runs['hmRunKept'].sum())} of {runs.height}"),
-            ("They agree to", None if agreed is None else resolution(agreed)),
+            ("Runs from random poses that agree", f"{kept or 'none'} of {runs.height}"),
+            ("They agree to", resolution(agreed) if agree else None),
         ]
     return _known(facts)
 
