@@ -1,11 +1,13 @@
 """Movies to a map by `halfmap run`, and the same movies step by step through RELION's own tools.
 
 Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs get
-pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values, and the right answer
-where a person would choose: of its 2D classes those are kept in which most particles are whole ones. Its
-threshold of picking is the default, its first map is the one of its only run. Ours is given no diameter and
-makes all choices itself; its times hold two rounds of picking and classes, the restarts of the first map
-and validation without controls, which RELION's column does not have.
+pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold no CTF),
+and the right answer where a person would choose: of its 2D classes those are kept in which most particles are
+whole ones. Its threshold of picking is the default, its first map is the one of its only run. As ours does, it
+works on images that are scaled down until particles are cut anew for the refinement, and has as many 2D classes;
+their iterations are the default of each. Ours is given no diameter; its times hold two rounds of picking and
+classes, the restarts of the first map, two refinements, and validation without controls, which RELION's column
+does not have.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.
@@ -52,12 +54,14 @@ COMPARED_A = 12.0
 
 @dataclass(frozen=True)
 class Case:
-    """Movies: how they are made, the dose of a frame, and the particle's group and diameter in Å."""
+    """Movies: how they are made, the dose of a frame, the particle's group, its diameter and the detail of the
+    first map that RELION's refinement begins with, in Å."""
 
     words: str
     dose: float
     group: str
     diameter: float
+    first_A: float
 
 
 CASES = {
@@ -66,6 +70,7 @@ CASES = {
         1.5,
         "O",
         128.0,
+        20.0,
     ),
     "proteasome": Case(
         "--models {models}/t20s.pdb.gz --n-movies 10 --width 1536 --height 1536 --pixel-size 1.3"
@@ -73,6 +78,7 @@ CASES = {
         1.2,
         "D7",
         173.0,
+        30.0,
     ),
 }
 
@@ -221,7 +227,7 @@ class Relion:
             f" --extract_size {box} --scale {small} --bg_radius {circle}"
             " --white_dust -1 --black_dust -1",
         )
-        classes = max(8, round(len(read_particles(self.out / "particles.star")) / 100))
+        classes = max(8, round(len(read_particles(self.out / "particles.star")) / 200))
         self.step(
             "Class2D",
             f"relion_refine --i relion/particles.star --o relion/Class2D/run --ctf --K {classes} --iter 25"
@@ -238,10 +244,22 @@ class Relion:
             f" {fast} --j {WORKERS}",
         )
         self.step(
+            "FullExtract",
+            "relion_preprocess --i relion/micrographs.star --reextract_data_star relion/selected.star --recenter"
+            " --part_star relion/full.star --part_dir relion/FullExtract/ --extract --norm --invert_contrast"
+            f" --extract_size {box} --bg_radius {round(0.625 * case.diameter / size)}"
+            " --white_dust -1 --black_dust -1",
+        )
+        self.step(
+            "FullMap",
+            "relion_image_handler --i relion/InitialModel/run_it300_class001.mrc --o relion/initial.mrc"
+            f" --rescale_angpix {size} --new_box {box}",
+        )
+        self.step(
             "Refine",
             "mpirun --allow-run-as-root --oversubscribe -n 3 relion_refine_mpi --auto_refine"
-            " --split_random_halves --i relion/selected.star --o relion/Refine/run --ini_high 30 --ctf"
-            f" --ref relion/InitialModel/run_it300_class001.mrc {mask} --healpix_order 2"
+            " --split_random_halves --i relion/full.star --o relion/Refine/run --ref relion/initial.mrc --ctf"
+            f" --ini_high {case.first_A} {mask} --healpix_order 2"
             " --auto_local_healpix_order 4 --offset_range 5 --offset_step 2 --low_resol_join_halves 40 --norm"
             f" --scale --pad 2 --sym {case.group} {fast} --j 1",
         )
@@ -280,7 +298,9 @@ class Relion:
         return total | {f"{name} s": seconds["wall s"] for name, seconds in each.items()}
 
     def take_defocus(self) -> None:
-        """RELION's micrographs with our CTFs."""
+        """RELION's micrographs with our CTFs, those of our run when its steps began."""
+        if (self.out / "micrographs.star").exists():
+            return
         stages = {stage.name: stage.job for stage in read_record(self.folder / "halfmap").stages}
         ours_ = read_micrographs(self.folder / "halfmap" / stages["ctf"] / "micrographs_ctf.star").rows
         known = {Path(row["rlnMicrographName"]).stem: row for row in ours_.to_dicts()}
