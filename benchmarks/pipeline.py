@@ -1,13 +1,13 @@
 """Movies to a map by `halfmap run`, and the same movies step by step through RELION's own tools.
 
-Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs get
-pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold no CTF),
-and the right answer where a person would choose: of its 2D classes those are kept in which most particles are
-whole ones. Its threshold of picking is the default, its first map is the one of its only run. As ours does, it
-works on images that are scaled down until particles are cut anew for the refinement, and has as many 2D classes;
-their iterations are the default of each. Ours is given no diameter; its times hold two rounds of picking and
-classes, the restarts of the first map, two refinements, and validation without controls, which RELION's column
-does not have.
+Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs
+get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold
+no CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
+particles are whole ones. Its threshold of picking is the default, its first map is the one of its only run.
+As ours does, it works on images that are scaled down until particles are cut anew for the refinement, and
+has as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold
+two rounds of picking and classes, the restarts of the first map, two refinements, and validation without
+controls, which RELION's column does not have.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.
@@ -54,8 +54,10 @@ COMPARED_A = 12.0
 
 @dataclass(frozen=True)
 class Case:
-    """Movies: how they are made, the dose of a frame, the particle's group, its diameter and the detail of the
-    first map that RELION's refinement begins with, in Å."""
+    """Movies: how they are made, and what is known of them.
+
+    `first_A` is the detail of the first map that RELION's refinement begins with; all lengths are in Å.
+    """
 
     words: str
     dose: float
@@ -245,9 +247,9 @@ class Relion:
         )
         self.step(
             "FullExtract",
-            "relion_preprocess --i relion/micrographs.star --reextract_data_star relion/selected.star --recenter"
-            " --part_star relion/full.star --part_dir relion/FullExtract/ --extract --norm --invert_contrast"
-            f" --extract_size {box} --bg_radius {round(0.625 * case.diameter / size)}"
+            "relion_preprocess --i relion/micrographs.star --reextract_data_star relion/selected.star"
+            " --recenter --part_star relion/full.star --part_dir relion/FullExtract/ --extract --norm"
+            f" --invert_contrast --extract_size {box} --bg_radius {round(0.625 * case.diameter / size)}"
             " --white_dust -1 --black_dust -1",
         )
         self.step(
