@@ -251,6 +251,12 @@ def test_large_pictures_do_not_make_a_large_page(tmp_path, monkeypatch):
     assert sizes[1] <= 600_000
 
 
+def test_a_result_that_another_job_has_replaced_is_not_what_a_report_is_of(tmp_path):
+    project = made.whole(tmp_path)
+    write_record(tmp_path, Record({}, (Stage("validate", "", (), ("Validate/job011/",)),)))
+    assert read_story(project).last.name != "Validate/job011/"
+
+
 def test_decisions_of_the_chain_stand_with_their_job(tmp_path):
     project = made.whole(tmp_path)
     decision = Decision("diameter 130 Å", "from 161 <picks>", "--diameter")

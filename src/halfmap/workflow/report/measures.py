@@ -190,12 +190,13 @@ def _first_map(node: Node) -> list[Fact]:
     if runs is not None and {"hmRunKept", "hmRunAgreement"} <= set(runs.columns):
         classes = read_block(model, "model_classes")
         agreed = None if classes is None else middle(classes, "hmRunAgreement")
-        agree = agreed is not None and agreed < _NO_AGREEMENT
-        kept = int(runs["hmRunKept"].sum()) if agree else 0
-        facts += [
-            ("Runs from random poses that agree", f"{kept or 'none'} of {runs.height}"),
-            ("They agree to", resolution(agreed) if agree else None),
-        ]
+        if agreed is not None and agreed >= _NO_AGREEMENT:
+            facts.append(("Runs from random poses that agree", f"none of {runs.height}"))
+        elif agreed is not None:
+            facts += [
+                ("Runs from random poses that agree", f"{int(runs['hmRunKept'].sum())} of {runs.height}"),
+                ("They agree to", resolution(agreed)),
+            ]
     return _known(facts)
 
 

@@ -116,8 +116,14 @@ def read_story(project: Project, wanted: str | Path | None = None) -> Story:
     """Read what a report tells; parameters and errors as of `write_report`."""
     load_steps()
     nodes = read_nodes(project)
+    try:
+        record = read_record(project.root)
+    except HalfmapError as error:
+        log.warning("left out of the report: %s", error)
+        record = Record()
     if wanted is None:
-        last = choose(nodes)
+        old = {job for stage in record.stages for job in stage.replaced}
+        last = choose({name: node for name, node in nodes.items() if name not in old} or nodes)
     else:
         found = find_job(nodes, str(wanted))
         if found is None:
@@ -126,11 +132,6 @@ def read_story(project: Project, wanted: str | Path | None = None) -> Story:
         last = found
     told = leading_to(nodes, last)
     told = sorted([*told, *measured_of(nodes, told)], key=lambda node: node.number)
-    try:
-        record = read_record(project.root)
-    except HalfmapError as error:
-        log.warning("left out of the report: %s", error)
-        record = Record()
     names = {node.name for node in told}
     others = [node for node in nodes.values() if node.name not in names]
     return Story(project.root, last, told, others, funnel.count_all(told), record)
