@@ -79,19 +79,18 @@ def add_shells(planes: np.ndarray, first: int, scale: float, least: np.ndarray, 
 def divide(
     planes: np.ndarray, first: int, scale: float, least: np.ndarray, prior: np.ndarray, out: np.ndarray
 ) -> None:
-    """Write the sums of planes (z, y, x, 3) over their weights to zeros (z, y, x, 2).
+    """Write the sums of planes (z, y, x, 3) over their weights to zeros (z, y, x, 2), within the ball.
 
     Weights count for `least` (n,) of their shell or more, and `prior` (n,) is added to them; shells beyond
     count as the last one.
     """
-    limit = planes.shape[2] - 1
+    limit, last = planes.shape[2] - 1, len(least) - 1
     for z in range(planes.shape[0]):
         for y in range(-limit, limit + 1):
-            for x in range(limit + 1):
-                shell = int(np.rint(math.sqrt((z + first) ** 2 + y * y + x * x) * scale))
-                shell = min(shell, len(least) - 1)
-                voxel = planes[z, y + limit, x]
-                weight = max(voxel[2], least[shell]) + prior[shell]
+            square, row = (z + first) ** 2 + y * y, y + limit
+            for x in range(held(limit, y, z + first)):
+                shell = min(int(np.rint(math.sqrt(float(square + x * x)) * scale)), last)
+                weight = max(planes[z, row, x, 2], least[shell]) + prior[shell]
                 if weight > 0:
-                    out[z, y + limit, x, 0] = voxel[0] / weight
-                    out[z, y + limit, x, 1] = voxel[1] / weight
+                    out[z, row, x, 0] = planes[z, row, x, 0] / weight
+                    out[z, row, x, 1] = planes[z, row, x, 1] / weight
