@@ -88,7 +88,8 @@ def divide(
     for z in range(planes.shape[0]):
         for y in range(-limit, limit + 1):
             square, row = (z + first) ** 2 + y * y, y + limit
-            for x in range(held(limit, y, z + first)):
+            # Sums in memory reach a voxel further than those in files do.
+            for x in range(min(held(limit + 1, y, z + first), limit + 1)):
                 shell = min(int(np.rint(math.sqrt(float(square + x * x)) * scale)), last)
                 weight = max(planes[z, row, x, 2], least[shell]) + prior[shell]
                 if weight > 0:
