@@ -21,6 +21,7 @@ from halfmap.project import Project
 from halfmap.project.pipeline import Process, edit_pipeline
 from halfmap.steps import load_steps
 from halfmap.steps.class2d.step import Class2DStep
+from halfmap.workflow.settings import RunSettings
 
 load_steps()
 STEPS = [cls for cls in registered_steps().values() if cls.__module__.startswith("halfmap.")]
@@ -307,6 +308,20 @@ def test_seldom_needed_options_are_taken_without_help_all():
         ["--focal-spread", "12.5"], cls, prog="halfmap simulate particles", description=""
     )
     assert values["focal_spread"] == 12.5
+
+
+def test_what_is_named_counts_though_it_is_the_default():
+    words = ["--gain-flip", "0", "--controls", "--seed=1"]
+    values, _ = parse_options(words, RunSettings, prog="halfmap run", description="", named_only=True)
+    assert values == {"gain_flip": 0, "controls": True, "seed": 1}
+    values, _ = parse_options(
+        ["--no-controls", "--set", "ctf.box=512"],
+        RunSettings,
+        prog="halfmap run",
+        description="",
+        named_only=True,
+    )
+    assert values == {"controls": False, "set": ("ctf.box=512",)}
 
 
 def test_info_goes_on_after_a_file_that_it_cannot_read(tmp_path, capsys):

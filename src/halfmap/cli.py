@@ -141,8 +141,9 @@ def _run_chain(words: list[str]) -> None:
     from halfmap.workflow.settings import RunSettings
 
     description = inspect.getdoc(RunSettings) or ""
-    values, run = parse_options(words, RunSettings, prog="halfmap run", description=description)
-    given = {name: value for name, value in values.items() if value != RunSettings.model_fields[name].default}
+    given, run = parse_options(
+        words, RunSettings, prog="halfmap run", description=description, named_only=True
+    )
     project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
     run_chain(project, given, run)
 
@@ -153,9 +154,9 @@ def _live(words: list[str]) -> None:
     from halfmap.workflow.live import LiveSettings, run_live
 
     description = inspect.getdoc(LiveSettings) or ""
-    values, run = parse_options(words, LiveSettings, prog="halfmap live", description=description)
-    fields = LiveSettings.model_fields
-    given = {name: value for name, value in values.items() if value != fields[name].default}
+    given, run = parse_options(
+        words, LiveSettings, prog="halfmap live", description=description, named_only=True
+    )
     project = Project.at(run.project) if run.project else Project.find() or Project.at(".")
     run_live(project, given, run)
 
@@ -292,11 +293,18 @@ def _print_list(usage: str, groups: dict[str, dict[str, str]]) -> None:
 
 
 def parse_options(
-    words: Sequence[str], form: type[Form], *, prog: str, description: str, runs: bool = True
+    words: Sequence[str],
+    form: type[Form],
+    *,
+    prog: str,
+    description: str,
+    runs: bool = True,
+    named_only: bool = False,
 ) -> tuple[dict[str, Any], _Run]:
     """Parse a command line into a form's plain values and the run options; ``--help`` prints and exits.
 
-    A command that does not run a job (`runs`) takes no run options.
+    A command that does not run a job (`runs`) takes no run options. Of a form whose other values are those of
+    an earlier run, only what the words name is given (`named_only`), also where it is the default.
     """
     import tyro
 
@@ -338,7 +346,10 @@ def parse_options(
     run = {name: values.pop(name) for name in _Run.model_fields if runs}
     # A resumed job keeps its own options where none are named.
     named = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    named |= {name.removeprefix("no_") for name in named}
     given = {name: value for name, value in run.items() if name in named}
+    if named_only:
+        values = {name: value for name, value in values.items() if name in named}
     return values, parse_form(_Run, given, hint=f"see: {prog} --help")
 
 

@@ -23,6 +23,7 @@ import toy_step as toy
 
 from halfmap.engine import Context, RunOptions
 from halfmap.engine.cluster import FOLDER
+from halfmap.engine.executor import shared_workers
 from halfmap.errors import ResourceError
 from halfmap.io.mrc import read_mrc
 from halfmap.project import Project
@@ -104,9 +105,15 @@ def test_movies_to_ctf_with_a_worker_process_killed(tmp_path):
     thread = killer(folders[1] / "Motion/job001", lambda: worker_processes()[0].kill())
     for folder, options in zip(folders, (RunOptions(), RunOptions(**ASKED)), strict=True):
         project = Project.at(folder)
-        motion = project.run(MotionStep(movies=Path("sim/movies.star"), pictures=False), options)
-        project.run(CtfStep(micrographs=motion.outputs["micrographs"], pictures=False), options)
+        with shared_workers(options, folder) as held:
+            motion = project.run(
+                MotionStep(movies=Path("sim/movies.star"), pictures=False), options, cluster=held
+            )
+            ctf = CtfStep(micrographs=motion.outputs["micrographs"], pictures=False)
+            project.run(ctf, options, cluster=held)
     assert not thread.is_alive()
+    logs = [(folders[1] / job / "run.out").read_text() for job in ("Motion/job001", "Ctf/job002")]
+    assert ["submitted to SLURM" in text for text in logs] == [True, False]
     assert "corrected_micrographs.star" in same_tables(*(folder / "Motion/job001" for folder in folders))
     assert "micrographs_ctf.star" in same_tables(*(folder / "Ctf/job002" for folder in folders))
     for path in (folders[0] / "Motion/job001").rglob("*.mrc"):
@@ -137,7 +144,7 @@ def test_a_refinement_with_a_job_taken_out_of_the_queue(tmp_path):
     assert "particles.star" in same_tables(*(folder / "Refine/job001" for folder in folders))
     maps = [read_mrc(folder / "Refine/job001/run_half1_class001_unfil.mrc").data for folder in folders]
     assert np.array_equal(*maps)
-    assert "submitted in their place" in (folders[1] / "Refine/job001/run.out").read_text()
+    assert f"ended in the queue: {cancelled[0]}" in (folders[1] / "Refine/job001/run.out").read_text()
     assert is_emptied()
 
 

@@ -8,8 +8,8 @@ import logging
 import os
 import pickle
 import signal
-import stat
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,16 +18,16 @@ import pytest
 import toy_step as toy
 
 from halfmap.cli import parse_options
-from halfmap.engine import Context, RunOptions, batch, cluster, executor, registered_steps, work
+from halfmap.engine import Context, RunOptions, cluster, executor, registered_steps, work
+from halfmap.engine.device import GpuOfWorker
 from halfmap.engine.executor import prepare_workers
-from halfmap.engine.kubernetes import cluster_spec
 from halfmap.engine.memory import require_memory_of_each
 from halfmap.engine.queues import QUEUES
 from halfmap.errors import ParameterError, ResourceError
+from halfmap.project import Project
 from halfmap.steps import load_steps
 
 load_steps()
-SUPPORT = str(Path(toy.__file__).parent)
 ASKED = {
     "workers": 2,
     "queue": "day",
@@ -194,6 +194,13 @@ def test_an_item_that_kills_its_workers_is_blamed_alone(tmp_path):
     assert begun(tmp_path) == Counter({number: 3 if number == 1 else 1 for number in range(6)})
 
 
+def test_the_loss_of_workers_on_a_cluster_has_more_causes_than_memory(tmp_path):
+    lost = cluster.Cluster(RunOptions(cluster="slurm"), tmp_path)._lost(3)
+    assert lost is not None
+    for cause in ("--memory-per-worker", "--walltime", "taken by the cluster"):
+        assert cause in (lost.error or "")
+
+
 def test_workers_stay_from_loop_to_loop(tmp_path):
     options = RunOptions(cluster="local", workers=1)
     with executor.shared_workers(options, tmp_path) as workers:
@@ -207,7 +214,7 @@ def test_workers_stay_from_loop_to_loop(tmp_path):
 def test_a_worker_that_sees_another_disk_is_found_out_at_once(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere" / cluster.FOLDER / "work.pickle"
     monkeypatch.setattr(cluster, "write_work", lambda *_: elsewhere)
-    problem = f"does not see the job's folder {tmp_path}/elsewhere: projects must lie on a disk that all"
+    problem = f"does not see the folder {tmp_path}/elsewhere: projects must lie on a disk that all"
     with pytest.raises(ResourceError, match=problem):
         run(tmp_path, toy.Toy(n=50), cluster="local", workers=2)
     assert not (tmp_path / "begun.txt").exists()
@@ -245,6 +252,93 @@ def test_what_items_share_does_not_pass_the_scheduler(tmp_path, monkeypatch):
     assert max(sent) < 1000
 
 
+def test_what_a_loop_has_left_in_a_worker_goes_before_the_next(tmp_path, monkeypatch):
+    cleared = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: cleared.append(True))
+    paths = [work.write_work(tmp_path, toy.process_number, [1, 2]) for _ in range(2)]
+    for path in paths:
+        for number in range(2):
+            assert work.run_item(path, number, work.halfmap.__version__).result == os.getpid()
+    assert len(cleared) == 2
+
+
+def test_jobs_of_a_chain_share_workers_that_are_what_each_asks_for(tmp_path):
+    options = RunOptions(cluster="local", workers=2)
+    with executor.shared_workers(options, tmp_path) as held:
+        assert held is not None
+        for same in (options, options.model_copy(update={"max_failures": 3})):
+            with executor.shared_workers(same, tmp_path / "job", held) as found:
+                assert found is held
+        for other in ({"workers": 3}, {"device": "cpu"}):
+            with executor.shared_workers(options.model_copy(update=other), tmp_path / "job", held) as found:
+                assert found is not held
+        with executor.shared_workers(RunOptions(), tmp_path / "job", held) as found:
+            assert found is None
+
+
+def test_sigterm_between_jobs_ends_workers_as_ctrl_c_does(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        executor.shared_workers(RunOptions(cluster="local"), tmp_path),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_workers_without_work_for_long_are_let_go_and_asked_for_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_IDLE_s", 0.5)
+    with executor.shared_workers(RunOptions(cluster="local", workers=1), tmp_path) as workers:
+        assert workers is not None
+        ((_, first),) = workers.run(toy.process_number, [1])
+        end = time.monotonic() + 20
+        while (tmp_path / cluster.FOLDER).exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        ((_, second),) = workers.run(toy.process_number, [1])
+    assert first.result != second.result
+    assert not (tmp_path / cluster.FOLDER).exists()
+
+
+class Recorded:
+    """Workers that note what is asked of them."""
+
+    def __init__(self) -> None:
+        self.needed, self.dismissed = [], []
+
+    def tend(self, need, names, results):
+        self.needed.append(need)
+
+    def dismiss(self, names):
+        self.dismissed.append(set(names))
+
+
+def test_never_more_workers_than_items_and_none_that_idles_for_long(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    shared, asked = cluster.Cluster(RunOptions(cluster="slurm", workers=50), tmp_path), Recorded()
+    shared._workers = asked
+    names = {"tls://1": "a", "tls://2": "b", "tls://3": "c"}
+    shared._tend({}, set(), 1)
+    shared._tend({}, set(), 70)
+    assert asked.needed == [1, 50]
+    for minute in range(12):
+        now[0] = 60.0 * minute
+        shared._tend(names, {"tls://1"} if minute < 3 else {"tls://1", "tls://2"}, 0)
+    assert asked.dismissed == [{"c"}]
+    now[0] += 900
+    shared._tend(names, {"tls://1"}, 1)
+    assert asked.dismissed == [{"c"}]
+
+
+def test_each_worker_asks_a_gpu_of_its_own_and_the_log_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("halfmap.project.job.device_for", lambda options: GpuOfWorker("cpu"))
+    job = Project.at(tmp_path).run(toy.Toy(n=1))
+    assert "toy on a GPU of each worker" in (job.folder / "run.out").read_text()
+
+
 def test_memory_is_that_of_each_worker():
     asked = RunOptions(cluster="slurm", workers=1000, memory_per_worker=0.2)
     require_memory_of_each(0.1e9, asked, purpose="this", hint="that")
@@ -253,126 +347,3 @@ def test_memory_is_that_of_each_worker():
         require_memory_of_each(0.3e9, asked, purpose="this", hint="that")
     with pytest.raises(ResourceError, match=r"this needs 100.1 GB of memory, .* are available; that"):
         require_memory_of_each(0.1e9, RunOptions(workers=1000), purpose="this", hint="that")
-
-
-SUBMIT = """#!/bin/bash
-n=$(( $(ls {state} | grep -c sh$) + 1 ))
-cat > {state}/$n.sh
-[ -e {state}/hold ] || {{ setsid bash {state}/$n.sh > {state}/$n.log 2>&1 & echo $! > {state}/$n.pid; }}
-echo "Job <$n> is submitted"
-"""
-CANCEL = """#!/bin/bash
-for n in "$@"; do kill -9 -- -$(cat {state}/$n.pid); rm -f {state}/$n.*; done 2> /dev/null
-"""
-ASK = """#!/bin/bash
-cd {state}
-for f in *.sh; do
-  n=${{f%.sh}}
-  if [ -e hold ]; then echo "$n.server Priority"; continue; fi
-  kill -0 $(cat $n.pid) 2> /dev/null && echo "$n RUN"
-done
-true
-"""
-
-
-@pytest.fixture
-def batch_system(tmp_path, monkeypatch) -> Path:
-    """Commands that look like those of PBS, SGE and LSF; the folder of their jobs."""
-    state, commands = tmp_path / "state", tmp_path / "bin"
-    state.mkdir()
-    commands.mkdir()
-    for names, text in ((("qsub", "bsub"), SUBMIT), (("qdel", "bkill"), CANCEL), (("qstat", "bjobs"), ASK)):
-        for name in names:
-            (commands / name).write_text(text.format(state=state))
-            (commands / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", SUPPORT)
-    return state
-
-
-def options_of(kind: str, workers: int = 2) -> RunOptions:
-    return RunOptions(
-        cluster=kind,
-        workers=workers,
-        cores_per_worker=1,
-        memory_per_worker=2,
-        cluster_option=("interface=lo",),
-    )
-
-
-@jobqueue
-@pytest.mark.parametrize("kind", ["pbs", "lsf", "sge"])
-def test_workers_come_from_a_queue_and_leave_nothing_in_it(kind, batch_system, tmp_path):
-    folder = tmp_path / "a job"
-    folder.mkdir()
-    prepare_workers(options_of(kind))
-    ctx = Context(folder=folder, project=folder, options=options_of(kind))
-    toy.Toy(n=5, bad=(1,)).run(ctx)
-    assert (folder / "squares.txt").read_text().split() == ["0", "0", "2", "4", "3", "9", "4", "16"]
-    assert [failure.key for failure in ctx.failures] == ["1"]
-    assert list(batch_system.iterdir()) == []
-    assert not (folder / cluster.FOLDER).exists()
-
-
-@jobqueue
-def test_workers_that_do_not_come_are_told_of_in_the_words_of_the_queue(
-    batch_system, tmp_path, monkeypatch, caplog
-):
-    (batch_system / "hold").touch()
-    monkeypatch.setattr(batch, "_SILENCE_s", 0.5)
-    monkeypatch.setattr(batch, "_LOOK_s", 0.1)
-    warned: list[str] = []
-
-    def interrupt(text: str, *values: object) -> None:
-        warned.append(text % values)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(batch.log, "warning", interrupt)
-    ctx = Context(folder=tmp_path, project=tmp_path, options=options_of("pbs"))
-    with pytest.raises(KeyboardInterrupt):
-        toy.Toy(n=5).run(ctx)
-    assert warned[0].endswith("PBS says: 1.server Priority; 2.server Priority")
-    assert [path.name for path in batch_system.iterdir()] == ["hold"]
-
-
-@jobqueue
-def test_workers_that_end_at_once_stop_the_job_with_their_last_words(batch_system, tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "_LOOK_CLOSER_s", 0.2)
-    options = options_of("sge").model_copy(update={"cluster_option": ("interface=lo", "python=/no/python")})
-    ctx = Context(folder=tmp_path, project=tmp_path, options=options)
-    with pytest.raises(ResourceError, match=r"end as soon as they begin, and leave no log .* share"):
-        toy.Toy(n=5).run(ctx)
-    assert len(list(batch_system.glob("*.sh"))) <= 4
-
-
-def test_pods_are_worded_for_the_operator(tmp_path, monkeypatch):
-    pytest.importorskip("dask_kubernetes", reason="dask-kubernetes (halfmap[kubernetes]) is not installed")
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    with pytest.raises(ResourceError, match=r"there is no .*config, which says how to reach it"):
-        prepare_workers(RunOptions(cluster="kubernetes"))
-    (tmp_path / "config").touch()
-    options = RunOptions(
-        cluster="kubernetes",
-        workers=7,
-        device="cuda",
-        cores_per_worker=3,
-        cluster_option=("image=me/halfmap:1", "volume=lab:/data", "namespace=em"),
-    )
-    prepare_workers(options)
-    spec = cluster_spec(options, "halfmap-1", {"OMP_NUM_THREADS": "3"})
-    group = spec["spec"]["worker"]
-    pod = group["spec"]["containers"][0]
-    assert group["replicas"] == 7
-    assert pod["image"] == "me/halfmap:1"
-    assert pod["resources"]["limits"] == {"cpu": "3", "memory": "16000M", "nvidia.com/gpu": "1"}
-    assert pod["volumeMounts"] == [{"name": "project", "mountPath": "/data"}]
-    assert group["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "lab"}
-    assert {"name": "OMP_NUM_THREADS", "value": "3"} in pod["env"]
-    assert (
-        "resources" not in spec["spec"]["scheduler"]["spec"]["containers"][0]
-        or not (spec["spec"]["scheduler"]["spec"]["containers"][0]["resources"])
-    )
-    wrong = (((), "image="), (("image=a",), "volume="), (("image=a", "volume=b"), "CLAIM:FOLDER"))
-    for wanting, problem in wrong:
-        with pytest.raises(ParameterError, match=problem):
-            prepare_workers(RunOptions(cluster="kubernetes", cluster_option=wanting))

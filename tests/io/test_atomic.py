@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,9 @@ def flushed(monkeypatch) -> list[tuple[str, bool]]:
 
 def test_content_is_on_the_disk_before_the_name_and_then_the_name(tmp_path, flushed):
     write_text(tmp_path / "a.star", "data_")
-    assert flushed == [(f".{os.getpid()}~a.star", False), (tmp_path.name, True)]
+    (temporary, is_folder), then = flushed
+    assert re.fullmatch(rf"\.{os.getpid()}-[0-9a-f]{{8}}~a\.star", temporary) and not is_folder
+    assert then == (tmp_path.name, True)
 
 
 def test_what_need_not_be_durable_waits_for_nothing(tmp_path, flushed):

@@ -13,7 +13,7 @@ import tifffile
 
 from halfmap.data import MicrographSet, ParticleSet
 from halfmap.data.columns import COLUMNS
-from halfmap.engine import RunOptions
+from halfmap.engine import Context, RunOptions
 from halfmap.errors import FileFormatError, HalfmapError, ItemsFailedError, ParameterError, TableError
 from halfmap.io.coordinates import write_coordinates
 from halfmap.io.images import ImageStack
@@ -420,6 +420,37 @@ def test_micrographs_of_all_kinds_give_the_same(project, monkeypatch, kind, dtyp
     folder, _ = _run(project)
     for name, before in zip(images, expected, strict=True):
         np.testing.assert_array_equal(read_mrc(folder / f"Particles/{name}.mrcs"), before)
+
+
+def test_micrographs_of_one_name_in_two_folders_never_share_a_stack(tmp_path):
+    """Names of stacks depend on the table's other micrographs, which may be others when a job goes on."""
+    signs = {"A": 1, "B": -1}
+    for folder, sign in signs.items():
+        image = np.random.default_rng(0).normal(0, 0.1, (SIDE, SIDE))
+        image[SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 8 : SIDE // 2 + 8] -= sign
+        write_mrc(tmp_path / folder / "m.mrc", image.astype(np.float32), pixel_size=PIXEL)
+        write_coordinates(tmp_path / f"Picks/{folder}.star", _table(np.full((1, 2), SIDE / 2)))
+    (tmp_path / "job").mkdir()
+    step = ExtractStep(
+        micrographs=Path("micrographs.star"), coordinates=Path("coordinates.star"), box=BOX, diameter=DIAMETER
+    )
+    for folders in ("A", "B", "A", "AB", "B"):
+        names = [f"{folder}/m.mrc" for folder in folders]
+        values = {"rlnDefocusU": 1e4, "rlnDefocusV": 1e4, "rlnDefocusAngle": 0.0, "rlnOpticsGroup": 1}
+        rows = pl.DataFrame({"rlnMicrographName": names}).with_columns(
+            pl.lit(value).alias(label) for label, value in values.items()
+        )
+        write_micrographs(tmp_path / "micrographs.star", MicrographSet(pl.DataFrame(OPTICS), rows))
+        files = [f"Picks/{folder}.star" for folder in folders]
+        listed = pl.DataFrame({"rlnMicrographName": names, "rlnMicrographCoordinates": files})
+        write_star(tmp_path / "coordinates.star", {"coordinate_files": listed})
+        step.run(Context(tmp_path / "job", tmp_path))
+        table = read_particles(tmp_path / "job/particles.star")
+        assert table.rows["rlnMicrographName"].to_list() == names
+        images = ImageStack(table.rows["rlnImageName"], root=tmp_path).read(np.arange(len(names)))
+        for name, image in zip(names, images, strict=True):
+            middle = image[BOX // 2 - 3 : BOX // 2 + 3, BOX // 2 - 3 : BOX // 2 + 3].mean()
+            assert middle * signs[name[0]] > 1
 
 
 def test_a_box_larger_than_all_micrographs_is_refused_at_once(project):

@@ -13,13 +13,21 @@ from eer_writer import Events, encode, write_eer
 from matplotlib.axes import Axes
 
 from halfmap.cli import main
-from halfmap.errors import FileFormatError, ItemsFailedError, ParameterError, ShapeError, TableError
+from halfmap.errors import (
+    FileFormatError,
+    ItemsFailedError,
+    ParameterError,
+    ProjectError,
+    ShapeError,
+    TableError,
+)
 from halfmap.io.gain import is_divided, orient_gain, rank_orientations
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, read_movies
 from halfmap.io.tiff import write_tiff_movie
 from halfmap.project import Project
+from halfmap.project.inputs import times_of
 from halfmap.steps.import_.gain import judge
 from halfmap.steps.import_.step import ImportMicrographs, ImportMovies
 
@@ -99,6 +107,77 @@ def test_truncated_and_odd_movies_are_named_and_the_rest_imported(project):
     assert set(failures) == {f"Movies/m{i}.tif" for i in (4, 5, 6)}
     assert "truncated" in failures["Movies/m4.tif"]
     assert "64 × 64 px, most others are 96 × 64; import those of its size by" in failures["Movies/m6.tif"]
+
+
+def test_a_movie_that_is_there_twice_counts_once(project):
+    """In both half sets its particles would agree by themselves."""
+    Path("Movies/done").mkdir()
+    Path("Movies/done/m1.tif").write_bytes(Path("Movies/m1.tif").read_bytes())
+    Path("Movies/link.tif").symlink_to("m2.tif")
+    job = project.run(movies(movies=("Movies/**/*.tif",)))
+    failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
+    assert failures == {
+        "Movies/m1.tif": "is the same movie as Movies/done/m1.tif",
+        "Movies/m2.tif": "is the same movie as Movies/link.tif",
+    }
+    assert len(read_movies(job.outputs["movies"])) == 3
+
+
+def test_files_with_the_same_ends_are_not_taken_for_copies(project):
+    image = np.zeros((512, 64), np.float32)
+    for number in range(2):
+        image[256, 32] = number
+        path = Path(f"Micrographs/a{number}.mrc")
+        path.parent.mkdir(exist_ok=True)
+        write_mrc(path, image, pixel_size=0.9)
+        content = bytearray(path.read_bytes())
+        content[76:88] = bytes(12)  # the header's statistics, which many programs leave out
+        path.write_bytes(content)
+    job = project.run(ImportMicrographs(micrographs=("Micrographs/*.mrc",)))
+    assert len(read_micrographs(job.outputs["micrographs"])) == 2
+
+
+def test_a_movie_that_was_moved_keeps_the_name_that_all_was_made_under(project):
+    taken = project.root / "Arrived"
+    taken.mkdir()
+    for number in range(3):
+        (taken / f"m{number}.tif").symlink_to(project.root / f"Movies/m{number}.tif")
+    job = project.run(movies(movies=("Arrived/*",)))
+    before = job.outputs["movies"].read_bytes()
+    Path("Movies/m1.tif").rename("Movies/done.tif")
+    (taken / "a.tif").symlink_to(project.root / "Movies/done.tif")
+    assert project.resume(1).outputs["movies"].read_bytes() == before
+    failures = dict(read_star(job.folder / "failures.star")["failures"].iter_rows())
+    assert failures == {"Arrived/a.tif": "is the same movie as Arrived/m1.tif"}
+
+
+def test_movies_and_gain_that_are_archived_leave_the_import_as_it_is(project, caplog):
+    taken = project.root / "Arrived"
+    taken.mkdir()
+    for number in range(3):
+        (taken / f"m{number}.tif").symlink_to(project.root / f"Movies/m{number}.tif")
+    job = project.run(movies(movies=("Arrived/*",), gain="gain.mrc"))
+    made = {name: path.read_bytes() for name, path in job.outputs.items() if name != "picture"}
+    known = times_of(job.folder)
+    with pytest.raises(ProjectError, match="nothing to resume"):
+        Path("gain.mrc").rename("archived.mrc")
+        Path("Movies/m1.tif").unlink()
+        project.resume(1)
+    # One more has it go on.
+    write_movie(taken / "m3.tif", seed=3)
+    project.resume(1)
+    assert "gain.mrc" in caplog.text and "gone since the job ran before" in caplog.text
+    assert job.outputs["gain"].read_bytes() == made["gain"]
+    assert len(read_movies(job.outputs["movies"])) == 4
+    assert known.items() <= times_of(job.folder).items()
+    assert job.provisional() == []
+    # Neither is new when it is back; the gain is checked with the movies that are there.
+    Path("archived.mrc").rename("gain.mrc")
+    with pytest.raises(ProjectError, match="nothing to resume"):
+        project.resume(1)
+    (taken / "m3.tif").unlink()
+    project.resume(1)
+    assert {name: path.read_bytes() for name, path in job.outputs.items() if name != "picture"} == made
 
 
 def test_a_movie_whose_last_frame_is_cut_is_left_out(project):
@@ -319,7 +398,7 @@ def test_micrographs_are_no_movies_and_movies_no_micrographs(project):
 def test_movies_outside_the_project_keep_absolute_names(project, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("microscope")
     write_movie(elsewhere / "a[1].tif")  # brackets are a pattern's, and names' too
-    write_movie(elsewhere / "b.mrc.tif")
+    write_movie(elsewhere / "b.mrc.tif", seed=1)
     job = project.run(movies(movies=(elsewhere / "a[1].tif", elsewhere / "*.mrc.tif")))
     names = read_movies(job.outputs["movies"]).rows["rlnMicrographMovieName"].to_list()
     assert names == [f"{elsewhere}/a[1].tif", f"{elsewhere}/b.mrc.tif"]

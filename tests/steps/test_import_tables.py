@@ -185,7 +185,7 @@ SHAPE = (60, 80)
 @pytest.fixture
 def micrographs(project) -> Path:
     for name in ("grid_1", "grid_10", "grid_2.v2"):
-        write_mrc(f"Mics/{name}.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+        write_mrc(f"Mics/{name}.mrc", np.random.default_rng(len(name)).normal(size=SHAPE), pixel_size=2.0)
     project.run(ImportMicrographs(micrographs=("Mics/*.mrc",)))
     return Path("Import/job001/micrographs.star")
 
@@ -313,7 +313,9 @@ def test_the_folder_of_stacks_is_named_from_where_one_stands(project, tmp_path_f
 
 def test_micrographs_that_share_a_name_are_not_mixed_up(project):
     for folder in ("A", "B"):
-        write_mrc(f"{folder}/grid_1.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+        write_mrc(
+            f"{folder}/grid_1.mrc", np.random.default_rng(ord(folder)).normal(size=SHAPE), pixel_size=2.0
+        )
     project.run(ImportMicrographs(micrographs=("*/*.mrc",)))
     Path("grid_1.csv").write_text("x,y\n10,20\n")
     step = ImportCoordinates(coordinates=("grid_1.csv",), micrographs="Import/job001/micrographs.star")
@@ -362,7 +364,9 @@ def test_particles_are_counted_at_the_end(project, caplog):
 
 def test_micrographs_of_one_name_in_two_folders_are_both_listed(project):
     for folder in ("A", "B"):
-        write_mrc(f"{folder}/grid_1.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+        write_mrc(
+            f"{folder}/grid_1.mrc", np.random.default_rng(ord(folder)).normal(size=SHAPE), pixel_size=2.0
+        )
     job = project.run(ImportMicrographs(micrographs=("*/*.mrc",)))
     names = read_star(job.outputs["micrographs"])["micrographs"]["rlnMicrographName"].to_list()
     assert names == ["A/grid_1.mrc", "B/grid_1.mrc"]

@@ -62,7 +62,8 @@ def end(
     write_failures(job.folder, failed)
     mark = {"Succeeded": "SUCCESS", "Failed": "FAILURE", "Aborted": "ABORTED"}[status]
     (job.folder / f"RELION_JOB_EXIT_{mark}").touch()
-    job.keep_seconds(60.0)
+    kept = json.loads((job.folder / "job.json").read_text()) | {"seconds": 60.0}
+    (job.folder / "job.json").write_text(json.dumps(kept))
     record(project, job, status)
     return job
 

@@ -74,3 +74,14 @@ def sum_of(part: np.ndarray, *, shared: np.ndarray) -> int:
 def variable(name: str, _: object) -> str | None:
     time.sleep(0.2)
     return os.environ.get(name)
+
+
+def live_or_die(fate: tuple[int, float, int], *, folder: Path) -> int:
+    """Take some seconds, then kill the process, as often as fate says."""
+    number, seconds, deaths = fate
+    time.sleep(seconds)
+    with (folder / "ended.txt").open("a") as file:
+        file.write(f"{number}\n")
+    if (folder / "ended.txt").read_text().split().count(str(number)) <= deaths:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number

@@ -118,13 +118,28 @@ def test_who_starts_again_knows_what_was_taken(tmp_path: Path, clock: list[float
     assert watch(tmp_path).taken == 1
 
 
-def test_the_last_look_takes_broken_ones_too(tmp_path: Path, clock: list[float]):
+def test_the_last_look_takes_broken_ones_too_but_none_that_is_being_written(
+    tmp_path: Path, clock: list[float]
+):
     path = tmp_path / "in/a.mrc"
     path.parent.mkdir()
     path.write_bytes(movie(path)[:-50])
     seen = watch(tmp_path)
     assert seen.take() == 0
-    assert seen.take(all_of_them=True) == 1
+    assert (seen.take(is_last=True), seen.waiting) == (0, 1)
+    clock[0] += 10
+    assert (seen.take(is_last=True), seen.waiting) == (1, 0)
+
+
+def test_a_folder_that_links_lead_to_is_visited_once(tmp_path: Path, clock: list[float]):
+    movie(tmp_path / "in/s5/a.mrc")
+    movie(tmp_path / "elsewhere/b.mrc")
+    (tmp_path / "in/latest").symlink_to("s5")
+    (tmp_path / "in/s5/up").symlink_to("..")
+    (tmp_path / "in/other").symlink_to(tmp_path / "elsewhere")
+    seen = Arrivals(tmp_path / "in", tmp_path / "project", settle_s=0)
+    assert seen.take() == 2
+    assert linked(tmp_path) == ["other/b.mrc", "s5/a.mrc"]
 
 
 def test_another_movie_of_the_same_name_is_refused(tmp_path: Path, clock: list[float]):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from halfmap.engine import Context, Input, Out, Param, RunOptions, Step
-from halfmap.errors import FileFormatError, ParameterError, TableError
-from halfmap.project import Project
+from halfmap.errors import FileFormatError, ParameterError, ProjectError, TableError
+from halfmap.project import Job, Project
+from halfmap.project.locks import chain_locked
 from halfmap.workflow import chain as chains
+from halfmap.workflow import run as workflow
 from halfmap.workflow.chain import Chain, Plan, Skip
 from halfmap.workflow.record import RECORD_FILE, Decision, read_record
+from halfmap.workflow.run import run_chain
 from halfmap.workflow.settings import RunSettings, merged
 from halfmap.workflow.status import states
 
@@ -162,6 +167,88 @@ def test_a_job_that_was_deleted_is_made_again(project: Project):
     after = run(project)
     assert jobs(after)["first"] == jobs(before)["first"]
     assert after.output("third", "text").read_text() == "abc"
+
+
+def locked_when(monkeypatch: pytest.MonkeyPatch, job: str, status: str) -> pytest.MonkeyPatch:
+    """Have the graph locked by another program when a job gets a status."""
+    real = Project._set_status
+
+    def set_status(self: Project, one: Job, now: str) -> None:
+        if (one.name, now) == (job, status):
+            raise ProjectError("the project is locked by another program")
+        real(self, one, now)
+
+    monkeypatch.setattr(Project, "_set_status", set_status)
+    return monkeypatch
+
+
+def test_files_that_came_are_taken_though_the_round_that_saw_them_first_was_stopped(project: Project):
+    before = run(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "GROWING", {"gathering"})
+        (project.root / "raw2.txt").write_text("z")
+        locked_when(patch, before.done["first"].job, "Running")
+        with pytest.raises(ProjectError, match="locked"):
+            run(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "GROWING", {"gathering"})
+        # Killed in the middle of the step.
+        patch.setattr(Gathering, "run", lambda self, ctx: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run(project)
+    after = run(project)
+    assert after.output("third", "text").read_text() == "azbc"
+
+
+def test_a_job_that_was_killed_before_its_entry_in_the_graph_is_entered(project: Project):
+    with pytest.MonkeyPatch.context() as patch:
+        locked_when(patch, "Gathering/job001/", "Succeeded")
+        with pytest.raises(ProjectError, match="locked"):
+            run(project)
+    run(project)
+    found = {state.stage: state for state in states(project)}
+    assert (found["first"].status, found["second"].parents) == ("Succeeded", ("Gathering/job001/",))
+    with pytest.raises(ProjectError, match="reads from it"):
+        project.remove("Gathering/job001/")
+
+
+def test_what_a_killed_job_made_and_another_reads_is_connected(project: Project):
+    with pytest.MonkeyPatch.context() as patch:
+        locked_when(patch, "Gathering/job001/", "Succeeded")
+        with pytest.raises(ProjectError, match="locked"):
+            run(project)
+    two = project.run(Gathering(files=(project.root / "Gathering/job001/text.txt",)))
+    assert ("Gathering/job001/text.txt", two.name) in project.pipeline.inputs
+
+
+def test_only_one_chain_works_in_a_project(tmp_path: Path):
+    root = tmp_path / "P"
+    with chain_locked(root), pytest.raises(ProjectError, match="another `halfmap run`"):
+        run_chain(Project.at(root), {"particles": tmp_path / "p.star"}, RunOptions())
+    assert not root.exists(), "nothing was done in it"
+    with chain_locked(root):
+        (root / "done").touch()
+    with chain_locked(root):
+        pass
+    assert (root / "done").exists()
+
+
+def test_an_input_that_is_gone_for_a_while_has_not_changed(project: Project, caplog):
+    (project.root / "mood").write_text("well")
+    before = jobs(run(project, fails="mood"))
+    (project.root / "mood").rename(project.root / "archived")
+    assert jobs(run(project, fails="mood")) == before
+    assert not any(state.stale for state in states(project))
+    (project.root / "mood").write_text("WELL")
+    assert jobs(run(project, fails="mood"))["second"] != before["second"]
+
+
+def test_how_a_chain_ran_is_kept(project: Project, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workflow, "STAGES", stages(project.root))
+    monkeypatch.setattr(workflow, "write_report", lambda *_: None)
+    run_chain(project, {"micrographs": (Path("m.mrc"),), "seed": 5}, RunOptions(max_failures=7))
+    chain = run_chain(project, {"seed": 1}, RunOptions())
+    assert (chain.options.max_failures, chain.settings.seed) == (7, 1)
 
 
 @pytest.mark.parametrize(

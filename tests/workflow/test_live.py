@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -14,15 +15,16 @@ from halfmap.data import MicrographSet
 from halfmap.data.versions import row_versions
 from halfmap.engine import Context, Input, Out, RunOptions, Step
 from halfmap.engine.decisions import Decisions
-from halfmap.errors import ItemsFailedError, ParameterError, ProjectError, TooManyFailedError
+from halfmap.errors import FileFormatError, ItemsFailedError, ParameterError, ProjectError, TooManyFailedError
 from halfmap.io.coordinates import read_coordinates
 from halfmap.project import Project
 from halfmap.workflow import chain as chains
-from halfmap.workflow import live
+from halfmap.workflow import live, live_page
 from halfmap.workflow.arrivals import Arrivals
 from halfmap.workflow.chain import Chain, Plan
 from halfmap.workflow.live import Session, Watch, run_live
-from halfmap.workflow.record import read_record
+from halfmap.workflow.live_page import Standing
+from halfmap.workflow.record import Record, Stage, read_record, write_record
 from halfmap.workflow.settings import RunSettings
 
 
@@ -45,6 +47,14 @@ def double(item: str) -> str:
     return 2 * item
 
 
+def try_it(item: str, *, tried: Path, path: Path | None = None) -> str:
+    if item == "bad":
+        with tried.open("a") as file:
+            file.write("x")
+        raise FileFormatError("cannot be read", path=path)
+    return item
+
+
 @pytest.mark.parametrize("growing", [False, True])
 def test_a_decision_holds_for_the_same_items_and_until_they_are_half_as_many_more(
     tmp_path: Path, growing: bool
@@ -55,8 +65,10 @@ def test_a_decision_holds_for_the_same_items_and_until_they_are_half_as_many_mor
     assert decisions.hold("size", ten) and decisions.provisional() == []
     assert decisions.hold("size", [*ten, "10"]) is growing
     assert decisions.hold("size", [*ten[:-1], "x"]) is growing
-    assert not decisions.hold("size", [*ten, *"abcde"])
     assert decisions.provisional() == ([("size", 10, 10)] if growing else [])
+    assert not decisions.hold("size", [*ten, *"abcde"])
+    # Who is killed before what follows from the new one is written makes it once more.
+    assert not decisions.hold("size", ten) and decisions.provisional() == []
     decisions.note("size", [*ten, *"abcde"])
     assert decisions.provisional() == []
 
@@ -75,6 +87,49 @@ def test_items_of_another_version_are_done_again(tmp_path: Path):
     # Its files are those of version 2.
     assert run({"a": "1", "b": "1"}) == 1
     assert run({"a": None, "b": None}) == 0
+
+
+def test_an_item_is_done_again_where_another_has_written_over_its_files(tmp_path: Path):
+    def run(stems: dict[str, str]) -> int:
+        before = len(events.read_text().splitlines()) if events.exists() else 0
+        Context(folder=tmp_path, project=tmp_path).map(
+            double, list(stems), version=lambda item: "1", files=stems.__getitem__
+        )
+        return len(events.read_text().splitlines()) - before
+
+    events = tmp_path / "events.jsonl"
+    assert run({"A/m": "m"}) == 1
+    assert run({"A/m": "m"}) == 0
+    assert run({"B/m": "m"}) == 1
+    assert run({"A/m": "m"}) == 1
+    assert run({"A/m": "A_m", "B/m": "B_m"}) == 2
+    assert run({"B/m": "B_m"}) == 0
+
+
+def test_while_more_are_to_come_a_failed_item_is_tried_again_when_it_has_changed(tmp_path: Path):
+    def run(version: str | None, *, growing: bool = True) -> int:
+        ctx = Context(folder=tmp_path, project=tmp_path, growing=growing)
+        before = len(tried.read_text()) if tried.exists() else 0
+        work = functools.partial(try_it, tried=tried)
+        assert ctx.map(work, ["bad", "good"], version=lambda item: version) == ["good"]
+        assert [(one.key, one.reason) for one in ctx.failures] == [("bad", "cannot be read")]
+        return len(tried.read_text()) - before
+
+    tried = tmp_path / "tried"
+    assert [run("1"), run("1"), run("2"), run("2"), run(None)] == [1, 0, 1, 0, 1]
+    assert run("2", growing=False) == 1
+
+
+def test_a_failure_for_want_of_a_file_that_is_gone_is_not_remembered(tmp_path: Path):
+    def run() -> int:
+        ctx = Context(folder=tmp_path, project=tmp_path, growing=True)
+        work = functools.partial(try_it, tried=tmp_path / "tried", path=tmp_path / "movie")
+        ctx.map(work, ["bad", "good"], version=lambda item: "1")
+        return len((tmp_path / "tried").read_text())
+
+    assert [run(), run()] == [1, 2]
+    (tmp_path / "movie").touch()
+    assert [run(), run()] == [3, 3]
 
 
 def test_the_version_of_a_row_is_its_own():
@@ -172,7 +227,7 @@ def test_jobs_that_were_replaced_are_removed(project: Project, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("picked", "classed", "minutes_ago", "due"),
+    ("particles", "classed", "minutes_ago", "due"),
     [
         (live._FEWEST - 1, None, 0, False),
         (live._FEWEST, None, 0, True),
@@ -183,21 +238,31 @@ def test_jobs_that_were_replaced_are_removed(project: Project, monkeypatch: pyte
     ],
 )
 def test_classes_are_due_with_half_as_many_more_or_after_an_hour(
-    project: Project, monkeypatch, picked: int, classed: int | None, minutes_ago: float, due: bool
+    project: Project, monkeypatch, particles: int, classed: int | None, minutes_ago: float, due: bool
 ):
-    one = session(project, monkeypatch, ())
+    one, now = session(project, monkeypatch, ()), [1000.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    counts = {"Class2D": classed, "Extract": particles}
+    monkeypatch.setattr(
+        live, "read_particle_facts", lambda path: SimpleNamespace(number=counts[path.parts[-3]])
+    )
+    table = project.root / "Extract/job008/particles.star"
+    extracted = SimpleNamespace(outputs={"particles": table})
+    monkeypatch.setattr(Project, "job", lambda self, name: extracted)
+    stages = [Stage("first", "Extract/job008/")]
     if classed is not None:
         table = project.root / "Class2D/job009/particles.star"
         table.parent.mkdir(parents=True)
+        # Of a file server whose clock is a day behind, or ahead.
         table.touch()
-        then = time.time() - 60 * minutes_ago
-        os.utime(table, (then, then))
-        (project.root / "halfmap_run.json").write_text(
-            '{"options": {}, "stages": [{"name": "second", "job": "Class2D/job009/", "decisions": [],'
-            '"replaced": []}]}'
-        )
-        monkeypatch.setattr(live, "read_particle_facts", lambda path: type("Facts", (), {"number": classed}))
-    monkeypatch.setattr(Session, "_picked", lambda self: picked)
+        os.utime(table, (time.time() + 86_400 * (-1) ** particles,) * 2)
+        stages.append(Stage("second", "Class2D/job009/"))
+    write_record(project.root, Record({}, tuple(stages)))
+    if classed is not None:
+        counts["Extract"] = classed
+        assert not one._classes_are_due()
+        counts["Extract"] = particles
+    now[0] += 60 * minutes_ago
     assert one._classes_are_due() is due
 
 
@@ -229,21 +294,17 @@ def test_a_session_ends_when_its_time_is_over_or_it_was_quiet(project: Project, 
 
 def test_while_more_are_to_come_micrographs_keep_their_picks(tmp_path: Path):
     from halfmap.steps.pick import tables
-    from halfmap.steps.pick.candidates import Candidates, write_candidates
 
     ctx = Context(folder=tmp_path, project=tmp_path)
-    (tmp_path / tables.CANDIDATES).mkdir()
-    found = Candidates(*(np.ones(2, np.float32),) * 3)
     done = [{"name": f"{key}.mrc", "key": key} for key in "abcd"]
-    for row in done:
-        path = tmp_path / tables.CANDIDATES / f"{row['key']}.npz"
-        write_candidates(path, found, np.zeros(0), np.ones((2, 2), bool))
-        os.utime(path, (1, 1))
+    searched = {row["name"]: "1" for row in done}
     columns = {tables.X: [1.0], tables.Y: [2.0], tables.PROBABILITY: [0.5]}
     tables.write_picks(ctx, {f"{key}.mrc": (key, pl.DataFrame(columns)) for key in "acd"})
+    assert tables.picked_before(ctx, searched) == {}
+    tables.note_picked(ctx, {name: "1" for name in searched if name != "b.mrc"})
     # d was searched again since, and b is new.
-    os.utime(tmp_path / tables.CANDIDATES / "d.npz", (2e9, 2e9))
-    before = tables.picked_before(ctx, done)
+    before = tables.picked_before(ctx, searched | {"d.mrc": "2"})
+    assert tables.picked_before(ctx, searched) == {}, "nobody knows whose they are until they are noted"
     assert sorted(before) == ["a.mrc", "c.mrc"]
     new = {f"{key}.mrc": (key, pl.DataFrame(columns | {tables.X: [9.0]})) for key in "bd"}
     table = tables.write_picks(ctx, new, [row["name"] for row in done], before)
@@ -254,6 +315,73 @@ def test_while_more_are_to_come_micrographs_keep_their_picks(tmp_path: Path):
     among = tables.calibrated_by(many, dict.fromkeys(str(i) for i in range(990)))
     assert [row["name"] for row in among[-10:]] == [str(i) for i in range(990, 1000)]
     assert len(among) == 10 + tables._BESIDE
+
+
+def test_what_had_been_replaced_before_a_session_is_left_unless_one_made_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    stages = (("first", first), ("second", second))
+    add(project, 2)
+    for growing in (False, True, True):
+        settings = RunSettings(micrographs=(Path("m.mrc"),))
+        Chain(project, settings, RunOptions(), read_record(project.root), growing).run(stages)
+        add(project, 1)
+    one = session(project, monkeypatch, stages, hours=1e-7)
+    one.run()
+    one._bring_up_to_date("second", growing=True)
+    replaced = {stage.name: stage.replaced for stage in read_record(project.root).stages}["second"]
+    assert replaced == ("Toy/job002/", "Toy/job003/", "Toy/job004/")
+    assert [(project.root / name).exists() for name in replaced] == [True, False, False]
+
+
+def test_a_session_waits_while_a_file_is_out_of_reach(project: Project, monkeypatch: pytest.MonkeyPatch):
+    def fails(chain: Chain) -> Plan:
+        raise ParameterError("input file does not exist")
+
+    one = session(project, monkeypatch, (("first", fails),))
+    gain = project.root / "gain.mrc"
+    gain.touch()
+    one.arrivals.left_out = (gain,)
+    monkeypatch.setattr(one, "_go_round", lambda: None)
+    one.run()
+    gain.unlink()
+    assert not one._round()
+    gain.touch()
+    with pytest.raises(ParameterError):
+        one._round()
+
+
+def test_what_was_given_once_holds_for_the_next_session(project: Project, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def run(self: Session) -> None:
+        seen.append(self)
+        self._bring_up_to_date("first", growing=True)
+
+    monkeypatch.setattr(live, "STAGES", (("first", first),))
+    monkeypatch.setattr(Session, "run", run)
+    add(project, 1)
+    (project.root / "in").mkdir()
+    given = {"folder": project.root / "in", "dose_per_frame": 1.0, "gain_flip": 1}
+    run_live(project, given | {"pattern": "*.eer", "settle": 3.0, "hours": 2.0}, RunOptions(max_failures=3))
+    run_live(project, {"folder": project.root / "in", "settle": 10.0, "gain_flip": 0}, RunOptions())
+    one, two = seen
+    assert (two.watch.pattern, two.watch.settle, two.watch.hours) == ("*.eer", 10.0, None)
+    assert two.options.max_failures == 3
+    assert (one.settings.gain_flip, two.settings.gain_flip, two.settings.dose_per_frame) == (1, 0, 1.0)
+
+
+@pytest.mark.parametrize(("times", "drawn"), [((None, 1e9), True), ((None, None), False)])
+def test_movies_that_were_gone_before_their_time_was_noted_are_not_drawn_in_1970(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: tuple[float | None, ...], drawn: bool
+):
+    columns = {"time": times, "rlnDefocusU": [1e4, 2e4], "rlnCtfMaxResolution": [4.0, 5.0]}
+    rows = pl.DataFrame(columns | {"kept": [True, True]}, schema_overrides={"time": pl.Float64})
+    seen = []
+    monkeypatch.setattr(live_page, "_drawn", lambda rows: seen.extend(rows["time"]) or "picture")
+    live_page.write_page(tmp_path / "live.html", Standing(2, 0, [], rows, 0, None), tmp_path)
+    assert seen == ([1e9] if drawn else [])
+    assert ("Over time" in (tmp_path / "live.html").read_text()) is drawn
 
 
 def test_settings_that_movies_need_are_asked_for(tmp_path: Path):

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,6 +27,8 @@ class Outcome:
     seconds: float = 0.0
     fatal: bool = False
     """Whether other items would fail alike, for want of disk space or permission."""
+    lasting: bool = False
+    """Whether the item would fail again as it is: by itself, and not for want of a file that is gone."""
     messages: tuple[logging.LogRecord, ...] = ()
     """What a worker process logged, where nobody hears it."""
 
@@ -33,18 +36,20 @@ class Outcome:
 def attempt(function: Callable[[Any], Any], item: Any) -> Outcome:
     """Call `function(item)` and turn any exception into an `Outcome`."""
     start = time.perf_counter()
-    fatal = False
+    fatal = lasting = False
     try:
         return Outcome(result=function(item), seconds=time.perf_counter() - start)
     except HalfmapError as error:
         message, trace, fatal = str(error), None, is_out_of_resources(error)
+        lasting = not fatal and (error.path is None or Path(error.path).exists())
     except MemoryError:
         message = "out of memory; use fewer workers (--workers) or a machine with more memory"
         trace = traceback.format_exc()
     except Exception as error:
         message, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
         fatal = is_out_of_resources(error)
-    return Outcome(error=message, trace=trace, seconds=time.perf_counter() - start, fatal=fatal)
+    seconds = time.perf_counter() - start
+    return Outcome(error=message, trace=trace, seconds=seconds, fatal=fatal, lasting=lasting)
 
 
 def attempt_in_worker(function: Callable[[Any], Any], item: Any) -> Outcome:

@@ -1,10 +1,11 @@
-"""Workers of a job on a cluster, from the first loop that needs them to the end of the job."""
+"""Workers on a cluster, from the first loop that needs them to the end of the job or of the chain of jobs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence, Set
@@ -23,6 +24,7 @@ from halfmap.engine.interrupts import ATTENTION_s, interrupts_held, interrupts_p
 from halfmap.engine.kubernetes import KubernetesWorkers
 from halfmap.engine.kubernetes import require as require_kubernetes
 from halfmap.engine.options import RunOptions
+from halfmap.engine.progress import duration
 from halfmap.engine.queues import QUEUES
 from halfmap.engine.work import run_item, write_work
 from halfmap.errors import ResourceError
@@ -32,13 +34,16 @@ from halfmap.log import log
 Item = TypeVar("Item")
 
 FOLDER = "Workers"
-"""Below the job's: what workers read, and what they log."""
+"""Below the job's or the project's: what workers read, and what they log."""
 
 _TRIES = 3
 """How often the worker of an item may be lost before the item counts as failed."""
 
 _END_s = 10.0
 """How long the end of the workers may take before nobody waits for it."""
+
+_IDLE_s = 600.0
+"""Time after which workers that have nothing to do are let go: others wait in the queue for their place."""
 
 _NO_LIMITS = {
     # What an item takes is its own affair: Dask would stop giving work to a worker that has used much.
@@ -48,7 +53,7 @@ _NO_LIMITS = {
     ),
 }
 
-_HANDED_ON = "PYTHONPATH", "TMPDIR"
+_HANDED_ON = ("PYTHONPATH",)
 """Variables of this process that workers need too."""
 
 
@@ -58,11 +63,11 @@ class Workers(Protocol):
     def start(self) -> Any:
         """Start a scheduler of Dask's."""
 
-    def ask(self) -> None:
-        """Ask for the workers, where they do not come with it."""
+    def tend(self, need: int, names: Set[str], results: int) -> None:
+        """See to it that there are as many workers as there is need of; those of some names are there."""
 
-    def tend(self, names: Set[str], results: int) -> None:
-        """Look after the workers, of which those of some names are there."""
+    def dismiss(self, names: Set[str]) -> None:
+        """End some that have nothing to do."""
 
     def end(self) -> None:
         """End them at once."""
@@ -91,11 +96,11 @@ class LocalWorkers:
             )
         return self._cluster
 
-    def ask(self) -> None:
-        """Nothing: they are there."""
-
-    def tend(self, names: Set[str], results: int) -> None:
+    def tend(self, need: int, names: Set[str], results: int) -> None:
         """Nothing: Dask does."""
+
+    def dismiss(self, names: Set[str]) -> None:
+        """Nothing: nobody waits for their place."""
 
     def end(self) -> None:
         """Kill them: each waits for what it is at when it is asked to end."""
@@ -120,17 +125,20 @@ def require_cluster(options: RunOptions) -> None:
 
 
 class Cluster:
-    """Workers of a job, which are asked for when the first loop begins and end with the block.
+    """Workers of loops one after the other, which are asked for when the first begins and end with the block.
 
     Parameters
     ----------
     options : RunOptions
         Which cluster, how many workers, what each needs.
     folder : path
-        Of the job, which workers must see under the same name.
+        Of the job or the project, which workers must see under the same name.
 
     Notes
     -----
+    Never more are asked for than the loop has items. Those that have had nothing to do for ten minutes, in a
+    loop or between loops, are let go; what comes later asks anew.
+
     Each worker has one item at a time. A worker that is lost (killed, out of memory or of time) costs that
     item alone, which is tried again on another; one whose workers are lost three times counts as failed.
     """
@@ -142,6 +150,9 @@ class Cluster:
         self._client: Any = None
         self._gpus: tuple[str, ...] = ()
         self._results = 0
+        self._used: dict[str, float] = {}
+        self._lock, self._is_busy = threading.RLock(), False
+        self._leave: threading.Timer | None = None
 
     def __enter__(self) -> Cluster:
         return self
@@ -150,6 +161,11 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(keep_logs=error is not None)
+
+    def serves(self, options: RunOptions) -> bool:
+        """Whether these are the workers that a job with such options would ask for."""
+        names = RunOptions.model_fields.keys() - {"max_failures"}
+        return all(getattr(options, name) == getattr(self.options, name) for name in names)
 
     def run(self, function: Callable[[Item], Any], items: Sequence[Item]) -> Generator[tuple[int, Outcome]]:
         """Run `function` over `items` and yield ``(index, outcome)`` as they finish; see `run_items`.
@@ -161,8 +177,7 @@ class Cluster:
         """
         path: Path | None = None
         try:
-            if self._client is None:
-                self._open()
+            self._begin()
             path = write_work(self.folder, function, items)
             yield from self._run(path, len(items))
         except BaseException:
@@ -172,11 +187,36 @@ class Cluster:
         finally:
             if path is not None:
                 path.unlink(missing_ok=True)
+            self._rest()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._leave is not None:
+                self._leave.cancel()
+            self._is_busy, self._used = True, {}
+            if self._client is None:
+                self._open()
+
+    def _rest(self) -> None:
+        """Let the workers go if no other loop begins for long."""
+        self._is_busy = False
+        if self._client is not None:
+            self._leave = threading.Timer(_IDLE_s, self._let_go)
+            self._leave.daemon = True
+            self._leave.start()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if not self._is_busy and self._client is not None:
+                log.info("nothing to do for %s: the workers are let go until there is", duration(_IDLE_s))
+                self.close()
 
     def _open(self) -> None:
         from distributed import Client
 
         with writing(self.folder):
+            # Whoever was killed has left logs, which tell nothing of these workers.
+            shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         environment = thread_limits(threads_of(self.options)) | _NO_LIMITS
         environment |= {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
@@ -190,16 +230,14 @@ class Cluster:
         with interrupts_put_off():
             self._dask = self._workers.start()
             self._client = Client(self._dask, set_as_default=False)
-        self._workers.ask()
 
     def _run(self, path: Path, count: int) -> Generator[tuple[int, Outcome]]:
-        assert self._workers is not None
         pending, lost = deque(range(count)), [0] * count
         running: dict[Future[Outcome], tuple[int, str]] = {}
         while pending or running:
             names = self._connected()
-            self._workers.tend(set(names.values()), self._results)
             busy = {address for _, address in running.values()}
+            self._tend(names, busy, len(pending))
             for address in [address for address in names if address not in busy][: len(pending)]:
                 index = pending.popleft()
                 running[self._submit(path, index, address)] = index, address
@@ -221,6 +259,18 @@ class Cluster:
                 self._results += 1
                 yield index, outcome
 
+    def _tend(self, names: dict[str, str], busy: Set[str], pending: int) -> None:
+        """Have as many workers as there is work for, and let go of those that have had none for long."""
+        assert self._workers is not None
+        now = time.monotonic()
+        self._used = {each: now if each in busy else self._used.get(each, now) for each in names}
+        idle = {each for each, last in self._used.items() if now - last > _IDLE_s}
+        if idle and not pending:
+            self._workers.dismiss({names[each] for each in idle})
+            self._used.update(dict.fromkeys(idle, now))
+        need = min(self.options.workers, pending + len(busy))
+        self._workers.tend(need, set(names.values()), self._results)
+
     def _connected(self) -> dict[str, str]:
         """Addresses of the workers that are there, with their names."""
         try:
@@ -239,22 +289,30 @@ class Cluster:
         if times < _TRIES:
             log.warning("a worker was lost; its item is tried again on another")
             return None
-        remedy = "ask for more --memory-per-worker" if self.options.is_remote else "use fewer --workers"
-        return Outcome(error=f"its worker was lost {times} times, probably for want of memory; {remedy}")
+        why = "probably for want of memory; use fewer --workers"
+        if self.options.is_remote:
+            why = (
+                "for want of memory (ask for more --memory-per-worker), at the end of the worker's time "
+                "(--walltime), or taken by the cluster for others' jobs"
+            )
+        return Outcome(error=f"its worker was lost {times} times: {why}")
 
     def close(self, *, keep_logs: bool = False) -> None:
         """End the workers at once, whatever they do; nothing of them is left in a queue."""
-        with interrupts_put_off():
-            if self._workers is not None:
-                self._workers.end()
+        with interrupts_put_off(), self._lock:
+            if self._leave is not None:
+                self._leave.cancel()
+            if self._workers is None:
+                return
+            self._workers.end()
             for each in (self._client, self._dask):
                 if each is not None:
                     with suppress(Exception):
                         each.close(timeout=_END_s)
-        self._workers = self._client = self._dask = None
-        if not keep_logs:
-            # A batch system may be writing the last lines of a log still.
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._workers = self._client = self._dask = None
+            if not keep_logs:
+                # A batch system may be writing the last lines of a log still.
+                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _outcome(future: Future[Outcome]) -> Outcome | None:

@@ -93,6 +93,8 @@ class Context:
         key: Callable[[Item], str] | None = None,
         unit: str = "item",
         version: Callable[[Item], str | None] | None = None,
+        files: Callable[[Item], str] | None = None,
+        light: bool = False,
     ) -> list[Any]:
         """Run `function` over `items` and return the results of those that succeeded, in the items' order.
 
@@ -114,7 +116,13 @@ class Context:
             Singular word for an item, unique among the loops of a step.
         version : callable, optional
             What an item's result depends on that may change until the job is resumed, as a short text. One
-            that was done as another version is done again; None where it cannot be told.
+            that was done as another version is done again; None where it cannot be told. While more items are
+            to come, one that failed is not tried again as the same version.
+        files : callable, optional
+            Name under which it writes its files, if that depends on the other items. It is done again where
+            the name has changed, or another item has written under it since.
+        light : bool
+            Whether an item takes milliseconds, less than its way to a worker of a cluster.
 
         Raises
         ------
@@ -130,15 +138,23 @@ class Context:
         ledger.repair()
         wanted = set(keys)
         versions = {} if version is None else dict(zip(keys, map(version, items), strict=True))
-        before = ledger.done(unit, versions)
+        names = {} if files is None else dict(zip(keys, map(files, items), strict=True))
+        before = ledger.done(unit, versions, names)
         results = {name: result for name, result in before.items() if name in wanted}
-        todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in results]
+        failed = ledger.failed(unit, versions) if self.growing else {}
+        failed = {name: reason for name, reason in failed.items() if name in wanted}
+        ended = results.keys() | failed.keys()
+        todo = [(name, item) for name, item in zip(keys, items, strict=True) if name not in ended]
         if results:
             log.info("%d of %d %ss were done before", len(results), len(keys), unit)
         failures_before = len(self.failures)
-        progress = Progress(self.folder / _EVENTS, unit, done=len(results), total=len(keys))
+        for name, reason in failed.items():
+            self.fail(unit, name, reason)
+        progress = Progress(self.folder / _EVENTS, unit, done=len(ended), total=len(keys))
         rest = [item for _, item in todo]
-        outcomes = run_items(function, rest, self.options, folder=self.folder, cluster=self.cluster)
+        outcomes = run_items(
+            function, rest, self.options, folder=self.folder, cluster=self.cluster, light=light
+        )
         # Closing ends the workers before the job's lock is given back, however the loop ends.
         with progress, closing(outcomes):
             for index, outcome in outcomes:
@@ -146,9 +162,11 @@ class Context:
                 _repeat(outcome.messages)
                 if outcome.error is None:
                     results[name] = ledger.append(
-                        unit, name, outcome.result, outcome.seconds, versions.get(name)
+                        unit, name, outcome.result, outcome.seconds, versions.get(name), names.get(name)
                     )
                 else:
+                    if outcome.lasting and (now := versions.get(name)) is not None:
+                        ledger.append_failure(unit, name, outcome.error, now, names.get(name))
                     self._give_up(unit, name, outcome)
                 progress.advance(name, outcome.seconds, outcome.error)
         if keys and not results:
@@ -212,7 +230,7 @@ class Context:
             Draws it to the path that it is given.
         """
         path = self.folder / file
-        if self.growing and path.exists() and self.decisions.hold(file, made_from):
+        if self.decisions.hold(file, made_from) and self.growing and path.exists():
             return
         draw(path)
         self.decisions.note(file, made_from)

@@ -39,7 +39,8 @@ class Decisions:
         """Whether a decision of an earlier run holds.
 
         It does if it was made from the same items, or while more are to come, until there are half as many
-        more. Then the job is provisional.
+        more. Then the job is provisional. One that does not hold is forgotten at once: who is killed while
+        what follows from a new one is written makes it once more.
 
         Parameters
         ----------
@@ -53,6 +54,7 @@ class Decisions:
             return False
         same = kept[what]["of"] == digest(made_from)
         if not same and not (self.growing and len(made_from) < GROWTH * kept[what]["items"]):
+            self._write({name: entry for name, entry in kept.items() if name != what})
             return False
         now = None if same else len(made_from)
         if now != kept[what]["now"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from importlib import metadata
@@ -13,6 +12,7 @@ import halfmap
 from halfmap.engine import kubernetes
 from halfmap.engine.memory import available_memory
 from halfmap.engine.queues import QUEUES
+from halfmap.ops.cores import usable_cores
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -90,7 +90,7 @@ def _version(name: str) -> str | None:
 def _devices(advice: list[str]) -> list[tuple[str, str, str]]:
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     rows = [("CPU", f"{cores} cores", f"{psutil.cpu_count(logical=False) or cores} physical in the machine")]
     if _version("torch") is None:
         return rows

@@ -17,15 +17,16 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures import Executor as FuturesExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from halfmap.engine.attempt import Outcome, attempt, attempt_in_worker
 from halfmap.engine.device import gpus_to_share, take_gpu
-from halfmap.engine.interrupts import ATTENTION_s, interrupts_held
+from halfmap.engine.interrupts import ATTENTION_s, interrupts_held, terminate_as_interrupt
 from halfmap.engine.options import RunOptions
+from halfmap.ops.cores import usable_cores
 
 if TYPE_CHECKING:
     from halfmap.engine.cluster import Cluster
@@ -48,6 +49,7 @@ def run_items(
     *,
     folder: Path,
     cluster: Cluster | None = None,
+    light: bool = False,
 ) -> Generator[tuple[int, Outcome]]:
     """Run `function` over `items` and yield ``(index, outcome)`` as they finish.
 
@@ -63,17 +65,17 @@ def run_items(
         Of the job, where what workers of a cluster need is put.
     cluster : Cluster, optional
         Whose workers are there for several loops; else they end with this one.
+    light : bool
+        Whether an item takes less than its way to a worker of a cluster, so that none is asked.
     """
-    if len(items) == 0 or options.executor == "serial" or _alone(options):
+    away = options.cluster != "none" and not light
+    if len(items) == 0 or not (away or _needs_processes(options)):
         for index, item in enumerate(items):
             yield index, attempt(function, item)
-    elif cluster is not None:
-        yield from cluster.run(function, items)
-    elif options.cluster != "none":
-        from halfmap.engine.cluster import Cluster
-
-        with Cluster(options, folder) as own:
-            yield from own.run(function, items)
+    elif away:
+        with shared_workers(options, folder, cluster) as workers:
+            assert workers is not None
+            yield from workers.run(function, items)
     else:
         pending = list(enumerate(items))[::-1]
         attempts = [0] * len(items)
@@ -83,17 +85,37 @@ def run_items(
                 yield from _drain(pool, function, pending, attempts, in_flight=2 * options.workers)
 
 
-def shared_workers(options: RunOptions, folder: Path) -> AbstractContextManager[Cluster | None]:
-    """Workers of a cluster for all loops of the job in a folder; nothing where there is no cluster."""
+@contextmanager
+def shared_workers(
+    options: RunOptions, folder: Path, held: Cluster | None = None
+) -> Iterator[Cluster | None]:
+    """Workers of a cluster for all loops in the block; nothing where there is no cluster.
+
+    Parameters
+    ----------
+    options : RunOptions
+        What is asked for.
+    folder : path
+        Of the job or project; workers must see it under the same name.
+    held : Cluster, optional
+        Workers that a chain of jobs has already: they are taken if they are what is asked for.
+    """
     if options.cluster == "none":
-        return nullcontext()
+        yield None
+        return
     from halfmap.engine.cluster import Cluster
 
-    return Cluster(options, folder)
+    if held is not None and held.serves(options):
+        yield held
+        return
+    with terminate_as_interrupt(), Cluster(options, folder) as own:
+        yield own
 
 
-def _alone(options: RunOptions) -> bool:
-    return options.executor == "auto" and options.workers == 1 and options.cluster == "none"
+def _needs_processes(options: RunOptions) -> bool:
+    """Whether items run in local processes, not in this one."""
+    wanted = options.executor == "processes" or (options.executor == "auto" and options.workers > 1)
+    return wanted and options.cluster == "none"
 
 
 def _drain(
@@ -109,9 +131,10 @@ def _drain(
     # Nothing is cancelled when the loop is left early: the pool kills its workers, and its own thread ends
     # what waits; a future that is already cancelled makes that thread fail.
     while running or (pending and not broken):
-        # An item that broke a pool before runs alone, so that only the guilty one is blamed.
-        limit = 1 if pending and attempts[pending[-1][0]] else in_flight
-        while pending and not broken and len(running) < limit:
+        while pending and not broken and len(running) < in_flight:
+            # An item that broke a pool before runs alone, so that only the guilty one is blamed.
+            if running and any(attempts[index] for index, _ in (*running.values(), pending[-1])):
+                break
             index, item = pending.pop()
             try:
                 # Submitting may start a worker.
@@ -157,7 +180,7 @@ def prepare_workers(options: RunOptions) -> None:
 
         require_cluster(options)
         return
-    if options.executor == "serial" or _alone(options):
+    if not _needs_processes(options):
         return
     server, limits = forkserver._forkserver, thread_limits(threads_of(options))
     if getattr(server, "halfmap_limits", limits) != limits:
@@ -182,7 +205,7 @@ def threads_of(options: RunOptions) -> int:
     """Threads of a worker, whose cores are its own on a cluster and shared on this machine."""
     if options.is_remote:
         return options.cores_per_worker
-    return max(1, (os.cpu_count() or 1) // options.workers)
+    return max(1, usable_cores() // options.workers)
 
 
 def thread_limits(threads: int) -> dict[str, str]:

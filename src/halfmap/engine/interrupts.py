@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while workers are started and ended."""
+"""Ctrl-C and SIGTERM while jobs run, and while their workers are started and ended."""
 
 from __future__ import annotations
 
@@ -19,6 +19,23 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Let a batch system's SIGTERM end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

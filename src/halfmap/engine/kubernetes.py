@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Set
@@ -14,11 +13,15 @@ from typing import Any
 
 from halfmap.engine.options import RunOptions
 from halfmap.engine.progress import duration
-from halfmap.engine.queues import given
+from halfmap.engine.queues import given, run_command
 from halfmap.errors import ParameterError, ResourceError
 from halfmap.log import log
 
 _SILENCE_s = 120.0
+_DESERTED_s = 3600
+"""Time without any work after which the operator removes pods that a killed command has left."""
+
+_LOOK_s = 30.0
 _IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _OURS = {"name", "n_workers", "resources", "env", "worker_command", "custom_cluster_spec"}
 _INNER = {"self", "kwargs", "asynchronous", "loop", "quiet", "shutdown_on_close"}
@@ -80,8 +83,9 @@ def cluster_spec(options: RunOptions, name: str, environment: dict[str, str]) ->
     spec = make_cluster_spec(
         name=name,
         image=values["image"],
-        n_workers=options.workers,
+        n_workers=0,  # as many as there is work for are asked for then
         env=environment,
+        idle_timeout=_DESERTED_s,
         worker_command="dask worker --nthreads 1 --memory-limit 0",
     )
     pod = spec["spec"]["worker"]["spec"]
@@ -106,9 +110,10 @@ class KubernetesWorkers:
         self.options, self.environment = options, environment
         self.name = f"halfmap-{uuid.uuid4().hex[:8]}"
         self._since, self._patience = time.monotonic(), _SILENCE_s
+        self._asked, self._next = 0, 0.0
 
     def start(self) -> Any:
-        """Ask for scheduler and workers, and wait for the former.
+        """Ask for a scheduler, and wait for it.
 
         Raises
         ------
@@ -130,27 +135,39 @@ class KubernetesWorkers:
                 f"Kubernetes gives no scheduler: {type(error).__name__}: {error}",
                 hint="is the operator of Dask installed there, and does kubectl reach it?",
             ) from error
-        log.info("%d workers are asked of Kubernetes: %s", self.options.workers, self.name)
         return self._cluster
 
-    def ask(self) -> None:
-        """Nothing: the operator does."""
-
-    def tend(self, names: Set[str], results: int) -> None:
-        """Say what there is of the pods while no worker is there."""
+    def tend(self, need: int, names: Set[str], results: int) -> None:
+        """Ask for as many pods as are needed; say what there is of them while no worker is there."""
         now = time.monotonic()
+        if need > self._asked and now > self._next:
+            self._scale(need)
+            self._next = now + _LOOK_s
         if names:
             self._since, self._patience = now, _SILENCE_s
         elif now - self._since > self._patience:
             log.warning("no worker for %s; Kubernetes says: %s", duration(now - self._since), self._pods())
             self._patience *= 2
 
+    def dismiss(self, names: Set[str]) -> None:
+        """Ask for fewer: the operator takes those that have nothing to do."""
+        self._scale(self._asked - len(names))
+
+    def _scale(self, number: int) -> None:
+        try:
+            self._cluster.scale(number)
+        except Exception as error:
+            log.warning("Kubernetes cannot be asked for workers now: %s: %s", type(error).__name__, error)
+            return
+        log.info("%d workers are asked of Kubernetes: %s", number, self.name)
+        self._asked = number
+
     def _pods(self) -> str:
         if shutil.which("kubectl") is None:
             return "nothing, there is no kubectl here"
         command = ["kubectl", "get", "pods", "--no-headers", "-l", f"dask.org/cluster-name={self.name}"]
         command += ["--namespace", self._cluster.namespace or "default"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        said = run_command(command)
         lines = (said.stdout or said.stderr).strip().splitlines()
         return "; ".join(" ".join(line.split()) for line in lines[:3]) or "nothing"
 

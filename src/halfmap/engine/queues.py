@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import inspect
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,8 @@ class Queue:
     submit, cancel, ask : tuple of str
         Commands: one that reads a job's script, one to be followed by numbers of jobs, and one that lists the
         user's jobs, a line each that begins with the number.
+    number : str
+        Pattern of what the first says of a job that is submitted, around its number: sites have it say more.
     arguments : callable
         Of the class, from the options: how cores, memory, time, GPU and account are asked for here.
     """
@@ -53,6 +56,7 @@ class Queue:
     submit: tuple[str, ...]
     cancel: tuple[str, ...]
     ask: tuple[str, ...]
+    number: str
     arguments: Callable[[RunOptions], dict[str, Any]]
 
     def require(self, options: RunOptions) -> None:
@@ -122,27 +126,25 @@ class Queue:
         ResourceError
             If it is refused; says why.
         """
-        import re
-
-        said = _run(self.submit, folder, script)
-        number = re.search(r"\d+", said.stdout)
+        said = run_command(self.submit, folder, script)
+        number = re.search(self.number, said.stdout, re.MULTILINE)
         if said.returncode or number is None:
             why = " ".join((said.stderr or said.stdout).split()) or "without a word"
             raise ResourceError(
                 f"{self.title} refuses the workers: {why}",
                 hint=f"the job's text is {folder / 'worker.sh'}",
             )
-        return number[0]
+        return number[1]
 
     def ended(self, numbers: Iterable[str], folder: Path) -> None:
         """Take jobs out of the queue, whether they wait or run."""
         numbers = list(numbers)
         if numbers:
-            _run((*self.cancel, *numbers), folder)
+            run_command((*self.cancel, *numbers), folder)
 
     def lines(self, numbers: Iterable[str], folder: Path) -> dict[str, str] | None:
         """What the queue says of jobs, by number, without those it no longer has; None if it is dumb."""
-        said = _run(tuple(word.format(user=getpass.getuser()) for word in self.ask), folder)
+        said = run_command(tuple(word.format(user=getpass.getuser()) for word in self.ask), folder)
         wanted, found = set(numbers), {}
         for line in said.stdout.splitlines():
             words = line.split()
@@ -221,8 +223,10 @@ def _says_same(ours: str, theirs: Sequence[str]) -> bool:
     )
 
 
-def _run(command: Sequence[str], folder: Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command of the batch system, which a Ctrl-C on the terminal does not reach."""
+def run_command(
+    command: Sequence[str], folder: Path | None = None, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of a cluster, which a Ctrl-C on the terminal does not reach; if it hangs, it fails."""
     try:
         return subprocess.run(
             command,
@@ -304,6 +308,7 @@ QUEUES: Mapping[str, Queue] = {
         submit=("sbatch",),
         cancel=("scancel",),
         ask=("squeue", "--noheader", "--user={user}", "--format=%i %T %r"),
+        number=r"^Submitted batch job (\d+)",
         arguments=_slurm,
     ),
     "pbs": Queue(
@@ -312,6 +317,7 @@ QUEUES: Mapping[str, Queue] = {
         submit=("qsub",),
         cancel=("qdel",),
         ask=("qstat", "-u", "{user}"),
+        number=r"^(\d+)(?:\.\S+)?\s*$",
         arguments=_pbs,
     ),
     "lsf": Queue(
@@ -320,6 +326,7 @@ QUEUES: Mapping[str, Queue] = {
         submit=("bsub",),
         cancel=("bkill",),
         ask=("bjobs", "-noheader", "-o", "jobid stat pend_reason"),
+        number=r"Job <(\d+)>",
         arguments=_lsf,
     ),
     "sge": Queue(
@@ -328,6 +335,7 @@ QUEUES: Mapping[str, Queue] = {
         submit=("qsub",),
         cancel=("qdel",),
         ask=("qstat",),
+        number=r"(?:[Yy]our job |^)(\d+)(?: \(|\s*$)",
         arguments=_sge,
     ),
 }

@@ -74,6 +74,28 @@ def _numbers(word: str, option: str) -> Iterator[str]:
         yield from map(str, range(start, stop + 1))
 
 
+def value_of(text: str, parameter: Parameter) -> Any:
+    """What a word stands for as the value of an option; several values are parted by commas.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot be the option's value.
+    """
+    kind, many = kind_of(parameter)
+    words = [each for each in text.split(",") if each] if many else [text]
+    if many and kind is int:
+        words = expand([parameter.option, text], [parameter])[1:]
+    problem = None if kind is bool else _misfit(parameter.option, words, parameter)
+    if problem:
+        raise ParameterError(problem)
+    if text == "None" and parameter.default is None:
+        return None
+    if get_origin(kind) is Literal:
+        return next(each for each in get_args(kind) if str(each) == text)
+    return tuple(words) if many else text
+
+
 def explain(words: Sequence[str], parameters: Iterable[Parameter]) -> str | None:
     """Say what is wrong with a command line that could not be parsed: what was given, what is expected.
 

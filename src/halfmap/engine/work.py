@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import pickle
 import socket
 import struct
+import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -75,7 +77,7 @@ def run_item(path: Path, number: int, version: str, gpus: Sequence[str] = ()) ->
         return Outcome(error=text, fatal=True)
     if not _is_seen(path):
         text = (
-            f"the worker on {host} does not see the job's folder {path.parent.parent}: projects must lie on "
+            f"the worker on {host} does not see the folder {path.parent.parent}: projects must lie on "
             "a disk that all machines share, under the same name"
         )
         return Outcome(error=text, fatal=True)
@@ -105,6 +107,12 @@ def _is_seen(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _function(path: Path) -> Callable[[Any], Any]:
+    # A worker lives through loops of several steps: what the last one has left goes first.
+    _function.cache_clear()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
     return _part(path, 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS, errno.EPERM)
 _TOLD_NUMBER = re.compile(r"\(os error ([0-9]+)\)")
 _SHORT_WRITE = re.compile(r"[0-9]+ requested and [0-9]+ written")
-_TEMPORARY = re.compile(r"\.[0-9]+~.")
+_TEMPORARY = re.compile(r"\.[0-9]+(-[0-9a-f]+)?~.")
 
 
 @contextmanager
@@ -23,7 +24,8 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block ends well, delete it otherwise.
 
     The temporary name keeps the suffixes of `path` (writers choose a format by them) and starts with a dot
-    and the process number, so that two processes never write the same one.
+    and the process number and random digits, so that two processes never write the same one: processes on
+    two machines may have the same number.
 
     Parameters
     ----------
@@ -39,7 +41,7 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         If the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}~{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}~{path.name}")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

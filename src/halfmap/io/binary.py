@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from halfmap.errors import FileFormatError
+from halfmap.ops.cores import usable_cores
 
 _END = 2**14
 """Bytes of a file's beginning and end by which its contents are known again."""
@@ -75,5 +76,4 @@ def file_size(path: str | Path) -> int:
 
 def decoding_threads() -> int:
     """Threads for decoding frames: as many as this process may use processors, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
+    return min(8, usable_cores())

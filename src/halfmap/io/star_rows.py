@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmap.errors import FileFormatError, TableError
+from halfmap.ops.cores import usable_cores
 
 SEPARATOR = "\x1f"
 """Unit separator: it may not occur in a STAR file, so tokens need no quotes."""
@@ -156,7 +156,7 @@ def _chunks(data: bytes, start: int, n_columns: int) -> Iterator[tuple[_Chunk, i
     if n_columns <= 2:
         # A header could be taken for a row; wider tables need no search through the whole file.
         stop = next_header(data, start, size)
-    workers = min(_WORKERS, os.cpu_count() or 1)
+    workers = min(_WORKERS, usable_cores())
     bounds = _bounds(data, start, size if stop == -1 else stop)
     with ThreadPoolExecutor(workers) as pool:
         while some := list(islice(bounds, workers)):

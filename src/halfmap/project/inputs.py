@@ -57,12 +57,17 @@ def record_inputs(step: Step, root: Path, known: Iterable[Entry] = ()) -> list[E
 
 
 def changed_since(step: Step, root: Path, recorded: Iterable[Entry]) -> tuple[list[str], list[str]]:
-    """Input files that have changed or gone since they were recorded, and those that are new."""
+    """Input files that have changed since they were recorded, and those that are new.
+
+    A file that is still named, by itself or by a link, but gone, has not changed: it may have been archived,
+    or its disk be out of reach. One that a pattern finds no more has.
+    """
     names = _Names(root)
     before = {names.of(root / entry["path"]): entry for entry in recorded}
     now = {entry["path"]: entry for entry in record_inputs(step, root, before.values())}
     for name in before.keys() - now.keys():
-        now[name] = _describe(root / name, name, before)
+        path = root / name
+        now[name] = _describe(path, name, before) if path.exists() else {"path": name}
     changed = [name for name, entry in before.items() if not _is_same(now[name], entry)]
     return changed, [name for name in now if name not in before]
 
@@ -92,13 +97,13 @@ def _describe(path: Path, name: str, known: Mapping[str, Entry], *, whole: bool 
     try:
         stat = path.stat()
     except OSError:
-        return {"path": name}
+        return {"path": name, **known.get(name, {}), "gone": True}
     if not S_ISREG(stat.st_mode):
         return {"path": name, "bytes": 0}
     entry = {"path": name, "bytes": stat.st_size, "modified": round(stat.st_mtime, 3)}
     before = known.get(name, {})
     if entry.items() <= before.items():
-        return before
+        return {key: value for key, value in before.items() if key != "gone"}
     # What may not be read is for the step to say.
     with suppress(OSError):
         entry["contents"] = _digest(path, stat.st_size, whole=whole)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import platform
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import halfmap
 from halfmap.engine import Context, RunOptions, Step, parse_step, registered_steps
 from halfmap.engine.decisions import Decisions
-from halfmap.engine.device import device_for
+from halfmap.engine.device import GpuOfWorker, device_for
 from halfmap.engine.executor import shared_workers
+from halfmap.engine.interrupts import terminate_as_interrupt
 from halfmap.errors import (
     FileFormatError,
     HalfmapError,
@@ -34,9 +32,13 @@ from halfmap.errors import (
 )
 from halfmap.io.atomic import remove_temporaries, write_text, writing
 from halfmap.log import log
-from halfmap.project.inputs import changed_since, record_inputs
+from halfmap.project.inputs import Entry, changed_since, record_inputs
+from halfmap.project.locks import is_locked, locked
 from halfmap.project.messages import WARNINGS_FILE, WarningsSeen, logging_to
 from halfmap.project.outcome import FAILURES_FILE, closing_lines, shortened, write_failures
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 _MARKERS = {
     "Succeeded": "RELION_JOB_EXIT_SUCCESS",
@@ -47,7 +49,6 @@ _RECORDS = {"job.json", "job.star", "note.txt", "run.out", WARNINGS_FILE, ".lock
 """Files that any job has, whatever its step has done."""
 
 _LEDGERS = {"events.jsonl", "items.jsonl", FAILURES_FILE, "decisions.json"}
-_PATIENCE_s = 0.5
 _RECORDED_PACKAGES = ("numpy", "scipy", "torch", "numba", "polars", "gemmi")
 
 
@@ -82,7 +83,7 @@ class Job:
                 return status
         if not (self.folder / ".lock").exists():
             return "Scheduled"
-        return "Running" if _is_locked(self.folder / ".lock") else "Aborted"
+        return "Running" if is_locked(self.folder / ".lock") else "Aborted"
 
     @property
     def outputs(self) -> dict[str, Path]:
@@ -157,20 +158,15 @@ class Job:
     def _record(self) -> dict[str, Any]:
         return json.loads((self.folder / "job.json").read_text(encoding="utf-8"))
 
-    def keep_options(self, options: RunOptions) -> None:
-        """Add to the record how the job runs and the inputs as they are now, for `resume`."""
-        record = self._record()
-        record["run"] = options.model_dump(mode="json", include=set(RunOptions.model_fields))
-        record["inputs"] = record_inputs(self.step, self.root, record.get("inputs", []))
-        write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
+    def _keep(self, **values: Any) -> None:
+        """Add values to the record."""
+        write_text(self.folder / "job.json", json.dumps(self._record() | values, indent=2) + "\n")
 
-    def keep_seconds(self, seconds: float) -> None:
-        """Add to the record how long the job ran, in all its runs together."""
-        record = self._record()
-        record["seconds"] = round(record.get("seconds", 0.0) + seconds, 1)
+    def _keep_end(self, seconds: float, inputs: list[Entry]) -> None:
+        """Add to the record how long the job ran, in all its runs together, and of which inputs."""
         # A full disk has been told already.
         with suppress(HalfmapError):
-            write_text(self.folder / "job.json", json.dumps(record, indent=2) + "\n")
+            self._keep(seconds=round(self._record().get("seconds", 0.0) + seconds, 1), inputs=inputs)
 
     def options(self, given: RunOptions) -> RunOptions:
         """Options to go on with: those `given` by name, the others as when the job ran last."""
@@ -180,13 +176,18 @@ class Job:
         """What the job has decided from fewer items than it has: what, from how many, of how many."""
         return Decisions(self.folder).provisional()
 
+    @property
+    def was_growing(self) -> bool:
+        """Whether more items were to come when the job ran last."""
+        return bool(self._record().get("growing"))
+
     def changed_version(self) -> str | None:
         """Say which version of Halfmap the job began with, if it was another one."""
         version = self._record().get("halfmap")
         return None if version == halfmap.__version__ else f"Halfmap, {version} then"
 
     def changed_inputs(self) -> tuple[list[str], list[str]]:
-        """Input files that have changed or gone since the job ran last, and those that are new."""
+        """Input files that have changed since the job ran last, and those that are new."""
         return changed_since(self.step, self.root, self._record().get("inputs", []))
 
     def note_resumption(self) -> None:
@@ -215,6 +216,7 @@ class Job:
         *,
         is_new: bool = False,
         growing: bool = False,
+        cluster: Cluster | None = None,
     ) -> None:
         """Run the job, or go on with it where it stopped.
 
@@ -230,6 +232,8 @@ class Job:
             Whether it runs for the first time and will be taken back if it is refused.
         growing : bool
             Whether more items are to come.
+        cluster : Cluster, optional
+            Workers that a chain of jobs has, taken if they are what the options ask for.
 
         Raises
         ------
@@ -240,21 +244,31 @@ class Job:
         """
         device = device_for(options)
         with (
-            _locked(self.folder / ".lock"),
+            locked(self.folder / ".lock", "the job is running in another process"),
             logging_to(self.folder) as seen,
-            _terminate_as_interrupt(),
-            shared_workers(options, self.folder) as cluster,
+            terminate_as_interrupt(),
+            shared_workers(options, self.folder, cluster) as workers,
         ):
             for marker in _MARKERS.values():
                 (self.folder / marker).unlink(missing_ok=True)
             remove_temporaries(self.folder)
-            ctx = Context(self.folder, self.root, options, device, cluster, growing)
-            log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, device)
+            self._keep(
+                run=options.model_dump(mode="json", include=set(RunOptions.model_fields)), growing=growing
+            )
+            # As they are before the step looks at them, and in the record only when it has ended: what comes
+            # meanwhile, and whatever a kill leaves undone, is new to the next run.
+            inputs = record_inputs(self.step, self.root, self._record().get("inputs", []))
+            ctx = Context(self.folder, self.root, options, device, workers, growing)
+            where = "a GPU of each worker" if isinstance(device, GpuOfWorker) else device
+            log.info("%s: halfmap %s %s on %s", self.name, halfmap.__version__, self.step.name, where)
             if changes:
                 text = "changed since the job ran before: %s; items done then are kept unless theirs has"
                 log.log(logging.INFO if growing else logging.WARNING, text, shortened(changes))
             if new:
                 log.info("new since the job ran before: %s", shortened(new))
+            if gone := [entry["path"] for entry in inputs if entry.get("gone")]:
+                text = "gone since the job ran before: %s; what came of them is kept"
+                log.log(logging.INFO if growing else logging.WARNING, text, shortened(gone))
             start = time.monotonic()
             status, advice, stopped_by = "Failed", "", None
             try:
@@ -277,7 +291,7 @@ class Job:
                 raise
             finally:
                 write_failures(self.folder, ctx.failures)
-                self.keep_seconds(time.monotonic() - start)
+                self._keep_end(time.monotonic() - start, inputs)
                 self._end(status)
                 if is_new and self.is_refused(stopped_by):
                     log.info("%s: refused before any work, and removed again", self.name)
@@ -345,48 +359,3 @@ def _as_options(step: Step) -> Iterator[str]:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with writing(path):
-        file = path.open("a")
-    with file:
-        # Whoever asks for the status holds the lock for an instant.
-        deadline = time.monotonic() + _PATIENCE_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ProjectError("the job is running in another process", path=path.parent) from None
-                time.sleep(0.02)
-        yield
-
-
-def _is_locked(path: Path) -> bool:
-    # Shared and for reading: others may look too, also into a project that they may not change.
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let a batch system's SIGTERM end the job as Ctrl-C does: marked, unlocked, resumable."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halfmap.engine import RunOptions, Step
 from halfmap.engine.device import device_for
@@ -23,6 +24,9 @@ from halfmap.project.inputs import input_paths
 from halfmap.project.job import Job
 from halfmap.project.outcome import FAILURES_FILE
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Project:
         # Only now: a name typed wrongly makes no folder a project.
         self._say_if_from_elsewhere(step)
         Project.open(self.root)
+        self._note_makers(step)
         with edit_pipeline(self.root) as pipeline:
             # A process killed at this place has left the folder, but not the number.
             while any(self.root.glob(f"*/job{pipeline.counter:03d}")):
@@ -165,7 +170,8 @@ class Project:
             except BaseException:
                 shutil.rmtree(job.folder)
                 raise
-            _enter(pipeline, job)
+            pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
+            _connect(pipeline, job)
         return job
 
     def _say_if_from_elsewhere(self, step: Step) -> None:
@@ -188,6 +194,7 @@ class Project:
         *,
         on_made: Callable[[Job], None] | None = None,
         growing: bool = False,
+        cluster: Cluster | None = None,
     ) -> Job:
         """Run `step` as a new job and wait for its end; one that is refused before any work is taken back.
 
@@ -202,6 +209,8 @@ class Project:
         growing : bool
             Whether more items are to come: what is decided from all of them is kept until there are half as
             many more, and the job is provisional.
+        cluster : Cluster, optional
+            Workers that a chain of jobs has, taken if they are what the options ask for.
 
         Raises
         ------
@@ -215,7 +224,7 @@ class Project:
         if on_made is not None:
             on_made(job)
         try:
-            self._run(job, options, is_new=True, growing=growing)
+            self._run(job, options, is_new=True, growing=growing, cluster=cluster)
         except HalfmapError as error:
             if job.is_refused(error):
                 self._take_back(job)
@@ -256,12 +265,21 @@ class Project:
             shutil.rmtree(self.root / name, ignore_errors=True)
             pipeline.remove(name)
 
-    def resume(self, name: str | Path, options: RunOptions | None = None, *, growing: bool = False) -> Job:
+    def resume(
+        self,
+        name: str | Path,
+        options: RunOptions | None = None,
+        *,
+        growing: bool = False,
+        cluster: Cluster | None = None,
+        changes: tuple[list[str], list[str]] | None = None,
+    ) -> Job:
         """Go on with a job that was killed, interrupted or failed; finished items are kept.
 
-        Options that are not given are those that the job ran with last; `growing` is as of `run`. A job that
-        ended well goes on too if items of it failed, which are tried again, if its inputs have changed or
-        become more, or if it is provisional.
+        Options that are not given are those that the job ran with last; `growing` and `cluster` are as of
+        `run`. A job that ended well goes on too if items of it failed, which are tried again, if its inputs
+        have changed or become more, or if it is provisional. Who has looked what has changed may give it
+        (`changes`, as `Job.changed_inputs` does), as that asks for thousands of files.
 
         Raises
         ------
@@ -270,12 +288,10 @@ class Project:
         """
         job = self.job(name)
         options = job.options(options or RunOptions())
-        changed, new = job.changed_inputs()
+        changed, new = changes or job.changed_inputs()
         unfinished = changed or new or job.provisional() or (job.folder / FAILURES_FILE).exists()
         if job.status == "Succeeded" and not unfinished:
-            if any(p.name == job.name and p.status != "Succeeded" for p in self.pipeline.processes):
-                # Killed after its last file, before its entry in the graph.
-                self._set_status(job, job.status)
+            if self.note_ended(job):
                 return job
             raise ProjectError("the job has ended well; there is nothing to resume", path=job.folder)
         if job.status == "Running":
@@ -283,7 +299,9 @@ class Project:
         _check_machine(options)
         job.note_resumption()
         version = job.changed_version()
-        self._run(job, options, [*changed, version] if version else changed, new, growing=growing)
+        self._run(
+            job, options, [*changed, version] if version else changed, new, growing=growing, cluster=cluster
+        )
         return job
 
     def _run(
@@ -295,21 +313,41 @@ class Project:
         *,
         is_new: bool = False,
         growing: bool = False,
+        cluster: Cluster | None = None,
     ) -> None:
-        job.keep_options(options)
         self._set_status(job, "Running")
         try:
-            job.run(options, changes, new, is_new=is_new, growing=growing)
+            job.run(options, changes, new, is_new=is_new, growing=growing, cluster=cluster)
         except KeyboardInterrupt:
             log.warning("interrupted; go on with: %s", job.resume_command)
             raise
         finally:
             self._set_status(job, job.status)
 
+    def note_ended(self, job: Job) -> bool:
+        """Enter in the graph a job that ended well but was killed before; False if it is there already."""
+        graph = self.pipeline
+        known = any(each.name == job.name and each.status == "Succeeded" for each in graph.processes)
+        read = {path.as_posix() for path in job.step.inputs()} & graph.nodes.keys()
+        if known and read <= {node for node, reader in graph.inputs if reader == job.name}:
+            return False
+        self._set_status(job, "Succeeded")
+        return True
+
+    def _note_makers(self, step: Step) -> None:
+        """Enter those jobs in the graph that made a step's inputs and were killed before their own entry."""
+        for folder in {path.parent for path in step.inputs() if not path.is_absolute()}:
+            if (self.root / folder / "job.json").exists():
+                with suppress(HalfmapError):  # of a step that this version lacks
+                    job = Job.load(self.root, f"{folder.as_posix()}/")
+                    if job.status == "Succeeded":
+                        self.note_ended(job)
+
     def _set_status(self, job: Job, status: str) -> None:
         with edit_pipeline(self.root) as pipeline:
             if all(process.name != job.name for process in pipeline.processes):
-                _enter(pipeline, job)
+                pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
+            _connect(pipeline, job)
             pipeline.set_status(job.name, status)
             if status == "Succeeded":
                 outputs = {
@@ -347,7 +385,6 @@ def _check_machine(options: RunOptions) -> None:
     device_for(options)
 
 
-def _enter(pipeline: Pipeline, job: Job) -> None:
-    """Add a job to the graph."""
-    pipeline.processes.append(Process(job.name, job.step.label, "Scheduled"))
+def _connect(pipeline: Pipeline, job: Job) -> None:
+    """Add a job's edges from files of other jobs to the graph."""
     pipeline.connect(job.name, [path.as_posix() for path in job.step.inputs()], {})

@@ -88,13 +88,14 @@ class Arrivals:
         """Files that may become whole."""
         return sum(each.state in (None, "broken") for each in self._candidates.values())
 
-    def take(self, *, all_of_them: bool = False) -> int:
+    def take(self, *, is_last: bool = False) -> int:
         """Look for files that have come or changed, link those that are whole, and count them.
 
         Parameters
         ----------
-        all_of_them : bool
-            Take those too that cannot be read, however young they are, as no more will come.
+        is_last : bool
+            No more looks follow: of files that have settled, those too that cannot be read are taken, however
+            young they are.
         """
         now, found = time.monotonic(), dict(self._files())
         self._candidates = {name: each for name, each in self._candidates.items() if name in found}
@@ -107,8 +108,8 @@ class Arrivals:
         for name in sorted(self._candidates, key=lambda name: (self._candidates[name].stamp[1], name)):
             each = self._candidates[name]
             age = now - each.since
-            given_up = age >= self.patience_s or all_of_them
-            settled = age >= self.settle_s or all_of_them
+            settled = age >= self.settle_s
+            given_up = age >= self.patience_s or (is_last and settled)
             if (each.state is None and settled) or (each.state == "broken" and given_up):
                 each.state = _look_into(self.folder / name)
             if each.state == "whole" or (each.state == "broken" and given_up):
@@ -118,7 +119,7 @@ class Arrivals:
                 del self._candidates[name]
             elif each.state == "broken" and given_up:
                 each.state = "listed"
-            if time.monotonic() - now > _AT_A_TIME_s and not all_of_them:
+            if time.monotonic() - now > _AT_A_TIME_s and not is_last:
                 break
         return new
 
@@ -126,13 +127,16 @@ class Arrivals:
         """Names below the folder, with size and date, of files that are not known to be whole."""
         own = {self.root.resolve(), *(path.resolve() for path in self.left_out)}
         names = {path.name for path in own}
-        folders = [""]
-        while folders:
-            inside = folders.pop()
+        folders, links, seen = [""], list[str](), set[tuple[int, int]]()
+        # A folder has one name here, its own before those of links to it: each movie counts once.
+        while folders or links:
+            inside = folders.pop() if folders else links.pop(0)
             try:
-                entries = list(os.scandir(self.folder / inside))
+                stat = (self.folder / inside).stat()
+                entries = [] if (stat.st_dev, stat.st_ino) in seen else _sorted(self.folder / inside)
             except OSError:
                 continue  # removed, or the connection to the microscope is gone for a while
+            seen.add((stat.st_dev, stat.st_ino))
             for entry in entries:
                 name = f"{inside}{entry.name}"
                 if entry.name.startswith(".") or (name in self._linked and name not in self._candidates):
@@ -140,7 +144,7 @@ class Arrivals:
                 if entry.name in names and Path(entry.path).resolve() in own:
                     continue
                 if entry.is_dir():
-                    folders.append(f"{name}/")
+                    (links if entry.is_symlink() else folders).append(f"{name}/")
                 elif self._wanted(name):
                     try:
                         stat = entry.stat()
@@ -164,6 +168,10 @@ class Arrivals:
         with atomic_path(path, durable=False) as temporary:
             temporary.symlink_to(target)
         self._linked.add(name)
+
+
+def _sorted(folder: Path) -> list[os.DirEntry[str]]:
+    return sorted(os.scandir(folder), key=lambda entry: entry.name)
 
 
 def _look_into(path: Path) -> State:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halfmap.engine import RunOptions, Step, parse_step, registered_steps
-from halfmap.errors import HalfmapError, ParameterError, ProjectError
+from halfmap.engine.words import value_of
+from halfmap.errors import (
+    FileFormatError,
+    HalfmapError,
+    ParameterError,
+    ProjectError,
+    ShapeError,
+    TableError,
+)
 from halfmap.log import log
 from halfmap.project import Job, Project
 from halfmap.workflow.record import Decision, Record, Stage, write_record
 from halfmap.workflow.settings import RunSettings, overrides, parse_override
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 GROWING = {
     "import movies",
@@ -27,13 +38,21 @@ GROWING = {
 """Steps that go on with new items when their input has become more."""
 
 
+_CANNOT_BE = ParameterError, TableError, ShapeError, FileFormatError
+"""Errors that are no reason to stop where there are other ways."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What a stage is to run: a step with its values, and the decisions behind them."""
+    """What a stage is to run: a step with its values, and the decisions behind them.
+
+    The chain goes on without a stage that is one of several ways (`is_optional`), if its job cannot be made.
+    """
 
     step: str
     values: dict[str, Any]
     decisions: tuple[Decision, ...] = ()
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,8 @@ class Chain:
         What the chain has done there before.
     growing : bool
         Whether more files are to come, so that jobs may decide from those that are there for a while.
+    cluster : Cluster, optional
+        Workers that its jobs share.
     """
 
     project: Project
@@ -66,6 +87,7 @@ class Chain:
     options: RunOptions
     record: Record = field(default_factory=Record)
     growing: bool = False
+    cluster: Cluster | None = None
     done: dict[str, Stage] = field(default_factory=dict)
 
     def has(self, stage: str) -> bool:
@@ -106,15 +128,22 @@ class Chain:
         for name, plan_stage in stages:
             force = force or name == self.settings.anew
             plan = plan_stage(self)
-            if plan is None:
-                continue
-            for decision in plan.decisions:
+            decisions = () if plan is None else plan.decisions
+            for decision in decisions:
                 log.info("%s: %s", name, decision)
             job = ""
             if isinstance(plan, Plan):
-                step = self._step(name, plan)
-                job = self._bring_up_to_date(name, step, before.get(name), plan.decisions, force=force).name
-            self._note(name, job, plan.decisions)
+                try:
+                    step = self._step(name, plan)
+                    job = self._bring_up_to_date(name, step, before.get(name), decisions, force=force).name
+                except HalfmapError as error:
+                    if not (plan.is_optional and isinstance(error, _CANNOT_BE)):
+                        log.info("stopped at %s; any option of its step: --set %s.OPTION=VALUE", name, name)
+                        raise
+                    log.warning("%s: left out: %s", name, error)
+                    decisions = (*decisions, Decision("left out", str(error)))
+            if plan is not None or name in before:
+                self._note(name, job, decisions)
             if name == self.settings.until:
                 log.info("stopped after %s, as asked; `halfmap run` without --until goes on", name)
                 return
@@ -136,8 +165,7 @@ class Chain:
                 raise ParameterError(
                     f"{stage} has no parameter {name!r}", hint=f"see: halfmap {plan.step} --help"
                 )
-            is_tuple = "tuple" in str(parameters[name].annotation)
-            values[name] = tuple(filter(None, text.split(","))) if is_tuple else text
+            values[name] = value_of(text, parameters[name])
         return parse_step(cls, values)
 
     def _bring_up_to_date(
@@ -157,9 +185,12 @@ class Chain:
             return self._run_anew(stage, step, decisions)
         if job.status == "Succeeded" and not (changed or new) and (self.growing or not job.provisional()):
             log.info("%s: done before, in %s", stage, job.name)
+            self.project.note_ended(job)
             return job
         log.info("%s: goes on with %s", stage, job.name)
-        return self.project.resume(job.name, self.options, growing=self.growing)
+        return self.project.resume(
+            job.name, self.options, growing=self.growing, cluster=self.cluster, changes=(changed, new)
+        )
 
     def _earlier(self, before: Stage | None) -> Job | None:
         if before is None or not before.job:
@@ -170,13 +201,21 @@ class Chain:
             return None  # deleted, or of another version
 
     def _run_anew(self, stage: str, step: Step, decisions: tuple[Decision, ...]) -> Job:
-        # Noted before it runs: a kill must not make the next run begin it once more.
-        return self.project.run(
-            step,
-            self.options,
-            on_made=lambda job: self._note(stage, job.name, decisions),
-            growing=self.growing,
-        )
+        made: list[Job] = []
+
+        def note(job: Job) -> None:
+            # Before it runs: a kill must not make the next run begin it once more.
+            made.append(job)
+            self._note(stage, job.name, decisions)
+
+        try:
+            return self.project.run(
+                step, self.options, on_made=note, growing=self.growing, cluster=self.cluster
+            )
+        except HalfmapError:
+            if made and not made[0].folder.exists():  # refused; its number will be another job's
+                self._forget(stage)
+            raise
 
     def _note(self, name: str, job: str, decisions: tuple[Decision, ...]) -> None:
         before = next((each for each in self.record.stages if each.name == name), Stage(name, ""))
@@ -184,8 +223,19 @@ class Chain:
         replaced.pop(job, None)
         self.done[name] = Stage(name, job, decisions, tuple(replaced))
         later = [each for each in self.record.stages if each.name not in self.done]
+        self._write(later)
+
+    def _forget(self, name: str) -> None:
+        """Put what the record held of a stage before in the place of what was noted."""
+        del self.done[name]
+        self._write([each for each in self.record.stages if each.name not in self.done])
+
+    def _write(self, later: Sequence[Stage]) -> None:
+        """Write the record: the stages that are done in this run, and `later` ones of the run before."""
         options = self.settings.model_dump(mode="json", exclude_defaults=True, exclude={"until", "anew"})
-        write_record(self.project.root, Record(options, (*self.done.values(), *later)))
+        run = self.options.model_dump(mode="json", include=set(RunOptions.model_fields))
+        stages = (*self.done.values(), *later)
+        write_record(self.project.root, Record(options, stages, run, self.record.live))
 
 
 def _named_singly(step: Step) -> set[str]:

@@ -61,7 +61,7 @@ def symmetry(chain: Chain) -> Plan | Skip | None:
     if measured.agreement(chain.output("abinitio", "model")) is None:
         why = "no two runs agree, so that the first map is one of many that the images allow"
         return Skip((Decision("no symmetry looked for", why, "--set abinitio.restarts=16, or --symmetry"),))
-    return Plan("symmetry", {"map": chain.output("abinitio", "map")})
+    return Plan("symmetry", {"map": chain.output("abinitio", "map")}, is_optional=True)
 
 
 def symmetric(chain: Chain) -> Plan | None:
@@ -95,11 +95,11 @@ def trial(stage: str) -> Callable[[Chain], Plan | None]:
             "most_iterations": _ITERATIONS,
         }
         if group != "C1":
-            return Plan("refine", values)
+            return Plan("refine", values, is_optional=True)
         others = ", ".join(each for each in _tried(chain) if each != "C1")
         why = "class averages are round, as those of such groups are" if _is_round(chain) else "it was found"
         made = Decision(f"{others} tried beside no symmetry", f"{why} in the first map", "--symmetry")
-        return Plan("refine", values, (made,))
+        return Plan("refine", values, (made,), is_optional=True)
 
     return plan
 
@@ -149,7 +149,8 @@ def _common(chain: Chain) -> dict[str, Any]:
 
 
 def _map_in(chain: Chain, group: str) -> Plan:
-    return Plan("abinitio", {**_common(chain), "symmetry": group, "restarts": _RUNS})
+    values = {**_common(chain), "symmetry": group, "restarts": _RUNS}
+    return Plan("abinitio", values, is_optional=True)
 
 
 def _found(chain: Chain) -> str:
@@ -178,6 +179,7 @@ def _tried(chain: Chain) -> dict[str, str]:
     groups = {} if found == "C1" else {found: "symmetric"}
     if _is_round(chain):
         groups |= {group: f"round-{group}" for group in _ROUND_GROUPS if group != found}
+    groups = {group: stage for group, stage in groups.items() if chain.has(stage)}
     return {"C1": "abinitio", **groups} if groups else {}
 
 
@@ -187,8 +189,9 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
     A map that is averaged over a group has less noise, and where data are few any group may do better than
     none: then others do as well.
     """
-    tables = {group: chain.output(f"{stage}-trial", "particles") for group, stage in _tried(chain).items()}
-    if not tables:
+    trials = {group: f"{stage}-trial" for group, stage in _tried(chain).items()}
+    tables = {group: chain.output(trial, "particles") for group, trial in trials.items() if chain.has(trial)}
+    if "C1" not in tables or len(tables) == 1:
         return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
 
     def is_sure(group: str) -> bool:

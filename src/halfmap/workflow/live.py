@@ -6,16 +6,18 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 
 from halfmap.engine import Input, Param, RunOptions
 from halfmap.engine.decisions import GROWTH
+from halfmap.engine.executor import shared_workers
 from halfmap.engine.parameters import Form, parse_form
 from halfmap.errors import (
+    HalfmapError,
     ItemsFailedError,
     ProjectError,
     ResourceError,
@@ -24,14 +26,19 @@ from halfmap.errors import (
 )
 from halfmap.log import log, terminal_filtered
 from halfmap.project import Project
+from halfmap.project.locks import chain_locked
+from halfmap.project.outcome import count
 from halfmap.workflow.arrivals import FOLDER, Arrivals
 from halfmap.workflow.chain import Chain
 from halfmap.workflow.live_page import PAGE, look, write_page
-from halfmap.workflow.measured import picks, read_particle_facts
+from halfmap.workflow.measured import read_particle_facts
 from halfmap.workflow.record import read_record
 from halfmap.workflow.run import settings_of
 from halfmap.workflow.settings import RunSettings
 from halfmap.workflow.stages import STAGES
+
+if TYPE_CHECKING:
+    from halfmap.engine.cluster import Cluster
 
 LIVE = "Live"
 
@@ -39,7 +46,7 @@ LAST_STAGE, LAST_OF_ROUND = "first-class2d", "first-extract"
 """Stages up to which the chain runs when classes are due, and else."""
 
 _FEWEST = 200
-"""Picks from which classes show something."""
+"""Particles from which classes show something."""
 
 _LOOK_s = 3.0
 """Time between two looks into the folder."""
@@ -90,6 +97,9 @@ class Watch(Form):
     )
 
 
+_LASTING = ("pattern", "settle", "patience", "class_minutes")
+"""What of a session's options the next one takes over."""
+
 _NOT_LIVE = {"movies", "micrographs", "particles", "until", "anew"}
 
 _KNOWN: dict[str, Any] = {
@@ -112,16 +122,26 @@ def run_live(project: Project, given: Mapping[str, Any], options: RunOptions) ->
     given : mapping
         Values of `LiveSettings` that are given.
     options : RunOptions
-        How each job runs.
+        How each job runs; what of all is not given is as of the session before.
 
     Raises
     ------
+    ProjectError
+        If another chain works in the project.
     ParameterError
         If the settings cannot be.
     HalfmapError
         What stopped a job and no movie to come can mend; what is done is kept.
     """
-    watch = parse_form(Watch, {name: value for name, value in given.items() if name in Watch.model_fields})
+    with chain_locked(project.root):
+        _run_session(project, given, options)
+
+
+def _run_session(project: Project, given: Mapping[str, Any], options: RunOptions) -> None:
+    record = read_record(project.root)
+    options = options.continued(record.run)
+    asked = {name: value for name, value in given.items() if name in Watch.model_fields}
+    watch = parse_form(Watch, {**record.live, **asked})
     known = {name: value for name, value in given.items() if name not in Watch.model_fields}
     known["movies"] = (project.root / FOLDER / "**" / "*",)
     settings = settings_of(project, known)
@@ -129,9 +149,8 @@ def run_live(project: Project, given: Mapping[str, Any], options: RunOptions) ->
     arrivals = Arrivals(
         watch.folder, project.root, watch.pattern or "", left_out, watch.settle, 60 * watch.patience
     )
-    session = Session(project, settings, options, watch, arrivals)
-    with terminal_filtered(_Terminal()):
-        session.run()
+    with terminal_filtered(_Terminal()), shared_workers(options, project.root) as cluster:
+        Session(project, settings, options, watch, arrivals, cluster).run()
 
 
 @dataclass
@@ -146,6 +165,8 @@ class Session:
         What is watched, and until when.
     arrivals : Arrivals
         The movies.
+    cluster : Cluster, optional
+        Workers that all jobs share.
     """
 
     project: Project
@@ -153,19 +174,31 @@ class Session:
     options: RunOptions
     watch: Watch
     arrivals: Arrivals
+    cluster: Cluster | None = None
     _classed: tuple[int, float] = field(default=(0, 0.0), init=False)
-    """Particles of the last classes, and when those were made."""
+    """Particles of the last classes, and the date of their table."""
+    _classed_at: float = field(default=0.0, init=False)
+    """When those classes were first seen, as of `time.monotonic`: dates are of the file server's clock."""
+    _not_ours: set[str] = field(default_factory=set, init=False)
+    """Jobs that had been replaced before the session began."""
+    _needed: tuple[Path, ...] = field(default=(), init=False)
+    """Files and folders that others write, all there when the session began."""
     _said: str = field(default="", init=False)
 
     def run(self) -> None:
         """Go round until it is over, then bring everything up to date once more with nothing more to come."""
+        stages = read_record(self.project.root).stages
+        self._not_ours = {name for stage in stages for name in stage.replaced}
+        self._needed = tuple(
+            path for path in (self.arrivals.folder, *self.arrivals.left_out) if path.exists()
+        )
         _say(f"watching {self.arrivals.folder}; Ctrl-C ends, the same command goes on")
         try:
             self._go_round()
         except KeyboardInterrupt:
             _say("stopped; the same command goes on, and `halfmap run` with this project goes on to a map")
             raise
-        self.arrivals.take(all_of_them=True)
+        self._take_last()
         if self.arrivals.taken:
             _say("no more is waited for; what was decided from a part of the movies is decided from all")
             self._finish()
@@ -182,12 +215,23 @@ class Session:
             else:
                 time.sleep(min(_LOOK_s, self.watch.settle / 2 + 0.1))
 
+    def _take_last(self) -> None:
+        """Take what is whole, waiting once for files that may still be written."""
+        self.arrivals.take(is_last=True)
+        if self.arrivals.waiting:
+            time.sleep(self.watch.settle)
+            self.arrivals.take(is_last=True)
+        if self.arrivals.waiting:
+            _say(
+                f"{count(self.arrivals.waiting, 'file')} still written: left out; the same command takes them"
+            )
+
     def _finish(self) -> None:
         self._bring_up_to_date(LAST_OF_ROUND, growing=False)
-        if self._picked() >= _FEWEST:
+        if self._particles() >= _FEWEST:
             self._bring_up_to_date(LAST_STAGE, growing=False)
         else:
-            _say(f"fewer than {_FEWEST} picks: no classes are made")
+            _say(f"fewer than {_FEWEST} particles: no classes are made")
 
     def _is_late(self, begun: float) -> bool:
         hours = self.watch.hours
@@ -203,9 +247,10 @@ class Session:
             self._bring_up_to_date(LAST_OF_ROUND, growing=True)
             if self._classes_are_due():
                 self._bring_up_to_date(LAST_STAGE, growing=True)
-        except TooManyFailedError:
-            raise
-        except _PASSING as error:
+                self._see_classes()
+        except HalfmapError as error:
+            if not self._may_pass(error):
+                raise
             if str(error) != self._said:
                 _say(f"waiting: {error}")
             self._said = str(error)
@@ -213,15 +258,24 @@ class Session:
         self._said = ""
         return True
 
+    def _may_pass(self, error: HalfmapError) -> bool:
+        """Whether a round that an error ended may go well later, as it is."""
+        if not all(path.exists() for path in self._needed):
+            return True  # the microscope's disk is out of reach for a while
+        return isinstance(error, _PASSING) and not isinstance(error, TooManyFailedError)
+
     def _bring_up_to_date(self, stage: str, *, growing: bool) -> None:
         start = time.monotonic()
         settings = self.settings.model_copy(update={"until": stage})
-        chain = Chain(self.project, settings, self.options, read_record(self.project.root), growing)
+        lasting = self.watch.model_dump(mode="json", include=set(_LASTING))
+        record = replace(read_record(self.project.root), live=lasting)
+        chain = Chain(self.project, settings, self.options, record, growing, self.cluster)
         try:
             chain.run(STAGES)
             self._remove_replaced(chain)
-        except _PASSING:
-            self._show(chain, time.monotonic() - start)
+        except HalfmapError as error:
+            if self._may_pass(error):
+                self._show(chain, time.monotonic() - start)
             raise
         self._show(chain, time.monotonic() - start)
 
@@ -231,29 +285,37 @@ class Session:
         _say(f"{seen.line()}; {seconds:.0f} s")
 
     def _remove_replaced(self, chain: Chain) -> None:
-        """Delete jobs that others have taken the place of, so that the disk holds each thing once."""
+        """Delete jobs that others have taken the place of, so that the disk holds each thing once.
+
+        What had been replaced before goes only if a session had made it.
+        """
         there = {process.name for process in self.project.pipeline.processes}
         # What reads a file goes before what wrote it.
         for stage in reversed(list(chain.done.values())):
             for name in there.intersection(stage.replaced):
-                with suppress(ProjectError):  # something else reads from it
-                    self.project.remove(name)
+                with suppress(HalfmapError):  # something else reads from it
+                    if name not in self._not_ours or self.project.job(name).was_growing:
+                        self.project.remove(name)
 
     def _classes_are_due(self) -> bool:
         """Whether there are half as many particles more than in the last classes, or new ones for long."""
-        stages = {stage.name: stage.job for stage in read_record(self.project.root).stages}
-        job = self.project.root / stages.get(LAST_STAGE, "no job") / "particles.star"
-        if job.exists() and job.stat().st_mtime != self._classed[1]:
-            self._classed = read_particle_facts(job).number, job.stat().st_mtime
-        picked = self._picked()
-        before, when = self._classed
-        late = picked > before and time.time() - when > 60 * self.watch.class_minutes
-        return picked >= _FEWEST and (picked >= GROWTH * before or late)
+        self._see_classes()
+        now, before = self._particles(), self._classed[0]
+        late = now > before and time.monotonic() - self._classed_at > 60 * self.watch.class_minutes
+        return now >= _FEWEST and (now >= GROWTH * before or late)
 
-    def _picked(self) -> int:
+    def _see_classes(self) -> None:
+        """Note of how many particles the last classes are, and since when they are there."""
+        stages = {stage.name: stage.job for stage in read_record(self.project.root).stages}
+        table = self.project.root / stages.get(LAST_STAGE, "no job") / "particles.star"
+        if table.exists() and table.stat().st_mtime != self._classed[1]:
+            self._classed = read_particle_facts(table).number, table.stat().st_mtime
+            self._classed_at = time.monotonic()
+
+    def _particles(self) -> int:
         record = read_record(self.project.root)
-        job = next(stage.job for stage in record.stages if stage.name == "first-pick")
-        return picks(self.project.job(job).outputs["coordinates"])[0]
+        job = next(stage.job for stage in record.stages if stage.name == LAST_OF_ROUND)
+        return read_particle_facts(self.project.job(job).outputs["particles"]).number
 
 
 class _Terminal:

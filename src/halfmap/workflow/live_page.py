@@ -55,8 +55,8 @@ class Standing:
     failures : list of tuple of 3 str
         Job, item and reason of what was left out.
     micrographs : DataFrame or None
-        Those with a CTF by the ``time`` of their movies, in seconds since 1970, whether they are ``kept``;
-        None before the first one.
+        Those with a CTF by the ``time`` of their movies, in seconds since 1970 (null if they were gone before
+        it was noted), whether they are ``kept``; None before the first one.
     picks : int
         In all.
     classes : path or None
@@ -131,7 +131,7 @@ def _micrographs(folders: dict[str, Path]) -> pl.DataFrame | None:
     name, when = "rlnMicrographName", times_of(folders["import"])
     movies = rows["rlnMicrographMovieName" if "rlnMicrographMovieName" in rows.columns else name]
     rows = rows.with_columns(
-        pl.Series("time", [when.get(movie, 0.0) for movie in movies], dtype=pl.Float64),
+        pl.Series("time", [when.get(movie) for movie in movies], dtype=pl.Float64),
         pl.Series("kept", [True] * rows.height),
         pl.lit(0).alias("hmPicks"),
     )
@@ -168,9 +168,10 @@ def write_page(path: Path, seen: Standing, folder: Path) -> None:
             ]
         ),
     ]
-    if seen.micrographs is not None:
+    timed = None if seen.micrographs is None else seen.micrographs.drop_nulls("time")
+    if timed is not None and timed.height:
         parts.append(element("h2", "Over time"))
-        parts.append(element("figure", element("img", src=_drawn(seen.micrographs), alt="figures over time")))
+        parts.append(element("figure", element("img", src=_drawn(timed), alt="figures over time")))
     if seen.classes is not None:
         parts += [
             element("h2", "Classes"),

@@ -63,10 +63,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class Record:
-    """The chain of a project: the options it was given, and its stages in order."""
+    """The chain of a project: what it was given, and its stages in order.
+
+    Parameters
+    ----------
+    options : mapping
+        What is known of the data set, as of `RunSettings`.
+    stages : tuple of Stage
+        Its stages.
+    run : mapping
+        How its jobs ran last, as of `RunOptions`.
+    live : mapping
+        What of `halfmap live` goes on holding, as of `Watch`.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
+    live: Mapping[str, Any] = field(default_factory=dict)
 
     def decisions(self, job: str) -> tuple[Decision, ...]:
         """The decisions that shaped the job in the folder `job`; none if the chain has not made it."""
@@ -95,7 +109,7 @@ def read_record(root: Path) -> Record:
             )
             for each in plain["stages"]
         )
-        return Record(plain["options"], stages)
+        return Record(plain["options"], stages, plain.get("run", {}), plain.get("live", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(
             "is not a record of `halfmap run`", path=path, hint="remove it, and the chain begins anew"

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from halfmap.engine import RunOptions
+from halfmap.engine.executor import shared_workers
 from halfmap.engine.parameters import parse_form
 from halfmap.errors import HalfmapError
 from halfmap.log import log
 from halfmap.project import Project
+from halfmap.project.locks import chain_locked
 from halfmap.workflow.chain import Chain
 from halfmap.workflow.record import read_record
 from halfmap.workflow.report import write_report
@@ -27,29 +29,35 @@ def run_chain(project: Project, given: Mapping[str, Any], options: RunOptions) -
     given : mapping
         Settings that are given now, as `RunSettings` takes them; others are those of the run before.
     options : RunOptions
-        How each job runs.
+        How each job runs; what is not given is as of the run before.
 
     Raises
     ------
+    ProjectError
+        If another chain works in the project.
     ParameterError
         If the settings cannot be, or name a stage or parameter that there is not.
     HalfmapError
         What stopped a stage; what is done is kept.
     """
-    settings, record = settings_of(project, given), read_record(project.root)
-    chain = Chain(project, settings, options, record)
-    try:
-        chain.run(STAGES)
-    except HalfmapError:
-        # What has been done is worth looking at, and the page says what stopped it.
+    with chain_locked(project.root):
+        settings, record = settings_of(project, given), read_record(project.root)
+        options = options.continued(record.run)
+        chain = Chain(project, settings, options, record)
+        try:
+            with shared_workers(options, project.root) as chain.cluster:
+                chain.run(STAGES)
+        except HalfmapError:
+            # What has been done is worth looking at, and the page says what stopped it.
+            _report(chain)
+            raise
         _report(chain)
-        raise
-    _report(chain)
     return chain
 
 
 def _report(chain: Chain) -> None:
-    jobs = [stage.job for stage in chain.done.values() if stage.job]
+    names = {process.name for process in chain.project.pipeline.processes}
+    jobs = [stage.job for stage in chain.done.values() if stage.job in names]
     if not jobs:
         return
     try:

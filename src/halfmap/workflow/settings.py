@@ -15,6 +15,14 @@ from halfmap.errors import ParameterError
 MICROSCOPE, EXPOSURE, GAIN, PARTICLE, CHAIN = "Microscope", "Exposure", "Gain", "Particle", "Chain"
 
 
+_CAMERA = {"dose_per_frame", "gain", "gain_rotation", "gain_flip", "defects"}
+_IDLE = {
+    "micrographs": _CAMERA,
+    "particles": _CAMERA | {"voltage", "spherical_aberration", "amplitude_contrast"},
+}
+"""Options that say nothing of what a chain begins with."""
+
+
 class RunSettings(Form):
     """Run the whole chain: from movies, micrographs or particles to a validated map and a report.
 
@@ -129,6 +137,11 @@ class RunSettings(Form):
             raise ValueError(f"give one of {', '.join(given)}: the chain begins with it")
         if self.movies and self.dose_per_frame is None:
             raise ValueError("movies need the exposure of each frame: give --dose-per-frame")
+        for name in sorted(_IDLE.get(given[0][2:], set()) if given else ()):
+            if getattr(self, name) not in (None, type(self).model_fields[name].default):
+                raise ValueError(f"--{name.replace('_', '-')} says nothing of {given[0][2:]}: leave it out")
+        if self.symmetry is not None:
+            _check_group(self.symmetry)
         for each in self.set:
             parse_override(each)
         return self
@@ -137,6 +150,15 @@ class RunSettings(Form):
     def source(self) -> str:
         """What the chain begins with: movies, micrographs or particles."""
         return next(name for name in ("movies", "micrographs", "particles") if getattr(self, name))
+
+
+def _check_group(name: str) -> None:
+    from halfmap.ops import symmetry
+
+    try:
+        symmetry.order(name)
+    except ParameterError as error:
+        raise ValueError(str(error)) from None
 
 
 def parse_override(text: str) -> tuple[str, str, str]:
@@ -170,8 +192,9 @@ def merged(given: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any
     """
     sources = {"movies", "micrographs", "particles"}
     kept = {name: value for name, value in before.items() if name not in _TRANSIENT}
-    if sources & {name for name, value in given.items() if value}:
-        kept = {name: value for name, value in kept.items() if name not in sources}
+    for source in sources & {name for name, value in given.items() if value}:
+        gone = sources | _IDLE.get(source, set())
+        kept = {name: value for name, value in kept.items() if name not in gone}
     result = kept | dict(given)
     if not any(result.get(name) for name in sources):
         raise ParameterError(

@@ -78,6 +78,7 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
             items,
             unit="micrograph",
             version=lambda item: f"{versions[item.name]} {item.optics.cs_mm:.9g}",
+            files=lambda item: item.key,
         )
         table = tables.tabulate(ctx, micrographs, done)
         write_micrographs(ctx.folder / "micrographs_ctf.star", table)

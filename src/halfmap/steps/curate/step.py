@@ -109,7 +109,13 @@ class CurateStep(Step, name="curate", label="relion.select"):
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         work = functools.partial(micrograph.segment_micrograph, step=self, folder=ctx.folder)
         versions = row_versions(micrographs, "rlnMicrographName")
-        done = ctx.map(work, items, unit="micrograph", version=lambda item: versions[item.name])
+        done = ctx.map(
+            work,
+            items,
+            unit="micrograph",
+            version=lambda item: versions[item.name],
+            files=lambda item: item.key,
+        )
         table = tables.tabulate(ctx, micrographs, done)
         judgements = criteria.judge(table, self)
         tables.warn(table, judgements, self)

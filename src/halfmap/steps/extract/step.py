@@ -146,7 +146,13 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         (ctx.folder / micrograph.FOLDER).mkdir(exist_ok=True)
         extract = functools.partial(micrograph.extract_micrograph, step=self, folder=ctx.folder)
         versions = tables.versions(micrographs, items)
-        done = ctx.map(extract, items, unit="micrograph", version=lambda item: versions[item.name])
+        done = ctx.map(
+            extract,
+            items,
+            unit="micrograph",
+            version=lambda item: versions[item.name],
+            files=lambda item: item.key,
+        )
         reading.forget_micrograph()
         particles = tables.tabulate(self, ctx, picks, plan, items, done)
         write_particles(ctx.folder / "particles.star", particles)

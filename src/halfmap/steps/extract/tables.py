@@ -100,7 +100,7 @@ class Typical:
 def typical_values(ctx: Context, picks: Picks) -> Typical:
     """Medians of all particles; while more are to come, those of an earlier run for a while."""
     path, names = ctx.folder / _TYPICAL, picks.rows[MICROGRAPH].unique(maintain_order=True).to_list()
-    if ctx.growing and path.exists() and ctx.decisions.hold("box", names):
+    if ctx.decisions.hold("box", names) and ctx.growing and path.exists():
         return Typical(**json.loads(path.read_text(encoding="utf-8")))
     rows = picks.rows
     found = Typical(

@@ -39,6 +39,9 @@ SURE = 8.0
 NOTICEABLE = 0.1
 """Part of the pattern by which it must be better, too: no reference is perfect."""
 
+STORED = "gain.mrc"
+"""In the job's folder."""
+
 _INSIST = "or --no-check-gain if you are sure"
 
 
@@ -58,6 +61,8 @@ def look_first(step: ImportMovies, ctx: Context, files: Sequence[Path]) -> None:
     from halfmap.io.movies import open_movie
 
     source = ctx.resolve(step.gain)
+    if _is_kept(source, ctx):
+        return
     reference, shapes = read_gain(source), []
     for file in files[:: -(-len(files) // MOVIES_IN_CHECK)]:
         try:
@@ -74,6 +79,9 @@ def orient(
 ) -> Path | None:
     """Turn the gain reference as asked, check it against the movies, store it in the job folder.
 
+    Where the reference is gone, what an earlier run has stored is taken. Movies that are gone have no part in
+    the check.
+
     Raises
     ------
     ParameterError
@@ -87,7 +95,11 @@ def orient(
     from halfmap.io.gain import is_divided, match_gain, read_gain
     from halfmap.io.mrc import write_mrc
 
-    source, stored = ctx.resolve(step.gain), ctx.folder / "gain.mrc"
+    source, stored = ctx.resolve(step.gain), ctx.folder / STORED
+    if _is_kept(source, ctx):
+        log.warning("%s is gone: the gain reference is taken as it was stored before", source)
+        ctx.decisions.note("gain", [])  # checked again when it is back
+        return stored
     shape = headers[0]["height"], headers[0]["width"]
     movie = headers[0]["file"]
     reference = read_gain(source, rotation=step.gain_rotation, flip=step.gain_flip)
@@ -97,7 +109,9 @@ def orient(
     stat = source.stat()
     checked = [f"{source.name} {stat.st_size} {stat.st_mtime:.3f}", *(header["file"] for header in headers)]
     if step.check_gain and not ctx.decisions.hold("gain", checked):
-        _check(step, source, headers[:: -(-len(headers) // MOVIES_IN_CHECK)], sizes=sizes)
+        there = [header for header in headers if Path(header["file"]).exists()]
+        if there:
+            _check(step, source, there[:: -(-len(there) // MOVIES_IN_CHECK)], sizes=sizes)
         ctx.decisions.note("gain", checked)
     reference = match_gain(reference, shape, path=source)
     if sizes:
@@ -109,6 +123,11 @@ def orient(
         )
     write_mrc(stored, reference, pixel_size=pixel_size)
     return stored
+
+
+def _is_kept(source: Path, ctx: Context) -> bool:
+    """Whether the reference is gone, but stored by an earlier run of the job."""
+    return not source.exists() and (ctx.folder / STORED).exists()
 
 
 def _is_divided(step: ImportMovies, source: Path, movie: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -45,11 +46,11 @@ def expand(patterns: Sequence[Path], project: Path) -> list[Path]:
 def examine_all(
     ctx: Context, examine: Callable[[Path], dict[str, Any]], files: Sequence[Path], *, unit: str
 ) -> list[dict[str, Any]]:
-    """Examine every file; leave out, and name, those that cannot be read or whose size differs from most."""
+    """Examine every file; leave out, and name, those that cannot be read, copies, and odd sizes."""
     work = functools.partial(_examine, examine=examine, project=ctx.project)
-    headers = ctx.map(work, files, key=ctx.relative, unit=unit, version=_stamp)
+    headers = ctx.map(work, files, key=ctx.relative, unit=unit, version=_stamp, light=True)
     headers = [header | {"file": str(ctx.resolve(header["file"]))} for header in headers]
-    return _keep_common_size(ctx, headers, unit=unit)
+    return _keep_common_size(ctx, _without_copies(ctx, headers, unit=unit), unit=unit)
 
 
 def _examine(path: Path, *, examine: Callable[[Path], dict[str, Any]], project: Path) -> dict[str, Any]:
@@ -70,6 +71,33 @@ def contents(headers: list[dict[str, Any]]) -> dict[str, list[str]]:
     """The column by which later steps notice that a file has become another; none of older records."""
     found = [header.get("contents", "") for header in headers]
     return {"hmContents": found} if all(found) else {}
+
+
+def _without_copies(ctx: Context, headers: list[dict[str, Any]], *, unit: str) -> list[dict[str, Any]]:
+    """Leave out, and name, all but one of the files that hold the same, which would count twice."""
+    alike: dict[str, list[str]] = {}
+    for header in headers:
+        alike.setdefault(header.get("contents") or header["file"], []).append(header["file"])
+    copies = set[str]()
+    for files in (files for files in alike.values() if len(files) > 1):
+        # One that was moved stays under the name that all was made under.
+        files.sort(key=lambda file: Path(file).exists())
+        for i, file in enumerate(files):
+            first = next(
+                (other for other in files[:i] if other not in copies and _is_copy(file, other)), None
+            )
+            if first is not None:
+                copies.add(file)
+                ctx.fail(unit, ctx.relative(file), f"is the same {unit} as {ctx.relative(first)}")
+    return [header for header in headers if header["file"] not in copies]
+
+
+def _is_copy(file: str, other: str) -> bool:
+    """Whether two files with the same ends are the same throughout, as far as they are there."""
+    if not (Path(file).exists() and Path(other).exists()):
+        return True
+    # Ends may be blank; what is compared is remembered while neither file changes.
+    return Path(file).samefile(other) or filecmp.cmp(file, other, shallow=False)
 
 
 def _keep_common_size(ctx: Context, headers: list[dict[str, Any]], *, unit: str) -> list[dict[str, Any]]:

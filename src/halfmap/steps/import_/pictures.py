@@ -25,16 +25,19 @@ MARKER_COLOUR, MISSING_COLOUR = "#ff9500", "#b03030"
 
 
 def draw_movies(path: Path, ctx: Context, movies: MovieSet) -> None:
-    """Draw the sums of a few movies, unaligned, gain applied, evenly drawn from the list."""
+    """Draw the sums of a few movies, unaligned, gain applied, evenly drawn from those that are there."""
     from halfmap.io.gain import is_divided, read_gain
 
     rows = movies.rows.to_dicts()
+    there = [row for row in rows if ctx.resolve(row["rlnMicrographMovieName"]).exists()]
+    if not there:
+        return  # all archived: an earlier picture stays
     optics = movies.optics.to_dicts()[0]
     gain = None
     if "rlnMicrographGainName" in optics:
         source = ctx.resolve(optics["rlnMicrographGainName"])
         gain = read_gain(source, divided=is_divided(source, rows[0]["rlnMicrographMovieName"]))
-    chosen = [rows[i] for i in _spread(len(rows))]
+    chosen = [there[i] for i in _spread(len(there))]
     images = [_movie_sum(ctx.resolve(row["rlnMicrographMovieName"]), gain, optics) for row in chosen]
     names = [Path(row["rlnMicrographMovieName"]).name for row in chosen]
     dose = optics["rlnMicrographDoseRate"] * rows[0]["rlnImageSizeZ"]
@@ -44,9 +47,13 @@ def draw_movies(path: Path, ctx: Context, movies: MovieSet) -> None:
 
 
 def draw_micrographs(path: Path, ctx: Context, micrographs: MicrographSet) -> None:
-    """Draw a few micrographs, evenly drawn from the list."""
+    """Draw a few micrographs, evenly drawn from those that are there."""
     rows = micrographs.rows.to_dicts()
-    chosen = [ctx.resolve(rows[i]["rlnMicrographName"]) for i in _spread(len(rows))]
+    files = (ctx.resolve(row["rlnMicrographName"]) for row in rows)
+    there = [file for file in files if file.exists()]
+    if not there:
+        return  # all archived: an earlier picture stays
+    chosen = [there[i] for i in _spread(len(there))]
     title = f"{_count(len(rows), 'micrograph')}, {_settings(rows[0], micrographs.optics.to_dicts()[0])}"
     _draw_panels(path, [_image(file) for file in chosen], [file.name for file in chosen], title)
 

@@ -139,7 +139,13 @@ class MotionStep(Step, name="motion", label="relion.motioncorr.own"):
         (ctx.folder / movie.FOLDER).mkdir(exist_ok=True)
         correct = functools.partial(movie.correct_movie, step=self, folder=ctx.folder, device=ctx.device)
         versions = row_versions(movies, "rlnMicrographMovieName")
-        done = ctx.map(correct, items, unit="movie", version=lambda item: versions[item.name])
+        done = ctx.map(
+            correct,
+            items,
+            unit="movie",
+            version=lambda item: versions[item.name],
+            files=lambda item: item.key,
+        )
         write_micrographs(ctx.folder / "corrected_micrographs.star", tables.tabulate(self, ctx, movies, done))
         names = [row["name"] for row in done]
         ctx.picture("summary.png", names, lambda path: pictures.draw_summary(path, done))

@@ -78,11 +78,18 @@ class PickMicrographs(Step):
         search = functools.partial(
             micrograph.search_micrograph, method=method, folder=ctx.folder, seed=self.seed
         )
-        done = ctx.map(search, items, unit="micrograph", version=lambda item: versions[item.name])
-        searched = [versions[row["name"]] for row in done]
+        done = ctx.map(
+            search,
+            items,
+            unit="micrograph",
+            version=lambda item: versions[item.name],
+            files=lambda item: item.key,
+        )
+        searched = {row["name"]: f"{row['key']} {versions[row['name']]}" for row in done}
         # While more are to come, those that have their picks keep them.
-        held = ctx.decisions.hold("threshold", searched) if ctx.growing else False
-        before = tables.picked_before(ctx, done) if held else {}
+        held = ctx.decisions.hold("threshold", list(searched.values())) and ctx.growing
+        before = tables.picked_before(ctx, searched)
+        before = before if held else {}
         among = tables.calibrated_by(done, before)
         candidates, number, null = tables.gather(ctx, among)
         scores = np.concatenate([part.score for part in candidates])
@@ -95,15 +102,22 @@ class PickMicrographs(Step):
             if row["name"] not in before
         }
         table = tables.write_picks(ctx, picks, [row["name"] for row in done], before)
+        tables.note_picked(ctx, searched)
         if not before:
             tables.say_picks(calibration)
             pictures.draw_summary(ctx.folder / "summary.png", scores, calibration, table, method.diameter)
-            ctx.decisions.note("threshold", searched)
+            ctx.decisions.note("threshold", list(searched.values()))
         if self.pictures:
             draw = functools.partial(micrograph.draw_micrograph, diameter=method.diameter, folder=ctx.folder)
             new = {name: tables.version_of_picks(found) for name, (_, found) in picks.items()}
             drawn = [item for item in items if item.name in new]
-            ctx.map(draw, drawn, unit="picture", version=lambda item: new[item.name])
+            ctx.map(
+                draw,
+                drawn,
+                unit="picture",
+                version=lambda item: new[item.name],
+                files=lambda item: item.key,
+            )
         tables.refuse_nothing(table)
 
 

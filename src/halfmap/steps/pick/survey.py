@@ -48,7 +48,7 @@ def blob(step: PickBlob, ctx: Context, items: Sequence[MicrographItem]) -> Blob:
     """
     path = ctx.folder / FILE
     names = [f"{item.name} {item.optics}" for item in items]
-    if path.exists() and ctx.decisions.hold("particle", names):
+    if ctx.decisions.hold("particle", names) and path.exists():
         found = json.loads(path.read_text())
         return Blob(**found | {name: np.array(found[name]) for name in ("frequency", "transform")})
     images = surveyed(items, (step.diameter or step.smallest) / _PIXELS, step.survey)

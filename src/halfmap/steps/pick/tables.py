@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import polars as pl
 
 from halfmap.engine.decisions import digest
 from halfmap.errors import ItemsFailedError, TableError
+from halfmap.io.atomic import write_text
 from halfmap.io.coordinates import write_coordinates
 from halfmap.io.names import unique_stems
 from halfmap.io.star import read_star, write_star
@@ -35,6 +37,7 @@ _CTF = {
     "cs_mm": "rlnSphericalAberration",
     "amplitude_contrast": "rlnAmplitudeContrast",
 }
+_PICKED = "picked.json"
 _SUSPECT = "no Thon rings"
 
 _BESIDE = 100
@@ -102,18 +105,31 @@ def _optics(settings: dict[str, Any]) -> dict[str, Any] | None:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def picked_before(ctx: Context, done: list[dict[str, Any]]) -> dict[str, tuple[str, str, int, float]]:
-    """Rows of the table of an earlier run, by name, of micrographs that were not searched anew since."""
-    path = ctx.folder / LIST
-    table = read_star(path)["coordinate_files"] if path.exists() else None
-    rows = {row[0]: row for row in table.iter_rows()} if isinstance(table, pl.DataFrame) else {}
-    before = {}
-    for row in done:
-        picks = ctx.folder / FOLDER / f"{row['key']}.star"
-        candidates = ctx.folder / CANDIDATES / f"{row['key']}.npz"
-        if row["name"] in rows and picks.stat().st_mtime >= candidates.stat().st_mtime:
-            before[row["name"]] = rows[row["name"]]
-    return before
+def picked_before(ctx: Context, searched: Mapping[str, str]) -> dict[str, tuple[str, str, int, float]]:
+    """Rows of the table of an earlier run, by name, of micrographs that were not searched anew since.
+
+    What was noted of them is taken away: who is killed before `note_picked` picks all anew.
+
+    Parameters
+    ----------
+    ctx : Context
+        Of the job.
+    searched : mapping
+        By name, as what each micrograph has been searched.
+    """
+    path, noted = ctx.folder / LIST, ctx.folder / _PICKED
+    if not (path.exists() and noted.exists()):
+        return {}
+    table = read_star(path)["coordinate_files"]
+    picked = json.loads(noted.read_text(encoding="utf-8"))
+    noted.unlink()
+    rows = table.iter_rows() if isinstance(table, pl.DataFrame) else ()
+    return {row[0]: row for row in rows if row[0] in searched and picked.get(row[0]) == searched[row[0]]}
+
+
+def note_picked(ctx: Context, searched: Mapping[str, str]) -> None:
+    """Note from which search of each micrograph, by name, the picks are, when all of them are written."""
+    write_text(ctx.folder / _PICKED, json.dumps(dict(searched)))
 
 
 def calibrated_by(done: list[dict[str, Any]], before: Mapping[str, object]) -> list[dict[str, Any]]:

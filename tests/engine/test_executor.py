@@ -1,0 +1,35 @@
+"""Local workers: who is blamed for their death, how many threads they have, what needs none."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import toy_step as toy
+
+from halfmap.engine import Context, RunOptions
+from halfmap.engine.executor import run_items, threads_of
+from halfmap.io.binary import decoding_threads
+
+
+def test_an_item_beside_which_another_kills_its_worker_is_not_blamed(tmp_path):
+    ctx = Context(tmp_path, tmp_path, RunOptions(executor="processes", workers=2))
+    # The first death puts four under suspicion. They run one by one, and nothing new beside the last of them.
+    fates = [(0, 0.4, 1), *((number, 0.8, 0) for number in (1, 2, 3)), (4, 0.1, 9), (5, 0.0, 0)]
+    work = functools.partial(toy.live_or_die, folder=tmp_path)
+    assert ctx.map(work, fates, key=lambda fate: str(fate[0])) == [0, 1, 2, 3, 5]
+    assert sorted(failure.key for failure in ctx.failures) == ["4"]
+
+
+def test_threads_are_those_of_the_processors_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert threads_of(RunOptions(workers=2)) == 2
+    assert threads_of(RunOptions(workers=9)) == 1
+    assert decoding_threads() == 4
+
+
+def test_items_of_milliseconds_ask_for_no_workers(tmp_path):
+    options = RunOptions(cluster="slurm", workers=2)
+    outcomes = run_items(toy.process_number, [1, 2], options, folder=tmp_path, light=True)
+    assert [outcome.result for _, outcome in outcomes] == [os.getpid()] * 2
