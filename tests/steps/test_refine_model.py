@@ -72,7 +72,9 @@ def test_a_given_mask_is_used(tmp_path: Path):
     given = soft_sphere((BOX,) * 3, radius=4.0, edge=2.0)
     write_mrc(tmp_path / "mask.mrc", given.numpy(), pixel_size=SIDE / BOX)
     sphere = soft_sphere((BOX,) * 3, radius=9.0, edge=2.0)
-    plan = cast("Any", SimpleNamespace(side=SIDE, mask=tmp_path / "mask.mrc", sphere=lambda box: sphere))
+    plan = cast(
+        "Any", SimpleNamespace(side=SIDE, mask=tmp_path / "mask.mrc", sphere=lambda box, edge: sphere)
+    )
     for resolution in (10.0, 60.0):
         found = solvent_mask(plan, PARTICLE.volume(), resolution)
         assert float((found - given * sphere).abs().max()) < 1e-5

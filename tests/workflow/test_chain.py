@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -182,6 +180,10 @@ def locked_when(monkeypatch: pytest.MonkeyPatch, job: str, status: str) -> pytes
     return monkeypatch
 
 
+def interrupted(step: Gathering, ctx: Context) -> None:
+    raise KeyboardInterrupt
+
+
 def test_files_that_came_are_taken_though_the_round_that_saw_them_first_was_stopped(project: Project):
     before = run(project)
     with pytest.MonkeyPatch.context() as patch:
@@ -192,8 +194,7 @@ def test_files_that_came_are_taken_though_the_round_that_saw_them_first_was_stop
             run(project)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains, "GROWING", {"gathering"})
-        # Killed in the middle of the step.
-        patch.setattr(Gathering, "run", lambda self, ctx: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(Gathering, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(project)
     after = run(project)
