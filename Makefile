@@ -17,9 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf $(DEMO)
-	$(BIN)/halfmap simulate movies --n-movies 5 --width 1024 --height 1024 --workers 2 --project $(DEMO)
+	$(BIN)/halfmap simulate movies --n-movies 4 --width 1024 --height 1024 --pixel-size 1.8 --workers 2 --project $(DEMO)
 	$(BIN)/halfmap run '$(DEMO)/Simulate/job001/Movies/*.tiff' --gain $(DEMO)/Simulate/job001/gain.mrc \
-		--pixel-size 1.4 --dose-per-frame 1.5 --symmetry O --workers 2 --project $(DEMO)
+		--pixel-size 1.8 --dose-per-frame 1.5 --symmetry O --workers 2 --project $(DEMO)
 	$(BIN)/halfmap status $(DEMO)
 	@echo "The map beside the truth that the movies were simulated from:"
 	$(BIN)/halfmap compare $(DEMO)/Simulate/job001/truth_map.mrc $$(ls -d $(DEMO)/PostProcess/job* | tail -1)/postprocess.mrc --align \
