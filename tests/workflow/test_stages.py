@@ -34,6 +34,15 @@ FOUND = {
 }
 
 
+HAND = {
+    "hmMirrored": 0,
+    "hmHand": "right",
+    "hmHelixPlaces": 30,
+    "hmRightHanded": 29,
+    "rlnEstimatedResolution": 3.9,
+}
+
+
 class Known(Chain):
     """A chain whose jobs have left what a test says, and no files."""
 
@@ -58,6 +67,7 @@ def walk(monkeypatch, blocks: dict | None = None, found: dict | None = None, **s
         "model_general": [{"rlnCurrentResolution": 6.1}],
         "model_classes": [{"rlnEstimatedResolution": each} for each in (8.0, 9.0, 20.0)],
         "coordinate_files": [],
+        "hand": [HAND],
         "": 2 * [{"rlnReferenceImage": "000001@Class2D/job006/run_classes.mrcs"}],
     } | (blocks or {})
     chain = Known(blocks, **settings)
@@ -93,7 +103,9 @@ def test_every_stage_from_movies_is_a_step_that_takes_what_is_planned(monkeypatc
         if name not in left_out and not name.startswith("round-") and not name.endswith("-trial")
     ]
     assert chain.steps["refine"].particles == Path("/p/full-extract/particles.star")
-    assert chain.steps["validate"].half1 == Path("/p/refine/half1.star")
+    assert chain.steps["hand"].half1 == Path("/p/refine/half1.star")
+    assert chain.steps["validate"].half1 == Path("/p/hand/half1.star")
+    assert chain.steps["validate"].particles == Path("/p/hand/particles.star")
     assert chain.steps["validate"].template == Path("/p/Class2D/job006/run_classes.mrcs")
     assert chain.steps["extract"].pixel_size == pytest.approx(3.0)
 
@@ -106,7 +118,7 @@ def test_from_particles_nothing_is_picked_or_cut(monkeypatch):
     chain = walk(monkeypatch, particles=Path("p.star"))
     assert run_stages(chain)[:3] == ["import", "class2d", "select"]
     assert "full-extract" not in chain.done
-    assert chain.steps["validate"].half1 == Path("/p/first-refine/half1.star")
+    assert chain.steps["hand"].half1 == Path("/p/first-refine/half1.star")
 
 
 def test_a_symmetry_that_is_given_is_not_looked_for(monkeypatch):
@@ -208,6 +220,25 @@ def test_cleaned_particles_that_stay_as_they_are_are_searched_as_far_as_before(m
     assert chain.steps["validate"].shift_range == 40.0
 
 
+@pytest.mark.parametrize(
+    ("told", "chosen", "why"),
+    [
+        ({}, "map not mirrored", "right-handed helices fit better at 29 of 30 places"),
+        (
+            {"hmMirrored": 1, "hmHand": "left", "hmRightHanded": 2},
+            "map mirrored",
+            "right-handed helices fit better at 2 of 30 places",
+        ),
+        ({"hmHand": "too coarse"}, "map not mirrored", "at 3.9 Å helices do not show which hand is right"),
+        ({"hmMirrored": 1, "hmHand": "too coarse"}, "map mirrored", "as asked"),
+    ],
+)
+def test_what_is_said_of_the_hand(monkeypatch, told, chosen, why):
+    chain = walk(monkeypatch, {"hand": [HAND | told]})
+    (decision,) = chain.done["postprocess"].decisions
+    assert (decision.chosen, decision.why) == (chosen, why)
+
+
 def test_few_particles_are_sorted_into_few_classes(monkeypatch):
     found = {"read_particle_facts": lambda path: measured.Particles(23, 3.0, 64, 120.0)}
     assert walk(monkeypatch, found=found).steps["class2d"].classes == 4
@@ -217,7 +248,8 @@ def test_pixels_that_hold_more_than_is_in_them_are_kept(monkeypatch):
     chain = walk(monkeypatch, {"model_general": [{"rlnCurrentResolution": 9.0}]})
     assert not {"full-extract", "refine"} & set(run_stages(chain))
     assert "9.0 Å is far from the 6.0 Å" in chain.done["full-extract"].decisions[0].why
-    assert chain.steps["postprocess"].half1 == Path("/p/first-refine/half1.star")
+    assert chain.steps["hand"].half1 == Path("/p/first-refine/half1.star")
+    assert chain.steps["postprocess"].half1 == Path("/p/hand/half1.star")
 
 
 def test_a_diameter_that_is_given_goes_to_all_that_use_one(monkeypatch):

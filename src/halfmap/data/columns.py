@@ -362,7 +362,10 @@ hmTurnedBy float ° angle that the second map was turned by
 hmShiftX float Å way that the second map was moved along x, after it was turned
 hmShiftY float Å way that the second map was moved along y
 hmShiftZ float Å way that the second map was moved along z
-hmMirrored int none whether the second map was inverted through its origin first, which changes its hand
+hmMirrored int none whether a map was inverted through its origin, which changes its hand
+hmHand str none which helices fit a map better: right, left or either; or why none: too few, too coarse
+hmHelixPlaces int none places of a map that hold a helix, copies by its symmetry counted once
+hmRightHanded int none those of them that right-handed helices fit better
 hmAlignedCorrelation float none correlation of two maps after alignment, all frequencies compared alike
 hmChanceCorrelation float none what the same search finds between maps with only their outline in common
 hmOtherHandCorrelation float none correlation after alignment of the hand that was not taken

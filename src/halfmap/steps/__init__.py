@@ -17,6 +17,7 @@ PIPELINE = (
     "refine",
     "mask",
     "symmetry",
+    "hand",
     "postprocess",
     "localres",
     "fit",

@@ -107,6 +107,19 @@ def agreement(model: Path) -> float | None:
     return None if found >= _NO_AGREEMENT else found
 
 
+def hand(told: Path) -> tuple[bool, str]:
+    """Whether the hand of a map was changed, and why, by the table that says so."""
+    (row,) = read_block(told, "hand")
+    mirrored, verdict, places = bool(row["hmMirrored"]), row["hmHand"], row.get("hmHelixPlaces", 0)
+    if mirrored and verdict != "left":
+        return mirrored, "as asked"
+    why = {
+        "too coarse": f"at {row['rlnEstimatedResolution']:.1f} Å helices do not show which hand is right",
+        "too few": f"{places} places with helices are too few to tell which hand is right",
+    }.get(verdict, f"right-handed helices fit better at {row.get('hmRightHanded', 0)} of {places} places")
+    return mirrored, why
+
+
 def read_block(path: Path, block: str) -> list[dict[str, Any]]:
     """Rows of a block of a STAR file, one for a list of pairs; none where there is no such block."""
     from halfmap.io.star import read_star

@@ -225,21 +225,35 @@ def refine(chain: Chain) -> Plan | Skip:
     return Plan("refine", values)
 
 
+def hand(chain: Chain) -> Plan:
+    """Tell whether the map or its mirror image is right, and go on with the right one."""
+    job = _refined(chain)
+    values = {
+        "half1": chain.output(job, "half1"),
+        "mask": chain.job(job).folder / "mask.mrc",
+        "particles": chain.output(job, "particles"),
+        "symmetry": point_group(chain),
+    }
+    return Plan("hand", values)
+
+
 def postprocess(chain: Chain) -> Plan:
     """Measure the resolution and sharpen the map."""
-    job = _refined(chain)
-    return Plan("postprocess", {"half1": chain.output(job, "half1"), "mask": _mask(chain)})
+    mirrored, why = measured.hand(chain.output("hand", "told"))
+    override = "" if mirrored else "--set hand.mirror=always"
+    decision = Decision(f"map {'mirrored' if mirrored else 'not mirrored'}", why, override)
+    values = {"half1": chain.output("hand", "half1"), "mask": chain.output("hand", "mask")}
+    return Plan("postprocess", values, (decision,))
 
 
 def validate(chain: Chain) -> Plan:
     """Look for what may be wrong with the map."""
-    job = _refined(chain)
     values = {
-        "half1": chain.output(job, "half1"),
-        "mask": _mask(chain),
-        "particles": chain.output(job, "particles"),
+        "half1": chain.output("hand", "half1"),
+        "mask": chain.output("hand", "mask"),
+        "particles": chain.output("hand", "particles"),
         "template": _templates(chain),
-        "shift_range": chain.job(job).step.model_dump()["shift_range"],
+        "shift_range": chain.job(_refined(chain)).step.model_dump()["shift_range"],
         "symmetry": point_group(chain),
         "diameter": sphere_of(chain),
         "controls": chain.settings.controls,
@@ -277,6 +291,7 @@ STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
     ("clean", clean),
     ("full-extract", full_extract),
     ("refine", refine),
+    ("hand", hand),
     ("postprocess", postprocess),
     ("validate", validate),
 )
@@ -366,7 +381,3 @@ def _templates(chain: Chain) -> Path | None:
 
 def _refined(chain: Chain) -> str:
     return "refine" if chain.has("refine") else "first-refine"
-
-
-def _mask(chain: Chain) -> Path:
-    return chain.job(_refined(chain)).folder / "mask.mrc"

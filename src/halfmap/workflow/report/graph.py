@@ -22,7 +22,7 @@ from halfmap.project.pipeline import Pipeline, Process
 RESULTS = ("halfmap.validate", "relion.postprocess", "relion.refine3d")
 """Types of the jobs that a report is of by default, the first that there is."""
 
-_MEASURES = ("relion.postprocess", "relion.localres", "halfmap.validate", "halfmap.fit")
+_MEASURES = ("halfmap.hand", "relion.postprocess", "relion.localres", "halfmap.validate", "halfmap.fit")
 """Types of the jobs that look at a refined map."""
 
 GONE = "Folder gone"
@@ -206,6 +206,8 @@ def measured_of(nodes: Mapping[str, Node], told: Sequence[Node]) -> list[Node]:
     refined = [node for node in told if node.label.startswith("relion.refine3d")]
     known = {node.label for node in told}
     of_map = {refined[-1].name} if refined else set[str]()
+    # Later jobs are of the maps that this one writes.
+    of_map |= {node.name for node in told if node.label == "halfmap.hand"}
     found: list[Node] = []
     for label in _MEASURES:
         for node in reversed(list(nodes.values())):

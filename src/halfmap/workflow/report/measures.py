@@ -309,6 +309,7 @@ _FACTS: dict[str, Callable[[Node], list[Fact]]] = {
     "relion.postprocess": _measured,
     "relion.localres": _local,
     "halfmap.symmetry": _general_of("symmetry.star", "symmetry_general"),
+    "halfmap.hand": _general_of("hand.star", "hand"),
     "halfmap.fit": _general_of("fit.star", "general"),
     "halfmap.compare": _general_of("compare.star", "general"),
 }

@@ -35,6 +35,7 @@ _WIDTHS_px = (WIDTH_px, 1000, 700, 450, 250)
 
 _MAPS = (
     ("relion.postprocess", "postprocess_masked.mrc", "The sharpened map within its mask."),
+    ("halfmap.hand", "map.mrc", "The refined map."),
     ("relion.refine3d", "map.mrc", "The refined map."),
     ("relion.refine3d", "run_class001.mrc", "The refined map."),
     ("relion.class3d", "class001.mrc", "The first class."),

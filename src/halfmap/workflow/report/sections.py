@@ -42,6 +42,7 @@ _CAPTIONS = {
     "Refine/slices.png": "Central slices of the map; the line is the mask.",
     "Refine/fsc.png": "Fourier shell correlation of the half maps.",
     "Refine/angular_distribution.png": "Directions that the refinement gave the particles.",
+    "Hand/hand.png": "How well right-handed and left-handed helices fit each place.",
     "PostProcess/slices.png": "Central slices of the maps; the line is the mask.",
     "PostProcess/fsc.png": "Fourier shell correlation of the half maps.",
     "PostProcess/guinier.png": "Guinier plot: amplitudes against resolution, with the line of the B-factor.",
@@ -53,7 +54,7 @@ _CAPTIONS = {
 _ASIDE = ("progress.png", "Extract/summary.png", "Pick/summary.png", "Curate/summary.png")
 """Pictures that are folded away."""
 
-_SMALL = ("fsc.png", "guinier.png", "angular_distribution.png", "runs.png")
+_SMALL = ("hand.png", "fsc.png", "guinier.png", "angular_distribution.png", "runs.png")
 """Pictures of which two go side by side."""
 
 _FIRST = {"Refine": ("slices.png", "fsc.png"), "PostProcess": ("slices.png", "fsc.png")}

@@ -26,6 +26,7 @@ _TITLES = {
     "relion.localres": "Local resolution",
     "relion.postprocess": "Resolution and sharpening",
     "halfmap.symmetry": "Symmetry",
+    "halfmap.hand": "Hand",
     "halfmap.fit": "Model in the map",
     "halfmap.compare": "Comparison of maps",
     "halfmap.validate": "Validation",
