@@ -209,7 +209,7 @@ def test_no_symmetry_is_looked_for_where_no_runs_agree(monkeypatch):
 def test_particles_that_fit_badly_are_sorted_in_3d(monkeypatch):
     chain = walk(monkeypatch, found={"poor_share": lambda path: 0.1})
     assert chain.steps["clean"].classes == (1, 2)  # 8 and 9 Å, not 20
-    assert chain.steps["refine"].shift_range is None  # cut anew, they are in the middle
+    assert chain.steps["refine"].shift_range == chain.steps["first-refine"].shift_range
     assert chain.steps["full-extract"].coordinates == Path("/p/clean/particles.star")
 
 
@@ -250,6 +250,12 @@ def test_pixels_that_hold_more_than_is_in_them_are_kept(monkeypatch):
     assert "9.0 Å is far from the 6.0 Å" in chain.done["full-extract"].decisions[0].why
     assert chain.steps["hand"].half1 == Path("/p/first-refine/half1.star")
     assert chain.steps["postprocess"].half1 == Path("/p/hand/half1.star")
+
+
+def test_what_is_set_of_a_stage_makes_it_run(monkeypatch):
+    blocks = {"model_general": [{"rlnCurrentResolution": 9.0}]}
+    chain = walk(monkeypatch, blocks, set=("class3d.classes=4", "full-extract.pixel-size=1.5"))
+    assert {"class3d", "clean", "full-extract", "refine"} <= set(run_stages(chain))
 
 
 def test_a_diameter_that_is_given_goes_to_all_that_use_one(monkeypatch):

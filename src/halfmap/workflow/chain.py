@@ -94,6 +94,10 @@ class Chain:
         """Whether a stage has a job, in this run of the chain or kept from an earlier one."""
         return stage in self.done and bool(self.done[stage].job)
 
+    def asked(self, stage: str) -> bool:
+        """Whether anything of a stage was set by hand."""
+        return bool(overrides(self.settings.set, stage))
+
     def job(self, stage: str) -> Job:
         """The job of a stage."""
         return self.project.job(self.done[stage].job)

@@ -87,7 +87,7 @@ def trial(stage: str) -> Callable[[Chain], Plan | None]:
         if group is None:
             return None
         values = {
-            **_common(chain),
+            **common(chain),
             "reference": chain.output(stage, "map"),
             "symmetry": group,
             "initial_lowpass": _FIRST_A if group == "C1" else None,
@@ -108,12 +108,24 @@ def first_refine(chain: Chain) -> Plan:
     """Refine the images that are scaled down, in the group that particles are likeliest in."""
     group = point_group(chain)
     values = {
-        **_common(chain),
+        **common(chain),
         "reference": chain.output(_tried(chain).get(group, "abinitio"), "map"),
         "symmetry": group,
     }
     decisions = () if chain.settings.symmetry else (_likeliest(chain)[1],)
     return Plan("refine", values, decisions)
+
+
+def common(chain: Chain) -> dict[str, Any]:
+    """What all refinements of the first particles have in common."""
+    particles = chain.output("select", "particles")
+    shifts = shift_range_of(particles)
+    return {
+        "particles": particles,
+        "shift_range": shifts[0] if shifts else None,
+        "diameter": sphere_of(chain),
+        "seed": chain.settings.seed,
+    }
 
 
 def shift_range_of(particles: Path) -> tuple[float, Decision] | None:
@@ -136,20 +148,8 @@ def point_group(chain: Chain) -> str:
     return chain.settings.symmetry or _likeliest(chain)[0]
 
 
-def _common(chain: Chain) -> dict[str, Any]:
-    """What all refinements of the first particles have in common."""
-    particles = chain.output("select", "particles")
-    shifts = shift_range_of(particles)
-    return {
-        "particles": particles,
-        "shift_range": shifts[0] if shifts else None,
-        "diameter": sphere_of(chain),
-        "seed": chain.settings.seed,
-    }
-
-
 def _map_in(chain: Chain, group: str) -> Plan:
-    values = {**_common(chain), "symmetry": group, "restarts": _RUNS}
+    values = {**common(chain), "symmetry": group, "restarts": _RUNS}
     return Plan("abinitio", values, is_optional=True)
 
 

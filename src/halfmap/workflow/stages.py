@@ -151,8 +151,8 @@ def class3d(chain: Chain) -> Plan | Skip:
     particles = chain.output("first-refine", "particles")
     poor = measured.poor_share(particles)
     said = f"{100 * poor:.1f} % of the particles fit it far worse than the others"
-    if poor < _POOR:
-        return Skip((Decision("no clean-up in 3D", said),))
+    if poor < _POOR and not chain.asked("class3d"):
+        return Skip((Decision("no clean-up in 3D", said, "--set class3d.classes=3"),))
     values = {
         "particles": particles,
         "reference": (chain.output("first-refine", "map"),),
@@ -193,12 +193,10 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     override = "--set full-extract.pixel-size=1.5"
     if facts.pixel_size <= 1.01 * whole:
         return Skip((Decision("particles stay as they are", "they were not scaled down"),))
-    if reached > _NYQUIST * finest:
-        why = f"{reached:.1f} Å is far from the {finest:.1f} Å that their pixels hold"
-        return Skip(
-            (Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, "--set extract.pixel-size=1.5"),)
-        )
-    why = f"{reached:.1f} Å is near the {finest:.1f} Å that pixels of {facts.pixel_size:.2f} Å hold"
+    is_near = reached <= _NYQUIST * finest
+    why = f"{reached:.1f} Å is {'near' if is_near else 'far from'} the {finest:.1f} Å that their pixels hold"
+    if not is_near and not chain.asked("full-extract"):
+        return Skip((Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, override),))
     values = {
         "micrographs": chain.output("curate", "micrographs"),
         "coordinates": chain.output("clean" if chain.has("clean") else "first-refine", "particles"),
@@ -212,15 +210,11 @@ def refine(chain: Chain) -> Plan | Skip:
     last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), None)
     if last is None:
         return Skip()
-    # Particles that are cut anew are in the middle of their boxes.
-    shifts = first_map.shift_range_of(chain.output("select", "particles")) if last == "clean" else None
     values = {
+        **first_map.common(chain),
         "particles": chain.output(last, "particles"),
-        "shift_range": shifts[0] if shifts else None,
         "reference": chain.output("first-refine", "map"),
         "symmetry": point_group(chain),
-        "diameter": sphere_of(chain),
-        "seed": chain.settings.seed,
     }
     return Plan("refine", values)
 
