@@ -3,11 +3,10 @@
 Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs
 get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold
 no CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
-particles are whole ones. Its threshold of picking is the default, its first map is the one of its only run.
+particles are whole ones, and our mask of its map. Its threshold of picking is the default, its first map is the one of its only run.
 As ours does, it works on images that are scaled down until particles are cut anew for the refinement, and
 has as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold
-two rounds of picking and classes, the restarts of the first map, two refinements, and validation without
-controls, which RELION's column does not have.
+two rounds of picking and classes, the restarts of the first map, and two refinements.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.
@@ -75,7 +74,7 @@ CASES = {
         20.0,
     ),
     "proteasome": Case(
-        "--models {models}/t20s.pdb.gz --n-movies 10 --width 1536 --height 1536 --pixel-size 1.3"
+        "--models {models}/t20s.pdb.gz --n-movies 6 --width 1024 --height 1024 --pixel-size 1.8"
         " --dose-per-frame 1.2 --n-frames 32 --defocus-min 6000 --defocus-max 22000 --seed 4",
         1.2,
         "D7",
@@ -158,7 +157,7 @@ def ours(folder: Path, case: Case, truth: dict[str, NDArray]) -> dict[str, Any]:
     shutil.rmtree(project, ignore_errors=True)
     job = folder / "Simulate/job001"
     words = [sys.executable, "-m", "halfmap", "run", f"{job}/Movies/*.tiff", "--gain", f"{job}/gain.mrc"]
-    words += ["--dose-per-frame", str(case.dose), "--symmetry", case.group, "--no-controls"]
+    words += ["--dose-per-frame", str(case.dose), "--symmetry", case.group, "--until", "postprocess"]
     words += ["--pixel-size", str(read_header(job / "truth_map.mrc").pixel_size)]
     row = timed(
         [*words, "--workers", str(WORKERS), "--project", str(project)], folder, folder / "halfmap.log"
@@ -201,7 +200,7 @@ class Relion:
         """All steps; what was found on the way."""
         case, size = self.case, self.pixel_size
         box = 2 * round(1.5 * case.diameter / size / 2)
-        small = 2 * round(box * size / 3.0 / 2)
+        small = 2 * round(box * size / min(3.5, case.diameter / 40) / 2)
         circle = round(0.625 * case.diameter * small / box / size)
         mask = (
             f"--particle_diameter {1.15 * case.diameter:.0f} --flatten_solvent --zero_mask --oversampling 1"
@@ -268,8 +267,7 @@ class Relion:
         self.step(
             "PostProcess",
             "relion_postprocess --i relion/Refine/run_half1_class001_unfil.mrc --o relion/PostProcess/post"
-            " --auto_mask --inimask_threshold 0.01 --extend_inimask 3 --width_mask_edge 6 --auto_bfac"
-            " --autob_lowres 10",
+            f" --mask {self.mask()} --auto_bfac --autob_lowres 10",
         )
         post = read_star(self.out / "PostProcess/post.star")["general"]
         picks = {
@@ -279,6 +277,14 @@ class Relion:
         scores = found(picks, self.truth, case.diameter / 3 / size)
         particles = len(read_particles(self.out / "selected.star"))
         return {**scores, "particles": particles, "half maps Å": number(post, "rlnFinalResolution")}
+
+    def mask(self) -> Path:
+        """A mask of RELION's map, for which a person would choose a threshold."""
+        made = sorted((self.folder / "Mask").glob("job*/mask.mrc"))
+        if not made:
+            halfmap("mask relion/Refine/run_class001.mrc", self.folder)
+            made = sorted((self.folder / "Mask").glob("job*/mask.mrc"))
+        return made[-1]
 
     def step(self, name: str, words: str) -> None:
         """Run a step in a folder of its own, unless that is done, and keep its seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
 from halfmap.io.models import scattering_coefficients
 from halfmap.ops.filters import low_pass
@@ -105,7 +106,9 @@ def test_preference_has_its_errors():
     right[:4] = 0.65
     found = HelixHand(right, left, torch.zeros(20, 3), torch.zeros(20, 3))
     assert found.difference == pytest.approx(0.07)
-    assert found.sigmas == pytest.approx(0.07 / (float((right - left).std()) / 20**0.5))
+    assert found.sigmas == pytest.approx(0.07 / (float((right - left).std()) / 10**0.5))
+    # As of ten places: Student's t with nine degrees of freedom.
+    assert found.probability == pytest.approx(2 * t.cdf(-found.sigmas, 9))
     # 4 or fewer of 20, either way: 2 · (1 + 20 + 190 + 1140 + 4845) / 2²⁰.
     assert found.sign_probability == pytest.approx(2 * 6196 / 2**20)
     assert len(found.above(0.75).right) == 16

@@ -29,9 +29,9 @@ def project(tmp_path, monkeypatch) -> Project:
     return Project.open(tmp_path)
 
 
-def refined(path) -> ParticleSet:
+def refined(path, box: int = 48) -> ParticleSet:
     """Particles with random poses."""
-    optics = {"rlnOpticsGroup": [1], "rlnImagePixelSize": [1.6], "rlnImageSize": [48]}
+    optics = {"rlnOpticsGroup": [1], "rlnImagePixelSize": [1.6], "rlnImageSize": [box]}
     rows = {"rlnImageName": [f"{i + 1}@a.mrcs" for i in range(FEW)], "rlnOpticsGroup": [1] * FEW}
     generator = torch.Generator().manual_seed(3)
     shifts = torch.randn(FEW, 2, generator=generator, dtype=torch.float64)
@@ -52,7 +52,7 @@ def files(what) -> dict[str, str]:
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_mirror_image_is_mirrored_and_no_other_map(project, shared_data, flip):
     what = maps(shared_data, "4hhb.cif.gz", "A", flip=flip)
-    particles = refined("particles.star")
+    particles = refined("particles.star", len(what.mask))
     job = project.run(HandStep(**files(what), particles="particles.star"))
     told = read_star(job.outputs["told"])["hand"]
     assert (told["hmMirrored"], told["hmHand"]) == ((1, "left") if flip else (0, "right"))
@@ -72,7 +72,7 @@ def test_a_mirror_image_is_mirrored_and_no_other_map(project, shared_data, flip)
 
 def test_a_coarse_map_is_left_unless_it_is_to_be_mirrored(project, shared_data):
     given = files(maps(shared_data, "4hhb.cif.gz", "A", detail=9.0))
-    for mirror in ("if-left-handed", "always"):
+    for mirror in ("if-left-handed", "always", "never"):
         job = project.run(HandStep(**given, mirror=mirror))
         told = read_star(job.outputs["told"])["hand"]
         assert told["hmHand"] == "too coarse"
@@ -115,3 +115,18 @@ def test_particles_without_poses_are_refused(project, shared_data, capsys):
     assert "bare.star" in (said := capsys.readouterr().err)
     assert "no poses" in said
     assert main(["hand", given["half1"], "--symmetry", "Q3"]) == 2
+    refined("small.star", 20)
+    assert main(["hand", given["half1"], "--particles", "small.star"]) == 2
+    assert "have boxes of 32 Å" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mirror", "flip"), [("never", True), ("always", False)])
+def test_what_is_asked_for_against_the_helices_is_done_and_told(project, shared_data, caplog, mirror, flip):
+    given = files(maps(shared_data, "4hhb.cif.gz", "A", flip=flip))
+    job = project.run(HandStep(**given, map="half1_in.mrc", mirror=mirror))
+    told = read_star(job.outputs["told"])["hand"]
+    assert told["hmHand"] == ("left" if flip else "right")
+    assert told["hmMirrored"] == int(mirror == "always")
+    assert "not the one asked for" in caplog.text
+    # The map that was given goes along.
+    np.testing.assert_array_equal(read_mrc(job.outputs["map"]), read_mrc(job.outputs["half1"]))

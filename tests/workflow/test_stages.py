@@ -136,7 +136,7 @@ D2 = {"symmetry:symmetry_general": [{"rlnSymmetryGroup": "D2"}]}
 def evidence(**means: float) -> dict[str, Any]:
     """What `measured.gain` tells of trials, by their stages; standard errors are 0.1."""
 
-    def gain(particles: Path, over: Path | None = None) -> tuple[float, float]:
+    def gain(particles: Path, over: Path | None = None, *, folds: float = 1.0) -> tuple[float, float]:
         own, other = (
             0.0 if each is None else means[each.parent.name.removesuffix("-trial").replace("-", "_")]
             for each in (particles, over)
@@ -227,8 +227,14 @@ def test_cleaned_particles_that_stay_as_they_are_are_searched_as_far_as_before(m
         (
             {"hmMirrored": 1, "hmHand": "left", "hmRightHanded": 2},
             "map mirrored",
-            "right-handed helices fit better at 2 of 30 places",
+            "left-handed helices fitted better at 28 of 30 places",
         ),
+        (
+            {"hmHand": "either", "hmRightHanded": 12},
+            "map not mirrored",
+            "neither hand surely fits better: right-handed helices do at 12 of 30 places",
+        ),
+        ({"hmHand": "left", "hmRightHanded": 2}, "map not mirrored", "as asked"),
         ({"hmHand": "too coarse"}, "map not mirrored", "at 3.9 Å helices do not show which hand is right"),
         ({"hmMirrored": 1, "hmHand": "too coarse"}, "map mirrored", "as asked"),
     ],
@@ -285,6 +291,41 @@ def test_what_particles_gain_is_of_those_that_both_have(tmp_path: Path):
     mean, error = measured.gain(first, other)
     assert mean == pytest.approx(0.5)
     assert error < 1e-9
+
+
+def test_particles_of_a_micrograph_are_not_independent(tmp_path: Path):
+    rng = np.random.default_rng(3)
+    of = np.repeat(np.arange(20), 30)
+    values = rng.normal(0, 1, 20)[of] + 0.1 * rng.normal(0, 1, 600)
+    names = [f"{number}.mrc" for number in of]
+    _, error = measured.gain(particles(tmp_path, rlnLogLikeliContribution=values, rlnMicrographName=names))
+    assert error == pytest.approx(1 / np.sqrt(20), rel=0.4)
+
+
+def test_poses_that_were_not_kept_may_be_as_likely_as_those_that_were(tmp_path: Path):
+    """A map of no group that has C6 by itself, and one of C6: the particles say the same of both."""
+    of_both = np.random.default_rng(4).normal(20.0, 3.0, 200)
+    (tmp_path / "c1").mkdir()
+    (tmp_path / "c6").mkdir()
+    many = {"rlnMaxValueProbDistribution": np.full(200, 0.25), "rlnNrOfSignificantSamples": np.full(200, 4)}
+    none = particles(tmp_path / "c1", rlnLogLikeliContribution=of_both - np.log(6 / 4), **many)
+    one = {"rlnMaxValueProbDistribution": np.full(200, 1.0), "rlnNrOfSignificantSamples": np.full(200, 1)}
+    six = particles(tmp_path / "c6", rlnLogLikeliContribution=of_both, **one)
+    assert measured.gain(six, none)[0] == pytest.approx(np.log(6 / 4))
+    assert measured.gain(six, none, folds=6)[0] == pytest.approx(0.0, abs=1e-9)
+    # Where one pose stands out, there is nothing to be added.
+    sure = particles(tmp_path, rlnLogLikeliContribution=of_both, **one)
+    assert measured.gain(six, sure, folds=6)[0] == 0.0
+
+
+@pytest.mark.parametrize("junk", [0.0, 0.1, 0.3, 0.4])
+def test_the_share_of_poor_particles_is_told_where_it_is_large(tmp_path: Path, junk: float):
+    rng = np.random.default_rng(5)
+    poor = rng.random(3000) < junk
+    values = np.where(poor, rng.normal(14.0, 1.0, 3000), rng.normal(20.0, 1.0, 3000))
+    share = measured.poor_share(particles(tmp_path, rlnLogLikeliContribution=values))
+    # With nearly half of them poor some of those are above the quartile's place, and a few are missed.
+    assert share == pytest.approx(poor.mean(), rel=0.1, abs=0.01)
 
 
 @pytest.mark.parametrize(("written", "told"), [(14.5, 14.5), (999.0, None)])

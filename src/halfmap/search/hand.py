@@ -26,8 +26,8 @@ any place reaches it, of helices most do."""
 _FEWEST = 8
 """Places, copies by the symmetry counted once: of fewer even the sign test of one hand alone is not rare."""
 
-_SURE, _RARE = 3.0, 0.01
-"""Standard errors by which one hand must fit better, and the sign test's probability."""
+_RARE = 0.003, 0.01
+"""Probabilities below which one hand fits better: of so great a mean difference, and the sign test's."""
 
 _EVEN_A = 10.0
 """Resolution beyond which the map's power is made even, as that of atoms is."""
@@ -67,7 +67,7 @@ class Hand:
             return "too coarse"
         if len(found.right) < _FEWEST:
             return "too few"
-        if abs(found.sigmas) <= _SURE or found.sign_probability >= _RARE:
+        if found.probability >= _RARE[0] or found.sign_probability >= _RARE[1]:
             return "either"
         return "right" if found.difference > 0 else "left"
 
@@ -112,6 +112,7 @@ class Hand:
                 "prefer_right": int((found.right > found.left).sum()),
                 "difference": found.difference,
                 "difference_sigmas": found.sigmas,
+                "difference_probability": found.probability,
                 "sign_probability": found.sign_probability,
                 "median_correlation_right": float(found.right.median()),
                 "median_correlation_left": float(found.left.median()),
@@ -123,8 +124,8 @@ def tell_hand(halves: HalfMaps, mask: Tensor, *, fsc: Tensor, resolution: float,
     """Tell whether a map or its mirror image is right, by its alpha helices, which are right-handed.
 
     Ideal helices of 11 residues of both hands are fitted to the places of the mean of the half maps, its
-    power made even, that look most like a helix of any hand. The hand is told if one fits better by more
-    than three standard errors, and at more places than chance allows.
+    power made even, that look most like a helix of any hand. The hand is told if one fits better, on average
+    and at more places, than chance allows.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def prepare(halves: HalfMaps, mask: Tensor, *, fsc: Tensor, detail: float) -> Pr
     first = min(round(halves.box * pixel_size / _EVEN_A), len(power) - 1)
     # What is coarser has the shape of the particle, which helices in it have too.
     power[:first] = power[first]
-    known = fsc.clamp(0, 1)
+    known = fsc.nan_to_num(0.0).clamp(0, 1)
     known = 2 * known / (1 + known)
     weight = known[: len(power)] / power.clamp_min(1e-30).sqrt()
     passed = low_pass(shape, pixel_size=pixel_size, resolution=detail)

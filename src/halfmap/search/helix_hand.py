@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.fft import next_fast_len
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -87,10 +88,15 @@ class HelixHand:
 
     @property
     def sigmas(self) -> float:
-        """The same over its standard error."""
+        """The same over its standard error, as if there were half as many places: neighbours share half."""
         apart = self.right - self.left
-        error = float(apart.std()) / max(len(apart), 1) ** 0.5 if len(apart) > 1 else math.inf
+        error = float(apart.std()) / max(len(apart) / 2, 1) ** 0.5 if len(apart) > 1 else math.inf
         return float(apart.mean()) / max(error, 1e-9)
+
+    @property
+    def probability(self) -> float:
+        """That of so great a mean difference by chance, by the t-distribution of half as many places."""
+        return float(2 * student.sf(abs(self.sigmas), max(len(self.right) / 2 - 1, 1)))
 
     @property
     def sign_probability(self) -> float:

@@ -162,11 +162,11 @@ def _found(chain: Chain) -> str:
 
 
 def _is_round(chain: Chain) -> bool:
-    """Whether particles are as round as those of T, O and I, none of which was found in the first map.
+    """Whether particles are as round as those of T, O and I, and neither O nor I was found in the first map.
 
     Views of such particles are all alike, and runs without symmetry agree in a shape that is none.
     """
-    if chain.settings.symmetry or _found(chain) in _ROUND_GROUPS:
+    if chain.settings.symmetry or _found(chain) in ("O", "I2"):
         return False
     return measured.roundness(chain.output("select", "averages"), chain.project.root) >= _ROUND
 
@@ -183,21 +183,38 @@ def _tried(chain: Chain) -> dict[str, str]:
     return {"C1": "abinitio", **groups} if groups else {}
 
 
+def _related(one: str, other: str) -> bool:
+    """Whether one of two groups is part of the other."""
+    return other in _WITHIN.get(one, ()) or one in _WITHIN.get(other, ())
+
+
 def _likeliest(chain: Chain) -> tuple[str, Decision]:
-    """The group that surely makes particles likelier than no symmetry does, and than groups not within it.
+    """The group that surely makes particles likelier than no symmetry does, and than other groups.
 
     A map that is averaged over a group has less noise, and where data are few any group may do better than
-    none: then others do as well.
+    none: then others do as well. Of two groups of which one is part of the other, the likelier is taken.
     """
     trials = {group: f"{stage}-trial" for group, stage in _tried(chain).items()}
     tables = {group: chain.output(trial, "particles") for group, trial in trials.items() if chain.has(trial)}
     if "C1" not in tables or len(tables) == 1:
-        return "C1", Decision("symmetry C1", "no point group holds in the first map", "--symmetry")
+        return "C1", Decision("symmetry C1", "no point group was found in the first map", "--symmetry")
+
+    from halfmap.ops.symmetry import order
+
+    def gain(group: str, other: str) -> tuple[float, float]:
+        folds = order(group) / order(other)
+        if folds < 1:
+            mean, error = gain(other, group)
+            return -mean, error
+        return measured.gain(tables[group], tables[other], folds=folds)
 
     def is_sure(group: str) -> bool:
-        others = [tables[each] for each in tables if each not in {group, *_WITHIN.get(group, ())}]
-        gains = [measured.gain(tables[group], other) for other in (None, *others)]
-        return all(mean > _SURE * error for mean, error in gains)
+        mean, error = measured.gain(tables[group])
+        return mean > _SURE * error and all(is_ahead(group, other) for other in tables if other != group)
+
+    def is_ahead(group: str, other: str) -> bool:
+        mean, error = gain(group, other)
+        return mean > (0.0 if _related(group, other) else _SURE * error)
 
     gains = {group: measured.gain(table)[0] for group, table in tables.items()}
     sure = [group for group in tables if group != "C1" and is_sure(group)]
@@ -205,7 +222,7 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
     said = []
     for other in tables:
         if other != group:
-            mean, error = measured.gain(tables[other], tables[group])
+            mean, error = gain(other, group)
             said.append(f"{mean:+.2f} ± {error:.2f} {'without' if other == 'C1' else f'in {other}'}")
     against = "no group makes particles surely likelier" if group == "C1" else "particles are likeliest in it"
     why = f"{against}, in maps that they had no share in: log-likelihood of each {', '.join(said)}"

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_LIKELY = "rlnLogLikeliContribution"
+
+_AT_75, _AT_95 = 0.6745, 1.6449
+"""Quantiles of the normal distribution."""
+
 _OUTLINE = 0.1
 _NO_AGREEMENT = 900.0
 
@@ -61,24 +66,32 @@ def farthest_origins(path: Path, *, share: float = 0.95) -> float | None:
 def poor_share(path: Path) -> float:
     """Share of the particles that fit the map of their refinement far worse than the others do.
 
-    Their log-likelihood is more than three standard deviations, by the median deviation, below the median.
+    Their log-likelihood is more than three standard deviations below the mean of the others. Both are those
+    of a normal distribution by what is above its upper quartile, where hardly any of the poor ones are.
     """
     import numpy as np
 
     from halfmap.io.tables import read_particles
 
-    rows = read_particles(path).rows
-    values = rows["rlnLogLikeliContribution"].to_numpy()
-    middle = np.median(values)
-    return float(np.mean(values < middle - 3 * 1.4826 * np.median(np.abs(values - middle))))
+    values = read_particles(path).rows["rlnLogLikeliContribution"].to_numpy()
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0
+    quartile, high = np.quantile(values, [0.75, 0.95])
+    deviation = (high - quartile) / (_AT_95 - _AT_75)
+    return float(np.mean(values < quartile - (_AT_75 + 3.0) * deviation))
 
 
-def gain(particles: Path, over: Path | None = None) -> tuple[float, float]:
+def gain(particles: Path, over: Path | None = None, *, folds: float = 1.0) -> tuple[float, float]:
     """Mean, and its standard error, of the log-likelihoods that a refinement leaves each particle with.
 
     They are those over noise alone, averaged over all poses: where a map says nothing of the particles the
     mean is no more than nothing, however their poses were searched. Each is by a map that the particle had
     no share in.
+
+    A map may have more symmetry than its group, and particles as many poses that are as likely, of which a
+    refinement keeps only the best. `folds` of them are allowed for: where as many are left as it keeps, the
+    others are taken to be as likely as the least likely one of these.
 
     Parameters
     ----------
@@ -86,19 +99,50 @@ def gain(particles: Path, over: Path | None = None) -> tuple[float, float]:
         Table of a refinement.
     over : path, optional
         That of another one; then of what the same particles gain by the first.
+    folds : float
+        Poses that the group of the first has for one of that of the other.
+
+    Notes
+    -----
+    Particles of a micrograph have its defocus, ice and scale in common: the standard error is that of means
+    of micrographs if that is larger.
     """
-    import numpy as np
+    import polars as pl
+
+    name, value, micrograph = "rlnImageName", _LIKELY, "rlnMicrographName"
+    rows = _evidence(particles, 1.0)
+    if over is not None:
+        rows = rows.join(_evidence(over, folds).select(name, value), on=name, suffix="_over")
+        rows = rows.with_columns(pl.col(value) - pl.col(f"{value}_over"))
+    rows = rows.filter(pl.col(value).is_finite())
+    if not len(rows):
+        return math.nan, math.nan
+    each = rows[value]
+    mean, error = float(each.mean()), float(each.std(ddof=0)) / math.sqrt(len(each))  # type: ignore[arg-type]
+    if micrograph in rows.columns:
+        apart = rows.group_by(micrograph).agg((pl.col(value) - mean).sum())[value]
+        n = len(apart)
+        if n > 1:
+            together = math.sqrt(float((apart * apart).sum()) * n / (n - 1)) / len(each)
+            error = max(error, together)
+    return mean, error
+
+
+def _evidence(path: Path, folds: float) -> Any:
+    """Log-likelihoods of particles, with what poses that a refinement has not kept may add at the most."""
+    import polars as pl
 
     from halfmap.io.tables import read_particles
+    from halfmap.steps.refine.expectation import MAXIMA
 
-    name, value = "rlnImageName", "rlnLogLikeliContribution"
-    rows = read_particles(particles).rows.select(name, value)
-    values = rows[value]
-    if over is not None:
-        both = rows.join(read_particles(over).rows.select(name, value), on=name, suffix="_over")
-        values = both[value] - both[f"{value}_over"]
-    each = values.to_numpy()
-    return float(np.mean(each)), float(np.std(each) / math.sqrt(max(len(each), 1)))
+    rows = read_particles(path).rows
+    if folds > MAXIMA:
+        least = (1.0 - pl.col("rlnMaxValueProbDistribution")) / (MAXIMA - 1)
+        is_full = pl.col("rlnNrOfSignificantSamples") >= MAXIMA
+        more = pl.when(is_full).then((folds - MAXIMA) * least).otherwise(0.0)
+        rows = rows.with_columns(pl.col(_LIKELY) + more.log1p())
+    names = "rlnImageName", "rlnMicrographName", _LIKELY
+    return rows.select(name for name in names if name in rows.columns)
 
 
 def agreement(model: Path) -> float | None:
@@ -111,13 +155,17 @@ def hand(told: Path) -> tuple[bool, str]:
     """Whether the hand of a map was changed, and why, by the table that says so."""
     (row,) = read_block(told, "hand")
     mirrored, verdict, places = bool(row["hmMirrored"]), row["hmHand"], row.get("hmHelixPlaces", 0)
-    if mirrored and verdict != "left":
+    if mirrored != (verdict == "left"):
         return mirrored, "as asked"
+    right = row.get("hmRightHanded", 0)
     why = {
         "too coarse": f"at {row['rlnEstimatedResolution']:.1f} Å helices do not show which hand is right",
         "too few": f"{places} places with helices are too few to tell which hand is right",
-    }.get(verdict, f"right-handed helices fit better at {row.get('hmRightHanded', 0)} of {places} places")
-    return mirrored, why
+        "either": f"neither hand surely fits better: right-handed helices do at {right} of {places} places",
+        "right": f"right-handed helices fit better at {right} of {places} places",
+        "left": f"left-handed helices fitted better at {places - right} of {places} places",
+    }
+    return mirrored, why[verdict]
 
 
 def read_block(path: Path, block: str) -> list[dict[str, Any]]:
@@ -158,7 +206,7 @@ def roundness(averages: Path, root: Path) -> float:
     for row in read_block(averages, ""):
         number, _, stack = str(row["rlnReferenceImage"]).rpartition("@")
         values.append(_axes(np.asarray(read_mrc(root / stack)[int(number) - 1], np.float64)))
-    return float(np.median(values))
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
 
 
 def _axes(image: Any) -> float:

@@ -193,9 +193,11 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     override = "--set full-extract.pixel-size=1.5"
     if facts.pixel_size <= 1.01 * whole:
         return Skip((Decision("particles stay as they are", "they were not scaled down"),))
-    is_near = reached <= _NYQUIST * finest
+    is_near, is_clean = reached <= _NYQUIST * finest, chain.has("clean")
     why = f"{reached:.1f} Å is {'near' if is_near else 'far from'} the {finest:.1f} Å that their pixels hold"
-    if not is_near and not chain.asked("full-extract"):
+    if is_clean and not is_near:
+        why = f"those that were sorted out may have kept the map from more than {reached:.1f} Å"
+    if not (is_near or is_clean or chain.asked("full-extract")):
         return Skip((Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, override),))
     values = {
         "micrographs": chain.output("curate", "micrographs"),
@@ -224,9 +226,11 @@ def hand(chain: Chain) -> Plan:
     job = _refined(chain)
     values = {
         "half1": chain.output(job, "half1"),
+        "map": chain.output(job, "map"),
         "mask": chain.job(job).folder / "mask.mrc",
         "particles": chain.output(job, "particles"),
-        "symmetry": point_group(chain),
+        "symmetry": _made_with(chain)["symmetry"],
+        "seed": chain.settings.seed,
     }
     return Plan("hand", values)
 
@@ -234,7 +238,7 @@ def hand(chain: Chain) -> Plan:
 def postprocess(chain: Chain) -> Plan:
     """Measure the resolution and sharpen the map."""
     mirrored, why = measured.hand(chain.output("hand", "told"))
-    override = "" if mirrored else "--set hand.mirror=always"
+    override = f"--set hand.mirror={'never' if mirrored else 'always'}"
     decision = Decision(f"map {'mirrored' if mirrored else 'not mirrored'}", why, override)
     values = {"half1": chain.output("hand", "half1"), "mask": chain.output("hand", "mask")}
     return Plan("postprocess", values, (decision,))
@@ -247,9 +251,7 @@ def validate(chain: Chain) -> Plan:
         "mask": chain.output("hand", "mask"),
         "particles": chain.output("hand", "particles"),
         "template": _templates(chain),
-        "shift_range": chain.job(_refined(chain)).step.model_dump()["shift_range"],
-        "symmetry": point_group(chain),
-        "diameter": sphere_of(chain),
+        **_made_with(chain),
         "controls": chain.settings.controls,
         "seed": chain.settings.seed,
     }
@@ -375,3 +377,9 @@ def _templates(chain: Chain) -> Path | None:
 
 def _refined(chain: Chain) -> str:
     return "refine" if chain.has("refine") else "first-refine"
+
+
+def _made_with(chain: Chain) -> dict[str, Any]:
+    """What the last refinement was told of the particle, by hand or not."""
+    values = chain.job(_refined(chain)).step.model_dump()
+    return {name: values[name] for name in ("symmetry", "diameter", "shift_range")}

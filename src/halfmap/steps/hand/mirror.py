@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from halfmap.data import ParticleSet
-from halfmap.errors import TableError
+from halfmap.errors import ShapeError, TableError
 from halfmap.io.half_maps import HalfMaps
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
+from halfmap.io.volumes import read_volume
 from halfmap.log import log
 from halfmap.ops import symmetry
 from halfmap.ops.fsc import corrected_fsc, resolution
@@ -25,18 +27,23 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.hand.step import HandStep
 
-_PSI = "rlnAnglePsi"
-_IN_PLANE = _PSI, "rlnAnglePsiPrior"
+_ANGLES = "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"
+_IN_PLANE = "rlnAnglePsi", "rlnAnglePsiPrior"
+
+_SIDE = 0.02
+"""Relative difference of the sides of boxes that a calibration explains."""
+
 _DRAWS = 5
 """Times that random phases are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What has a hand: half maps and their mask, and the particles with their poses, if they are given."""
+    """What has a hand: half maps, their mask and their map, and particles with their poses, if given."""
 
     halves: HalfMaps
     mask: Tensor
+    volume: Tensor
     particles: ParticleSet | None
 
 
@@ -49,15 +56,31 @@ def read(step: HandStep, ctx: Context) -> Given:
         If one of them cannot be used.
     """
     _ = symmetry.order(step.symmetry)
-    particles = None
-    if step.particles is not None:
-        path = ctx.resolve(step.particles)
-        particles = read_particles(path)
-        if _PSI not in particles.rows.columns:
-            raise TableError(
-                f"the particles have no poses (column _{_PSI})", path=path, hint="give those of a refinement"
-            )
-    return Given(*step.read(ctx), particles)
+    halves, mask = step.read(ctx)
+    particles = None if step.particles is None else _particles(ctx.resolve(step.particles), halves)
+    volume = halves.mean if step.map is None else _volume(ctx.resolve(step.map), halves)
+    return Given(halves, mask, volume, particles)
+
+
+def _volume(path: Path, halves: HalfMaps) -> Tensor:
+    found = read_volume(path, pixel_size=halves.pixel_size, cubic=True)
+    if len(found.array) != halves.box:
+        its = f"a box of {len(found.array)} voxels, the half maps of {halves.box}"
+        raise ShapeError(f"has {its}", path=path, hint="give the map of these half maps")
+    return torch.from_numpy(found.array)
+
+
+def _particles(path: Path, halves: HalfMaps) -> ParticleSet:
+    found = read_particles(path)
+    missing = [name for name in _ANGLES if name not in found.rows.columns]
+    if missing:
+        hint = "give those of a refinement"
+        raise TableError(f"the particles have no poses (column _{missing[0]})", path=path, hint=hint)
+    side = found.box_size * found.pixel_size
+    if abs(side - halves.box * halves.pixel_size) > _SIDE * side:
+        its = f"boxes of {side:.0f} Å, the half maps of {halves.box * halves.pixel_size:.0f} Å"
+        raise ShapeError(f"the particles have {its}", path=path, hint="give those that the maps were made of")
+    return found
 
 
 def tell(step: HandStep, given: Given) -> Hand:
@@ -75,12 +98,14 @@ def tell(step: HandStep, given: Given) -> Hand:
 
 def write(step: HandStep, ctx: Context, given: Given, hand: Hand) -> None:
     """Write maps, mask and particles, mirrored if that is asked for or the helices are left-handed."""
-    mirrored = step.mirror == "always" or hand.verdict == "left"
+    mirrored = step.mirror == "always" or (step.mirror == "if-left-handed" and hand.verdict == "left")
+    if hand.verdict == ("right" if mirrored else "left"):
+        log.warning("the hand that the helices tell is not the one asked for: --mirror %s", step.mirror)
     what = "maps" if given.particles is None else "maps and poses"
     log.info("%s are %s", what, "mirrored" if mirrored else "left as they are")
     halves = given.halves
     for name, volume in (
-        ("map", halves.mean),
+        ("map", given.volume),
         ("half1", halves.first),
         ("half2", halves.second),
         ("mask", given.mask),

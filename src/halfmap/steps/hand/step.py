@@ -34,15 +34,20 @@ class HandStep(HalfMapStep, name="hand"):
         "picture": Out("hand.png", "Image2D.png.halfmap.overview", optional=True),
     }
 
+    map: Path | None = Input(
+        "map to mirror along, such as the refinement's; default: the mean of the half maps",
+        node="DensityMap.mrc",
+        default=None,
+    )
     particles: Path | None = Input(
         "the refined particles, whose poses are mirrored with the map",
         node="ParticleGroupMetadata.star.relion.refine3d",
         default=None,
     )
     symmetry: str = Param("C1", "point group that the map was made with", unit="none", section=HAND)
-    mirror: Literal["if-left-handed", "always"] = Param(
+    mirror: Literal["if-left-handed", "always", "never"] = Param(
         "if-left-handed",
-        "mirror a map whose helices are left-handed, or any, where the hand is known from elsewhere",
+        "mirror a map whose helices are left-handed; always or never where the hand is known from elsewhere",
         unit="none",
         section=HAND,
     )

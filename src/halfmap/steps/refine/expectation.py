@@ -62,7 +62,7 @@ ROTATION = slice(1, 10)
 _AROUND = 2.0
 """Steps of the grid of shifts within which they are searched about those found before."""
 
-_COARSE_STARTS, _STARTS, _MAXIMA = 24, 8, 4
+_COARSE_STARTS, _STARTS, MAXIMA = 24, 8, 4
 """Poses kept of the grid, of its finer part, and in the end."""
 
 _TRUST = 0.01
@@ -247,7 +247,7 @@ class _Work:
                 torch.from_numpy(owner).to(images.linear.device),
                 prior=None if given is None else given.prior(rows[owner], rotations, self.pixel_size),
                 priors=1 if given is None else len(given.equivalents),
-                most=_MAXIMA if given is None else max(_MAXIMA, len(given.equivalents)),
+                most=MAXIMA if given is None else max(MAXIMA, len(given.equivalents)),
                 **how,
             )
         samples, transfer = on_rings(

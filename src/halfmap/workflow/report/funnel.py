@@ -45,6 +45,9 @@ _LEFT_OUT = {
 }
 """Why particles are not extracted, by the word in the job's ledger."""
 
+_ALL_GO_ON = ("hand",)
+"""Steps that leave out nothing of what they write again."""
+
 _FIGURES = re.compile(r" \S+ (below|above) .*")
 """What follows the quantity in the reason for which a micrograph is rejected."""
 
@@ -95,7 +98,7 @@ def count_all(nodes: Sequence[Node]) -> list[Count]:
     for node in nodes:
         files = {file: found for file, kind in node.outputs.items() if (found := _listed(node, file, kind))}
         made |= files
-        found = _of(node, files, made, nodes)
+        found = None if node.step in _ALL_GO_ON else _of(node, files, made, nodes)
         if found:
             counts.append(found)
     return counts

@@ -18,11 +18,14 @@ from halfmap.project.job import Job
 from halfmap.project.messages import read_error, read_warnings
 from halfmap.project.outcome import read_failures
 from halfmap.project.pipeline import Pipeline, Process
+from halfmap.workflow.report.tables import read_pairs
 
 RESULTS = ("halfmap.validate", "relion.postprocess", "relion.refine3d")
 """Types of the jobs that a report is of by default, the first that there is."""
 
-_MEASURES = ("halfmap.hand", "relion.postprocess", "relion.localres", "halfmap.validate", "halfmap.fit")
+_HAND = "halfmap.hand"
+
+_MEASURES = (_HAND, "relion.postprocess", "relion.localres", "halfmap.validate", "halfmap.fit")
 """Types of the jobs that look at a refined map."""
 
 GONE = "Folder gone"
@@ -206,14 +209,23 @@ def measured_of(nodes: Mapping[str, Node], told: Sequence[Node]) -> list[Node]:
     refined = [node for node in told if node.label.startswith("relion.refine3d")]
     known = {node.label for node in told}
     of_map = {refined[-1].name} if refined else set[str]()
-    # Later jobs are of the maps that this one writes.
-    of_map |= {node.name for node in told if node.label == "halfmap.hand"}
+    turned = [node for node in told if node.label == _HAND]
+    if turned and _mirrored(turned[-1]):
+        of_map = {turned[-1].name}
+    else:
+        of_map |= {node.name for node in turned}
     found: list[Node] = []
     for label in _MEASURES:
         for node in reversed(list(nodes.values())):
             looks = node.label == label and node.status == "Succeeded" and of_map & set(node.parents())
             if looks and label not in known:
                 found.append(node)
-                of_map.add(node.name)
+                # What is of the maps that it was given is of the other hand.
+                of_map = {node.name} if _mirrored(node) else of_map | {node.name}
                 break
     return found
+
+
+def _mirrored(node: Node) -> bool:
+    """Whether a job has written the mirror image of the map that it was given."""
+    return node.label == _HAND and bool(read_pairs(node.folder / "hand.star", "hand").get("hmMirrored", 0))

@@ -295,6 +295,22 @@ def _local(node: Node) -> list[Fact]:
     return facts
 
 
+def _hand(node: Node) -> list[Fact]:
+    told = read_pairs(node.folder / "hand.star", "hand")
+    if not told:
+        return []
+    mirrored, verdict = bool(told["hmMirrored"]), str(told["hmHand"])
+    hands = {"right": "right", "left": "left: a mirror image"}
+    facts: list[Fact] = [
+        ("Hand of the map given", hands.get(verdict, f"not told ({verdict})")),
+        ("Map and poses", "mirrored" if mirrored else "left as they are"),
+    ]
+    if "hmHelixPlaces" in told:
+        places, right = int(told["hmHelixPlaces"]), int(told["hmRightHanded"])
+        facts.append(("Right-handed helices fitted better", f"at {right:,} of {places:,} places"))
+    return facts
+
+
 _FACTS: dict[str, Callable[[Node], list[Fact]]] = {
     "relion.import": _import,
     "relion.motioncorr": _motion,
@@ -309,7 +325,7 @@ _FACTS: dict[str, Callable[[Node], list[Fact]]] = {
     "relion.postprocess": _measured,
     "relion.localres": _local,
     "halfmap.symmetry": _general_of("symmetry.star", "symmetry_general"),
-    "halfmap.hand": _general_of("hand.star", "hand"),
+    "halfmap.hand": _hand,
     "halfmap.fit": _general_of("fit.star", "general"),
     "halfmap.compare": _general_of("compare.star", "general"),
 }
