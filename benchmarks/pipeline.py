@@ -3,10 +3,11 @@
 Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs
 get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold
 no CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
-particles are whole ones, and our mask of its map. Its threshold of picking is the default, its first map is the one of its only run.
-As ours does, it works on images that are scaled down until particles are cut anew for the refinement, and
-has as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold
-two rounds of picking and classes, the restarts of the first map, and two refinements.
+particles are whole ones, and our mask of its map. Its threshold of picking is the default, its first map the
+one of its only run. As ours does, it works on images that are scaled down until particles are cut anew for
+the refinement, and has as many 2D classes; their iterations are the default of each. Ours is given no
+diameter; its times hold two rounds of picking and classes, the restarts of the first map, and two
+refinements.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.

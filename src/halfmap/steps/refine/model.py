@@ -45,6 +45,9 @@ _STALE = 2
 _STILL, _SETTLED = 0.1, 0.5
 """Change of the poses over their errors at which they keep their basins, and that does the map no harm."""
 
+_RESTING = 0.2
+"""The same at which one iteration without improvement is enough: the next begins where this one did."""
+
 _JUMPING = 0.03
 """Share of the poses that turn beyond their errors while it pays to search everywhere."""
 
@@ -265,7 +268,8 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     better = ring > model.finest
     stale = 0 if better else model.stale + 1
     still, settled = (new.turned > model.turned or new.turned < part * error for part in (_STILL, _SETTLED))
-    exhausted = stale >= _STALE or (stale > 0 and model.radius >= plan.nyquist)
+    resting = model.radius >= plan.nyquist or new.turned < _RESTING * error
+    exhausted = stale >= _STALE or (stale > 0 and resting)
     nearer = model.stage == "everywhere" and (new.jumped < _JUMPING or bool(stale and still))
     ends = exhausted and settled and not nearer
     stage, limited = model.stage, model.limited
