@@ -97,8 +97,9 @@ def trial(stage: str) -> Callable[[Chain], Plan | None]:
         if group != "C1":
             return Plan("refine", values, is_optional=True)
         others = ", ".join(each for each in _tried(chain) if each != "C1")
-        why = "class averages are round, as those of such groups are" if _is_round(chain) else "it was found"
-        made = Decision(f"{others} tried beside no symmetry", f"{why} in the first map", "--symmetry")
+        is_round = "class averages are round, as those of such groups are"
+        why = is_round if _is_round(chain) else "it was found in the first map"
+        made = Decision(f"{others} tried beside no symmetry", why, "--symmetry")
         return Plan("refine", values, (made,), is_optional=True)
 
     return plan
