@@ -199,14 +199,35 @@ class Relion:
 
     def run(self) -> dict[str, Any]:
         """All steps; what was found on the way."""
-        case, size = self.case, self.pixel_size
-        box = 2 * round(1.5 * case.diameter / size / 2)
+        self.find_particles()
+        self.make_map()
+        post = read_star(self.out / "PostProcess/post.star")["general"]
+        picks = {
+            path.name.removesuffix("_log.star"): read_coordinates(path)
+            for path in (self.out / "LoG").rglob("*_log.star")
+        }
+        scores = found(picks, self.truth, self.case.diameter / 3 / self.pixel_size)
+        particles = len(read_particles(self.out / "selected.star"))
+        return {**scores, "particles": particles, "half maps Å": number(post, "rlnFinalResolution")}
+
+    @property
+    def box(self) -> int:
+        """Side of the particles' images, px."""
+        return 2 * round(1.5 * self.case.diameter / self.pixel_size / 2)
+
+    @property
+    def common(self) -> str:
+        """Options of all classifications and refinements."""
+        return (
+            f"--particle_diameter {1.15 * self.case.diameter:.0f} --flatten_solvent --zero_mask"
+            " --oversampling 1 --dont_combine_weights_via_disc --pool 3 --random_seed 1"
+        )
+
+    def find_particles(self) -> None:
+        """From the movies to particles of good classes."""
+        case, size, box = self.case, self.pixel_size, self.box
         small = 2 * round(box * size / min(3.5, case.diameter / 40) / 2)
         circle = round(0.625 * case.diameter * small / box / size)
-        mask = (
-            f"--particle_diameter {1.15 * case.diameter:.0f} --flatten_solvent --zero_mask --oversampling 1"
-        )
-        fast = "--dont_combine_weights_via_disc --pool 3 --random_seed 1"
         self.step(
             "Motion",
             "relion_run_motioncorr --use_own --i Simulate/job001/movies.star --o relion/Motion/"
@@ -233,17 +254,21 @@ class Relion:
         self.step(
             "Class2D",
             f"relion_refine --i relion/particles.star --o relion/Class2D/run --ctf --K {classes} --iter 25"
-            f" --tau2_fudge 2 {mask} --psi_step 12 --offset_range 5 --offset_step 2 --norm --scale {fast}"
+            f" --tau2_fudge 2 {self.common} --psi_step 12 --offset_range 5 --offset_step 2 --norm --scale"
             f" --j {WORKERS}",
         )
         self.choose()
+
+    def make_map(self) -> None:
+        """From these particles to a map."""
+        case, size, box = self.case, self.pixel_size, self.box
         self.step(
             "InitialModel",
             "relion_refine --i relion/selected.star --o relion/InitialModel/run --sgd --denovo_3dref"
             " --ctf --K 1 --sgd_ini_iter 50 --sgd_inbetween_iter 200 --sgd_fin_iter 50 --sgd_write_iter 100"
             f" --sgd_ini_resol 35 --sgd_fin_resol 15 --sgd_ini_subset 100 --sgd_fin_subset 500"
-            f" --sym {case.group} {mask} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
-            f" {fast} --j {WORKERS}",
+            f" --sym {case.group} {self.common} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
+            f" --j {WORKERS}",
         )
         self.step(
             "FullExtract",
@@ -261,23 +286,15 @@ class Relion:
             "Refine",
             "mpirun --allow-run-as-root --oversubscribe -n 3 relion_refine_mpi --auto_refine"
             " --split_random_halves --i relion/full.star --o relion/Refine/run --ref relion/initial.mrc --ctf"
-            f" --ini_high {case.first_A} {mask} --healpix_order 2"
+            f" --ini_high {case.first_A} {self.common} --healpix_order 2"
             " --auto_local_healpix_order 4 --offset_range 5 --offset_step 2 --low_resol_join_halves 40 --norm"
-            f" --scale --pad 2 --sym {case.group} {fast} --j 1",
+            f" --scale --pad 2 --sym {case.group} --j 1",
         )
         self.step(
             "PostProcess",
             "relion_postprocess --i relion/Refine/run_half1_class001_unfil.mrc --o relion/PostProcess/post"
             f" --mask {self.mask()} --auto_bfac --autob_lowres 10",
         )
-        post = read_star(self.out / "PostProcess/post.star")["general"]
-        picks = {
-            path.name.removesuffix("_log.star"): read_coordinates(path)
-            for path in (self.out / "LoG").rglob("*_log.star")
-        }
-        scores = found(picks, self.truth, case.diameter / 3 / size)
-        particles = len(read_particles(self.out / "selected.star"))
-        return {**scores, "particles": particles, "half maps Å": number(post, "rlnFinalResolution")}
 
     def mask(self) -> Path:
         """A mask of RELION's map, for which a person would choose a threshold."""

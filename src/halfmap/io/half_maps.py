@@ -16,7 +16,7 @@ from halfmap.log import log
 from halfmap.ops.envelope import find_region
 from halfmap.ops.filters import radial_average
 from halfmap.ops.fourier import rfft3
-from halfmap.ops.fsc import fsc, resolution
+from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, fsc, resolution
 from halfmap.ops.masks import around_region
 
 _NAMES = (("half1", "half2"), ("half_map_1", "half_map_2"), ("half_A", "half_B"), ("half_a", "half_b"))
@@ -67,6 +67,22 @@ class HalfMaps:
     def mean(self) -> Tensor:
         """Of both."""
         return (self.first + self.second) / 2
+
+    def corrected_fsc(
+        self, mask: Tensor, *, randomise_below: float = 0.8, draws: int = 5, generator: torch.Generator
+    ) -> CorrectedFSC:
+        """Correlation within a mask, corrected for it; nothing beyond the last shell with noise of its own.
+
+        Parameters
+        ----------
+        mask : Tensor (n, n, n)
+        randomise_below, draws, generator
+            As for `halfmap.ops.fsc.corrected_fsc`.
+        """
+        how = {"randomise_below": randomise_below, "draws": draws, "generator": generator}
+        found = corrected_fsc(self.first, self.second, mask=mask, **how)
+        known = torch.arange(len(found.corrected)) <= self.last_shell
+        return found._replace(corrected=torch.where(known, found.corrected, 0.0))
 
 
 def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float | None = None) -> HalfMaps:

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfmap.engine import Context, Input, Param, Step
+from halfmap.errors import TableError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from halfmap.data import ParticleSet
     from halfmap.io.half_maps import HalfMaps
+
+_ANGLES = "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"
 
 
 class HalfMapStep(Step):
@@ -42,3 +46,21 @@ class HalfMapStep(Step):
         second = None if self.half2 is None else ctx.resolve(self.half2)
         halves = read_half_maps(ctx.resolve(self.half1), second, pixel_size=self.pixel_size)
         return halves, particle_mask(halves, None if self.mask is None else ctx.resolve(self.mask))
+
+
+def refined_particles(path: Path) -> ParticleSet:
+    """Particles of a table that has their poses.
+
+    Raises
+    ------
+    TableError
+        If it has none.
+    """
+    from halfmap.io.tables import read_particles
+
+    found = read_particles(path)
+    missing = next((name for name in _ANGLES if name not in found.rows.columns), None)
+    if missing is not None:
+        hint = "give those of a refinement"
+        raise TableError(f"the particles have no poses (column _{missing})", path=path, hint=hint)
+    return found

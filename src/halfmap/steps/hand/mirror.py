@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from halfmap.data import ParticleSet
-from halfmap.errors import ShapeError, TableError
+from halfmap.errors import ShapeError
 from halfmap.io.half_maps import HalfMaps
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
-from halfmap.io.tables import read_particles, write_particles
+from halfmap.io.tables import write_particles
 from halfmap.io.volumes import read_volume
 from halfmap.log import log
 from halfmap.ops import symmetry
-from halfmap.ops.fsc import corrected_fsc, resolution
+from halfmap.ops.fsc import resolution
+from halfmap.search.half_map_step import refined_particles
 from halfmap.search.hand import Hand, draw_hand, tell_hand
 from halfmap.search.volume_alignment import inverted
 
@@ -27,14 +28,10 @@ if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.hand.step import HandStep
 
-_ANGLES = "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"
 _IN_PLANE = "rlnAnglePsi", "rlnAnglePsiPrior"
 
 _SIDE = 0.02
 """Relative difference of the sides of boxes that a calibration explains."""
-
-_DRAWS = 5
-"""Times that random phases are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +68,7 @@ def _volume(path: Path, halves: HalfMaps) -> Tensor:
 
 
 def _particles(path: Path, halves: HalfMaps) -> ParticleSet:
-    found = read_particles(path)
-    missing = [name for name in _ANGLES if name not in found.rows.columns]
-    if missing:
-        hint = "give those of a refinement"
-        raise TableError(f"the particles have no poses (column _{missing[0]})", path=path, hint=hint)
+    found = refined_particles(path)
     side = found.box_size * found.pixel_size
     if abs(side - halves.box * halves.pixel_size) > _SIDE * side:
         its = f"boxes of {side:.0f} Å, the half maps of {halves.box * halves.pixel_size:.0f} Å"
@@ -86,10 +79,7 @@ def _particles(path: Path, halves: HalfMaps) -> ParticleSet:
 def tell(step: HandStep, given: Given) -> Hand:
     """Tell the hand of the map by its helices, and say it."""
     halves = given.halves
-    generator = torch.Generator().manual_seed(step.seed)
-    curves = corrected_fsc(halves.first, halves.second, mask=given.mask, draws=_DRAWS, generator=generator)
-    known = torch.arange(len(curves.corrected)) <= halves.last_shell
-    fsc = torch.where(known, curves.corrected, 0.0)
+    fsc = halves.corrected_fsc(given.mask, generator=torch.Generator().manual_seed(step.seed)).corrected
     reached = resolution(fsc, pixel_size=halves.pixel_size, box=halves.box)
     hand = tell_hand(halves, given.mask, fsc=fsc, resolution=reached, group=step.symmetry)
     log.info("%s", hand.sentence)

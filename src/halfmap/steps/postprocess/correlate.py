@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfmap.io.half_maps import HalfMaps
 from halfmap.log import log
-from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
+from halfmap.ops.fsc import CorrectedFSC, resolution
 from halfmap.ops.fsc_interval import Interval, Scatter, noise_scatter, resolution_interval
 
 if TYPE_CHECKING:
@@ -48,16 +48,9 @@ class Curves:
 def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
     """Correlate the half maps, and say to what detail they agree and how sure that is."""
     generator = torch.Generator().manual_seed(step.seed)
-    fsc = corrected_fsc(
-        halves.first,
-        halves.second,
-        mask=mask,
-        randomise_below=step.randomise_below,
-        draws=step.draws,
-        generator=generator,
+    fsc = halves.corrected_fsc(
+        mask, randomise_below=step.randomise_below, draws=step.draws, generator=generator
     )
-    known = torch.arange(len(fsc.corrected)) <= halves.last_shell
-    fsc = fsc._replace(corrected=torch.where(known, fsc.corrected, 0.0))
     scatter = noise_scatter(mask, generator=generator)
     found = [_at(step, halves, fsc.corrected, scatter, threshold) for threshold in (THRESHOLD, HALF)]
     (fine, interval), (half, interval_half) = found

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from halfmap.data import ParticleSet
-from halfmap.errors import ParameterError, TableError
+from halfmap.errors import ParameterError
 from halfmap.io.mrc import read_header
-from halfmap.io.tables import read_particles
 from halfmap.ops import symmetry
-from halfmap.ops.fsc import corrected_fsc, resolution
+from halfmap.ops.fsc import resolution
 from halfmap.ops.fsc_interval import noise_scatter, resolution_interval
+from halfmap.search.half_map_step import refined_particles
 from halfmap.steps.validate.consensus import match
 from halfmap.steps.validate.finding import Given
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.validate.step import ValidateStep
-
-_DRAWS = 5
-"""Times that random phases are drawn."""
 
 _ALONE = ("other", "template")
 """What is compared with the particles, and says nothing without them."""
@@ -44,7 +39,7 @@ def read(step: ValidateStep, ctx: Context) -> Given:
     if step.tilted is not None and step.untilted is None and step.particles is None:
         raise ParameterError("--tilted has no untilted partner", hint="give --untilted or --particles")
     particles, other, tilted, untilted = (
-        None if path is None else with_poses(ctx.resolve(path))
+        None if path is None else refined_particles(ctx.resolve(path))
         for path in (step.particles, step.other, step.tilted, step.untilted)
     )
     if particles is not None and other is not None:
@@ -54,9 +49,7 @@ def read(step: ValidateStep, ctx: Context) -> Given:
         _ = read_header(ctx.resolve(step.template))
     halves, mask = step.read(ctx)
     generator = torch.Generator().manual_seed(step.seed)
-    fsc = corrected_fsc(halves.first, halves.second, mask=mask, draws=_DRAWS, generator=generator)
-    known = torch.arange(len(fsc.corrected)) <= halves.last_shell
-    fsc = fsc._replace(corrected=torch.where(known, fsc.corrected, 0.0))
+    fsc = halves.corrected_fsc(mask, generator=generator)
     scatter = noise_scatter(mask, generator=generator)
     where = {"pixel_size": halves.pixel_size, "box": halves.box}
     return Given(
@@ -73,22 +66,6 @@ def read(step: ValidateStep, ctx: Context) -> Given:
         untilted=particles if untilted is None else untilted,
         tilted=tilted,
     )
-
-
-def with_poses(path: Path) -> ParticleSet:
-    """Particles of a table that has their poses.
-
-    Raises
-    ------
-    TableError
-        If it has none.
-    """
-    particles = read_particles(path)
-    if "rlnAngleRot" not in particles.rows.columns:
-        raise TableError(
-            "the particles have no poses (column _rlnAngleRot)", path=path, hint="give those of a refinement"
-        )
-    return particles
 
 
 def _diameter(mask: Tensor, pixel_size: float) -> float:
