@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from halfmap.steps.pick import template
-from halfmap.steps.pick.blob import learn
+from halfmap.steps.pick.blob import learn, peaks
+from halfmap.steps.pick.extent import extent
 from halfmap.steps.pick.filter import match, surrogate, whiten
-from halfmap.steps.pick.image import Image, flattened
+from halfmap.steps.pick.image import Image, coarser, flattened
 from halfmap.steps.pick.obstacles import mask_obstacles
-from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, zero_radius
+from halfmap.steps.pick.profiles import Profile, Shell, fit_shell
 from halfmap.steps.pick.references import diameter_of, turned
 from halfmap.steps.pick.template import best_of, components
 
@@ -86,6 +89,46 @@ def test_size_and_hollowness_are_learned_from_noisy_images(diameter, hollow):
     assert (gaps < 4).mean() > 0.9
 
 
+def _of_parts(rng, parts=60.0, size=300, n=20):
+    """Micrograph of particles that are balls at the corners of octahedra, turned at random."""
+    corners = np.concatenate([np.eye(3), -np.eye(3)]) * 75 / PIXEL_A
+    places: list[NDArray] = []
+    while len(places) < n:
+        place = rng.uniform(20, size - 20, 2)
+        if all(np.hypot(*(place - other)) * PIXEL_A > 230 for other in places):
+            places.append(place)
+    balls = [
+        place + (corners @ turn.as_matrix().T)[:, :2]
+        for place, turn in zip(places, Rotation.random(n, rng=rng), strict=True)
+    ]
+    image = rng.normal(size=(size, size)) - 2 * _shell((size, size), np.concatenate(balls), parts)
+    mask = np.ones(image.shape, bool)
+    flat = flattened(image.astype(np.float32), mask, 170)
+    return Image(flat, PIXEL_A, mask, None, (1, 1)), np.array(places)
+
+
+def test_parts_of_particles_are_not_taken_for_particles():
+    rng = np.random.default_rng(8)
+    images, places = zip(*(_of_parts(rng) for _ in range(3)), strict=True)
+    particle = learn(images, smallest=60, largest=400)
+    assert 170 < particle.diameter < 240  # balls of 60 Å, 75 Å from the middle
+    found, _ = particle.search(images[0], rng)
+    best = found.select(np.arange(20))
+    gaps = np.hypot(best.x[:, None] - places[0][:, 0], best.y[:, None] - places[0][:, 1]).min(axis=0)
+    assert (gaps < 6).mean() > 0.85
+
+
+def test_signal_goes_on_as_far_as_particles_do():
+    rng = np.random.default_rng(9)
+    image, _ = _of_parts(rng)
+    for size, least, most in ((60.0, 190.0, 320.0), (200.0, 190.0, 260.0)):
+        white = whiten(coarser(image, size / 12), 2 * size)
+        template = Shell(size, 0.0, 0.1).transform(white.frequency)
+        found = peaks(white, template, size, 0.8)
+        searched = [(white, found.select(found.score > 3.5))]
+        assert least < extent(searched, size) < most, size
+
+
 def test_bright_particles_are_found_when_they_are_asked_for():
     rng = np.random.default_rng(3)
     image, places = _micrograph(rng, n=40)
@@ -104,9 +147,6 @@ def test_a_profile_gives_back_its_shell():
     found = fit_shell(profile, 120.0)
     assert found.diameter == pytest.approx(131, rel=0.011)
     assert (found.hollow, found.blur) == (0.65, 0.05)
-    # The finest detail is 20 Å: half of it is how far an edge reaches.
-    ball = Profile(k, Shell(100.0, 0.0, 0.02).transform(k), np.full(len(k), 1e-9), 100)
-    assert zero_radius(ball, 150.0) == pytest.approx(50, abs=10)
 
 
 def test_large_dark_things_are_masked_and_particles_are_not():

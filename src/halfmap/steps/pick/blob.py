@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from halfmap.errors import ItemsFailedError
 from halfmap.log import log
 from halfmap.steps.pick.calibrate import calibrate
 from halfmap.steps.pick.candidates import Candidates, find_peaks
+from halfmap.steps.pick.extent import extent
 from halfmap.steps.pick.filter import (
     LEAST_COVERAGE,
     Whitened,
@@ -24,7 +25,7 @@ from halfmap.steps.pick.filter import (
 )
 from halfmap.steps.pick.image import Image, coarser
 from halfmap.steps.pick.obstacles import mask_obstacles
-from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, mean_profile, zero_radius
+from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, mean_profile
 
 PIXELS = 12
 """Pixels that a particle is wide in a micrograph that is searched."""
@@ -46,8 +47,11 @@ _LEAST = 3.5
 """Score, in standard deviations of noise, of candidates that belong to the mean where no more is known."""
 
 _ROUNDS = 6
-_GROWN = 1.3
-"""Zero radius over the radius of the best shell that means a part of a particle has been found."""
+_PARTS = 1.8
+"""Extent of the signal over a diameter, of whole particles 1.1 to 1.5, above which parts were found."""
+
+_SPREAD = 1.5
+"""Extent of the signal around parts over the particle's diameter, at the most."""
 
 _SETTLED = 0.03
 
@@ -135,35 +139,69 @@ def learn(
     -----
     Balls and shells of all sizes are tried, and that one starts which explains most of the micrographs: the
     sum of log-likelihood ratios over its candidates. The mean of what it picks is the next filter, and so on.
-    A mean profile that goes on far beyond the filter shows that parts of larger particles were picked; the
-    search then goes on with a ball of that size.
+    Where there is signal far beyond what was picked, these are parts of larger particles (`extent`), and the
+    balls and shells that may be whole ones start anew.
     """
-    start = _best_shell(images, smallest, largest, diameter, sign)
-    size, template = start.diameter, start
-    profile, shell = None, start
-    for _ in range(_ROUNDS):
-        found = _profile(images, template, size, whole=diameter is None)
-        if found is None:
-            break
-        profile, before = found, size
-        if sign < 0:
-            found = Profile(found.frequency, -found.value, found.variance, found.count)
-        shell = fit_shell(found, size)
-        whole = 2 * zero_radius(found, 1.5 * size)
-        if diameter is not None:
-            size, template = diameter, profile
-        elif whole > _GROWN * shell.diameter and whole <= 1.2 * largest:
-            # Not the profile: a ball, since the mean of parts looks like a part.
-            size, template = whole, Shell(whole, 0.0, _SHAPES[1][1], sign)
-        else:
-            size, template = shell.diameter, profile
-        if abs(size / before - 1) < _SETTLED and template is profile:
-            break
-    if profile is None:
+    survey = _survey(images, smallest, largest, diameter, sign)
+    found = _settle(images, survey, diameter, sign)
+    if found is None:
         raise _nothing_found(diameter)
-    log.info("particles are %.0f Å wide, by %d of them", size, profile.count)
-    k = profile.frequency
-    return Blob(size, k, template.transform(k), profile.count, shell.hollow)
+    while diameter is None and found.of_parts:
+        least, most = found.extent / _SPREAD, found.extent * _STEP
+        larger = {shell: gain for shell, gain in survey.items() if least <= shell.diameter <= most}
+        whole = _settle(images, larger, None, sign, least=least)
+        if whole is None:
+            break
+        told = "what is %.0f Å wide is parts of particles, which go on to %.0f Å"
+        log.info(told, found.diameter, found.extent)
+        found = whole
+    if found.of_parts:
+        message = "around picks of %.0f Å there is more to %.0f Å: if these are parts, give --diameter"
+        log.warning(message, found.diameter, found.extent)
+    log.info("particles are %.0f Å wide, by %d of them", found.diameter, found.profile.count)
+    k = found.profile.frequency
+    return Blob(found.diameter, k, found.profile.transform(k), found.profile.count, found.shell.hollow)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What was settled on: diameter in Å, mean profile, the shell like it, extent of the signal in Å."""
+
+    diameter: float
+    profile: Profile
+    shell: Shell
+    extent: float
+
+    @property
+    def of_parts(self) -> bool:
+        """Whether these are parts of larger particles."""
+        return self.extent > _PARTS * self.diameter
+
+
+def _settle(
+    images: Sequence[Image],
+    survey: dict[Shell, float],
+    diameter: float | None,
+    sign: int,
+    *,
+    least: float = 0.0,
+) -> _Found | None:
+    """From the shell that explains most to the mean of what the mean of its picks picks, and so on."""
+    if not survey:
+        return None
+    template: Shell | Profile = max(survey, key=lambda shell: survey[shell])
+    size, found = template.diameter, None
+    for _ in range(_ROUNDS):
+        searched = _search(images, template, size)
+        profile = _profile(searched, size, whole=diameter is None)
+        if profile is None:
+            break
+        shell = fit_shell(replace(profile, value=sign * profile.value), size)
+        before, size, template = size, diameter or max(shell.diameter, least), profile
+        found = _Found(size, profile, shell, extent(searched, before))
+        if abs(size / before - 1) < _SETTLED:
+            break
+    return found
 
 
 def _nothing_found(diameter: float | None) -> ItemsFailedError:
@@ -175,16 +213,16 @@ def _nothing_found(diameter: float | None) -> ItemsFailedError:
     )
 
 
-def _best_shell(
+def _survey(
     images: Sequence[Image], smallest: float, largest: float, diameter: float | None, sign: int
-) -> Shell:
-    """The ball or shell that explains most of the micrographs."""
+) -> dict[Shell, float]:
+    """Log-likelihood that balls and shells add in all micrographs, of those that add any."""
     if diameter is not None:
         sizes = [diameter]
     else:
         count = max(1, round(math.log(largest / smallest) / math.log(_STEP))) + 1
         sizes = np.geomspace(smallest, largest, count).tolist()
-    best, chosen = 0.0, None
+    totals: dict[Shell, float] = {}
     told = time.monotonic()
     for number, size in enumerate(sizes):
         if time.monotonic() - told > _SILENT_s:
@@ -203,23 +241,19 @@ def _best_shell(
         for shell, parts in gains.items():
             gain = np.concatenate(parts)
             total = float(np.minimum(gain, _CAP * np.median(gain)).sum()) if len(gain) else 0.0
-            if total > best:
-                best, chosen = total, shell
-    if chosen is None:
-        raise _nothing_found(diameter)
-    return chosen
+            if total > 0:
+                totals[shell] = total
+    return totals
 
 
 _LARGEST = 400.0
 """Diameter in Å of the largest thing that may be a particle while sizes are surveyed."""
 
 
-def _profile(
-    images: Sequence[Image], template: Shell | Profile, size: float, *, whole: bool
-) -> Profile | None:
-    """Mean profile of what a template finds."""
-    pixel_size = max(size / PIXELS, max(image.pixel_size for image in images))
-    frequency = np.arange(0, 0.5 / pixel_size, 1 / (3 * size))
+def _search(
+    images: Sequence[Image], template: Shell | Profile, size: float
+) -> list[tuple[Whitened, Candidates]]:
+    """Whitened micrographs and what a template finds in them."""
     searched = []
     for number, image in enumerate(images):
         white = whiten(mask_obstacles(coarser(image, size / PIXELS), size), 2 * size)
@@ -230,10 +264,17 @@ def _profile(
         np.concatenate(parts) for parts in ([f.score for _, f, _ in searched], [n for *_, n in searched])
     )
     least = min(calibrate(scores, null).threshold, _LEAST)
+    return [(white, found.select(found.score > least)) for white, found, _ in searched]
+
+
+def _profile(searched: Sequence[tuple[Whitened, Candidates]], size: float, *, whole: bool) -> Profile | None:
+    """Mean profile of what was found."""
+    pixel_size = max(white.image.pixel_size for white, _ in searched)
+    frequency = np.arange(0, 0.5 / pixel_size, 1 / (3 * size))
     total: Profile | None = None
     width = (3.0 if whole else 2.5) * size
-    for white, found, _ in searched:
-        part = mean_profile(white, found.select(found.score > least), width=width, frequency=frequency)
+    for white, found in searched:
+        part = mean_profile(white, found, width=width, frequency=frequency)
         if part is not None:
             total = part if total is None else total + part
     return total

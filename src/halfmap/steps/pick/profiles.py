@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.special import j0
 
 from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.filter import Whitened
@@ -158,20 +157,3 @@ def fit_shell(profile: Profile, diameter: float) -> Shell:
             if gain > best:
                 best, shell = gain, trial
     return shell
-
-
-def zero_radius(profile: Profile, widest: float) -> float:
-    """Radius in Å at which the mean particle ends: where its density falls to that of what is around it.
-
-    Parameters
-    ----------
-    profile : Profile
-        Of the mean particle.
-    widest : float
-        Radius to look to, in Å.
-    """
-    k = profile.frequency
-    radius = np.arange(0, widest, 0.1 / k[-1])
-    density = j0(2 * np.pi * radius[:, None] * k) @ (profile.transform(k) * k)
-    after = np.flatnonzero((density < 0) & (np.arange(len(radius)) > np.argmax(density)))
-    return float(radius[after[0]]) if len(after) else float(widest)
