@@ -24,7 +24,7 @@ from halfmap.steps.refine.expectation import _Work
 from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.model import Model, _references, _scheduled
 from halfmap.steps.refine.plan import PARTS
-from halfmap.steps.refine.solvent import solvent_mask
+from halfmap.steps.refine.solvent import reach, solvent_mask
 
 BOX, RADIUS, SIDE = 24, 9, 96.0
 PARTICLE = Particle.random(BOX, count=30, radius_px=7.0)
@@ -80,6 +80,21 @@ def test_a_given_mask_is_used(tmp_path: Path):
         assert float((found - given * sphere).abs().max()) < 1e-5
     without = solvent_mask(cast("Any", SimpleNamespace(**vars(plan) | {"mask": None})), found, 60.0)
     assert torch.equal(without, sphere)
+
+
+def test_a_map_is_as_wide_as_its_density_whatever_its_sphere():
+    n, pixel = 64, 4.0
+    plan = cast("Any", SimpleNamespace(side=n * pixel))
+    place = (torch.arange(n) - n // 2) * pixel
+    z, y, x = place[:, None, None], place[:, None], place
+    rod = ((x**2 + y**2 < 35.0**2) & (z.abs() < 80.0)).float()
+    noisy = rod + 0.5 * torch.randn(n, n, n, generator=torch.Generator().manual_seed(1))
+    assert reach(plan, noisy, 12.0) == pytest.approx(2 * math.hypot(35, 80), rel=0.06)
+    # A speck apart from it is not of it.
+    speck = rod + ((x - 100) ** 2 + (y - 40) ** 2 + z**2 < 12.0**2)
+    assert reach(plan, speck, 12.0) == pytest.approx(2 * math.hypot(35, 80), rel=0.06)
+    assert reach(plan, noisy, 30.0) is None
+    assert reach(plan, noisy - rod, 12.0) is None
 
 
 def _model(**changes: Any) -> Model:

@@ -272,6 +272,22 @@ def test_a_diameter_that_is_given_goes_to_all_that_use_one(monkeypatch):
         assert chain.steps[name].diameter == pytest.approx(110.0)
 
 
+def test_a_map_that_its_sphere_cut_is_refined_in_a_larger_one(monkeypatch):
+    wide = {"rlnCurrentResolution": 9.0, "rlnParticleDiameter": 142.0, "hmMapDiameter": 174.0}
+    chain = walk(monkeypatch, {"model_general": [wide]})
+    assert chain.steps["full-extract"].diameter == 174.0
+    assert chain.steps["refine"].diameter == pytest.approx(min(1.1 * 174, 0.95 * 64 * 3))
+    assert chain.done["full-extract"].decisions[1].chosen == "particle 174 Å wide"
+    # Of particles that cannot be cut anew, the refinement says it.
+    chain = walk(monkeypatch, {"model_general": [wide]}, particles=(Path("p.star")))
+    assert chain.steps["refine"].diameter == pytest.approx(min(1.1 * 174, 0.95 * 64 * 3))
+    assert chain.done["refine"].decisions[0].chosen == "particle 174 Å wide"
+    for other in ({"hmMapDiameter": 130.0}, {"hmMapDiameter": 300.0}, {}):
+        general = {key: value for key, value in wide.items() if key != "hmMapDiameter"} | other
+        assert "refine" not in run_stages(walk(monkeypatch, {"model_general": [general]}))
+    assert "refine" not in run_stages(walk(monkeypatch, {"model_general": [wide]}, diameter=130.0))
+
+
 def particles(tmp_path: Path, **columns: Any) -> Path:
     n = len(next(iter(columns.values())))
     optics = {"rlnOpticsGroup": [1], "rlnImagePixelSize": [2.5], "rlnImageSize": [48]}

@@ -259,6 +259,7 @@ rlnClassPriorOffsetX float px prior of the class on the shift along x
 rlnClassPriorOffsetY float px prior of the class on the shift along y
 rlnEstimatedResolution float Å estimated resolution of a reference
 rlnCurrentResolution float Å resolution of the refinement now
+hmMapDiameter float Å diameter of the sphere about the box's centre that holds the map's density
 rlnCurrentImageSize int px size of the images used now
 rlnOriginalImageSize int px box size of the particles
 rlnPixelSize float Å/px pixel size of the references

@@ -33,6 +33,12 @@ _SAMPLE = 2_000
 _ITERATIONS, _RUNS = 4, 4
 """Of refinements that are only to tell the group; of their maps, at most."""
 
+AROUND = 1.1
+"""Diameter of a particle's sphere over its own."""
+
+_WIDER = 1.6
+"""Diameter of a map over that of its sphere beyond which it is not believed."""
+
 _FIRST_A = 20.0
 """Detail of the first map that these refinements begin with where there is no symmetry."""
 
@@ -141,7 +147,19 @@ def shift_range_of(particles: Path) -> tuple[float, Decision] | None:
 
 def sphere_of(chain: Chain) -> float | None:
     """Diameter of the sphere that holds the particle, if the particle's was given."""
-    return None if chain.settings.diameter is None else 1.1 * chain.settings.diameter
+    return None if chain.settings.diameter is None else AROUND * chain.settings.diameter
+
+
+def beyond_sphere(chain: Chain) -> tuple[float, Decision] | None:
+    """Diameter in Å of the first refined map, if none was given and the sphere about it is too small."""
+    if chain.settings.diameter is not None:
+        return None
+    (general,) = measured.read_block(chain.output("first-refine", "model"), "model_general")
+    wide, sphere = float(general.get("hmMapDiameter", 0.0)), float(general.get("rlnParticleDiameter", 0.0))
+    if not sphere < wide < _WIDER * sphere:
+        return None
+    why = f"the first refined map goes on beyond its sphere of {sphere:.0f} Å"
+    return wide, Decision(f"particle {wide:.0f} Å wide", why, f"--diameter {sphere / AROUND:.0f}")
 
 
 def point_group(chain: Chain) -> str:

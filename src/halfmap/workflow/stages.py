@@ -9,7 +9,7 @@ from typing import Any
 
 from halfmap.workflow import first_map, measured
 from halfmap.workflow.chain import Chain, Plan, Skip
-from halfmap.workflow.first_map import point_group, resolution_of, sphere_of
+from halfmap.workflow.first_map import AROUND, beyond_sphere, point_group, resolution_of, sphere_of
 from halfmap.workflow.record import Decision
 
 _FIRST_A = 15.0
@@ -32,6 +32,9 @@ _POOR = 0.02
 
 _AS_FINE = 1.25
 """Resolution of a 3D class over that of the finest one, up to which it is kept."""
+
+_IN_BOX = 0.95
+"""Diameter of a sphere over the box's side, at the most."""
 
 _NYQUIST = 1.2
 """Resolution over that of two pixels up to which images count as too coarse for what is in them."""
@@ -191,34 +194,45 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     finest = 2 * facts.pixel_size
     whole = _micrograph_pixel(chain)
     override = "--set full-extract.pixel-size=1.5"
-    if facts.pixel_size <= 1.01 * whole:
+    wider = beyond_sphere(chain)
+    if facts.pixel_size <= 1.01 * whole and wider is None:
         return Skip((Decision("particles stay as they are", "they were not scaled down"),))
     is_near, is_clean = reached <= _NYQUIST * finest, chain.has("clean")
     why = f"{reached:.1f} Å is {'near' if is_near else 'far from'} the {finest:.1f} Å that their pixels hold"
     if is_clean and not is_near:
         why = f"those that were sorted out may have kept the map from more than {reached:.1f} Å"
-    if not (is_near or is_clean or chain.asked("full-extract")):
+    elif wider and not is_near:
+        why = "their boxes were made for a smaller particle"
+    if not (is_near or is_clean or wider or chain.asked("full-extract")):
         return Skip((Decision(f"particles stay at {facts.pixel_size:.2f} Å/px", why, override),))
     values = {
         "micrographs": chain.output("curate", "micrographs"),
         "coordinates": chain.output("clean" if chain.has("clean") else "first-refine", "particles"),
-        "diameter": chain.settings.diameter,
+        "diameter": wider[0] if wider else chain.settings.diameter,
     }
-    return Plan("extract", values, (Decision(f"particles cut anew at {whole:.2f} Å/px", why, override),))
+    made = Decision(f"particles cut anew at {whole:.2f} Å/px", why, override)
+    return Plan("extract", values, (made, wider[1]) if wider else (made,))
 
 
 def refine(chain: Chain) -> Plan | Skip:
-    """Refine the whole images, or those that are left."""
-    last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), None)
-    if last is None:
+    """Refine the whole images, those that are left, or within a sphere that holds the map."""
+    last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), "select")
+    wider = beyond_sphere(chain)
+    if last == "select" and wider is None:
         return Skip()
-    values = {
-        **first_map.common(chain),
-        "particles": chain.output(last, "particles"),
+    particles = chain.output(last, "particles")
+    values = first_map.common(chain)
+    decisions: tuple[Decision, ...] = ()
+    if wider:
+        facts = measured.read_particle_facts(particles)
+        values["diameter"] = min(AROUND * wider[0], _IN_BOX * facts.box * facts.pixel_size)
+        decisions = () if last == "full-extract" else (wider[1],)
+    values |= {
+        "particles": particles,
         "reference": chain.output("first-refine", "map"),
         "symmetry": point_group(chain),
     }
-    return Plan("refine", values)
+    return Plan("refine", values, decisions)
 
 
 def hand(chain: Chain) -> Plan:
@@ -340,7 +354,7 @@ def _class2d(
         "resolution": resolution,
         "iterations": iterations or (15 if facts.number < _SMALL_SET else 25),
         "full_iterations": full_iterations,
-        "diameter": None if chain.settings.diameter is None else 1.1 * chain.settings.diameter,
+        "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
     return Plan("class2d", values, (made,))

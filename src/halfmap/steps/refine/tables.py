@@ -13,6 +13,7 @@ from halfmap.data import ParticleSet, Poses
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import read_particles, write_particles
+from halfmap.log import log
 from halfmap.ops.symmetry import reduce_to_asymmetric_unit
 from halfmap.search.folds import SUBSET
 from halfmap.search.halfmaps import believed
@@ -20,6 +21,7 @@ from halfmap.search.model_tables import noise_tables, scale_table, spectrum_tabl
 from halfmap.steps.refine.expectation import BEST, ROTATION
 from halfmap.steps.refine.model import Maps, Model
 from halfmap.steps.refine.plan import Plan
+from halfmap.steps.refine.solvent import AROUND, reach
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -88,15 +90,24 @@ def write(
         pl.Series(SUBSET, plan.halves + 1), *(pl.Series(name, column) for name, column in values.items())
     )
     write_particles(ctx.folder / "particles.star", written)
-    _write_model(ctx, plan, model, best)
+    _write_model(ctx, plan, model, best, _reach(plan, model, maps))
 
 
-def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray) -> None:
+def _reach(plan: Plan, model: Model, maps: Maps) -> float | None:
+    """Diameter of the map in Å, and a warning where the sphere cuts it."""
+    diameter = reach(plan, maps.whole, model.resolution(plan))
+    if diameter is not None and diameter > plan.diameter and plan.mask is None:
+        message = "the map is %.0f Å wide, and the sphere of %.0f Å cuts it: --diameter %.0f would hold it"
+        log.warning(message, diameter, plan.diameter, AROUND * diameter)
+    return diameter
+
+
+def _write_model(ctx: Context, plan: Plan, model: Model, best: NDArray, found: float | None) -> None:
     # That of an image of the mean squared CTF, one half.
     noise = (model.noise[:, 0] + model.noise[:, 1] / 2).cpu().mean(0).numpy().astype(float)
     scale = model.scale.cpu().mean(0).numpy().astype(float)
     blocks = {
-        "model_general": _general(plan, model, best),
+        "model_general": _general(plan, model, best) | ({} if found is None else {"hmMapDiameter": found}),
         "model_classes": _classes(ctx, plan, model, best),
         "model_class_1": _curves(plan, model),
         "model_groups": scale_table(plan.names, plan.micrographs, scale),
