@@ -1,13 +1,13 @@
 """Movies to a map by `halfmap run`, and the same movies step by step through RELION's own tools.
 
 Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs
-get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold
-no CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
+get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold no
+CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
 particles are whole ones, and our mask of its map. Its threshold of picking is the default, its first map the
-one of its only run. As ours does, it works on images that are scaled down until particles are cut anew for
-the refinement, and has as many 2D classes; their iterations are the default of each. Ours is given no
-diameter; its times hold two rounds of picking and classes, the restarts of the first map, and two
-refinements.
+one of its only run, made without symmetry and then turned onto the group's axes, as its manual advises. As
+ours does, it works on images that are scaled down until particles are cut anew for the refinement, and has
+as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold two
+rounds of picking and classes, the restarts of the first map, and two refinements.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.
@@ -267,7 +267,7 @@ class Relion:
             "relion_refine --i relion/selected.star --o relion/InitialModel/run --sgd --denovo_3dref"
             " --ctf --K 1 --sgd_ini_iter 50 --sgd_inbetween_iter 200 --sgd_fin_iter 50 --sgd_write_iter 100"
             f" --sgd_ini_resol 35 --sgd_fin_resol 15 --sgd_ini_subset 100 --sgd_fin_subset 500"
-            f" --sym {case.group} {self.common} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
+            f" {self.common} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
             f" --j {WORKERS}",
         )
         self.step(
@@ -278,8 +278,13 @@ class Relion:
             " --white_dust -1 --black_dust -1",
         )
         self.step(
+            "AlignSymmetry",
+            "relion_align_symmetry --i relion/InitialModel/run_it300_class001.mrc"
+            f" --sym {case.group} --o relion/AlignSymmetry/aligned.mrc",
+        )
+        self.step(
             "FullMap",
-            "relion_image_handler --i relion/InitialModel/run_it300_class001.mrc --o relion/initial.mrc"
+            "relion_image_handler --i relion/AlignSymmetry/aligned.mrc --o relion/initial.mrc"
             f" --rescale_angpix {size} --new_box {box}",
         )
         self.step(
