@@ -28,7 +28,7 @@ from halfmap.engine import RunOptions, attempt, executor
 from halfmap.log import shown_on_terminal
 from halfmap.project import Project
 from halfmap.steps import load_steps
-from halfmap.workflow.chain import Chain
+from halfmap.workflow.chain import Chain, Rule
 from halfmap.workflow.record import read_record
 from halfmap.workflow.settings import RunSettings
 from halfmap.workflow.stages import STAGES
@@ -96,12 +96,12 @@ def bring_up_to_date(project: Project, folder: Path, replay: Replay, *, growing:
     spent: dict[str, float] = {}
     before = {"time": time.process_time(), "inside": replay.inside_s, "stage": ""}
 
-    def timed(name: str, plan: Callable[[Chain], Any]) -> tuple[str, Callable[[Chain], Any]]:
+    def timed(name: str, step: str, plan: Callable[[Chain], Any]) -> Rule:
         def planned(chain: Chain) -> Any:
             note(name)
             return plan(chain)
 
-        return name, planned
+        return name, step, planned
 
     def note(name: str) -> None:
         now, inside = time.process_time(), replay.inside_s

@@ -105,11 +105,11 @@ def test_a_chain_of_jobs_has_its_workers_from_one_submission(batch_system, tmp_p
     monkeypatch.setattr(BatchWorkers, "_script", recorded)
     project = Project.at(tmp_path / "project")
     (project.root).mkdir()
-    stages = [(f"stage-{n}", lambda _, n=n: Plan("toy", {"n": n})) for n in (3, 4, 5)]
+    stages = [(f"stage-{n}", "toy", lambda _, n=n: Plan({"n": n})) for n in (3, 4, 5)]
     monkeypatch.setattr(workflow, "STAGES", stages)
     monkeypatch.setattr(workflow, "_report", lambda chain: None)
     chain = workflow.run_chain(project, {"particles": Path("particles.star")}, options_of("pbs"))
-    assert [(chain.job(name).folder / "squares.txt").exists() for name, _ in stages] == [True] * 3
+    assert [(chain.job(name).folder / "squares.txt").exists() for name, _, _ in stages] == [True] * 3
     assert len(batch_system.with_suffix(".submitted").read_text().split()) == 2
     assert list(batch_system.iterdir()) == []
     assert not (project.root / cluster.FOLDER).exists()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import toy_step as toy
 
@@ -33,3 +38,51 @@ def test_items_of_milliseconds_ask_for_no_workers(tmp_path):
     options = RunOptions(cluster="slurm", workers=2)
     outcomes = run_items(toy.process_number, [1, 2], options, folder=tmp_path, light=True)
     assert [outcome.result for _, outcome in outcomes] == [os.getpid()] * 2
+
+
+_SLEEPERS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import toy_step as toy
+from halfmap.engine import RunOptions
+from halfmap.engine.executor import run_items
+if __name__ == "__main__":
+    folder = Path(sys.argv[2])
+    items = [folder / "1", folder / "2"]
+    for _ in run_items(toy.leave_number_and_sleep, items, RunOptions(workers=2), folder=folder):
+        pass
+"""
+
+
+def test_nothing_is_left_of_a_run_that_is_killed(tmp_path: Path):
+    script = tmp_path / "sleepers.py"
+    script.write_text(_SLEEPERS)
+    words = [sys.executable, str(script), str(Path(toy.__file__).parent), str(tmp_path)]
+    main = subprocess.Popen(words, start_new_session=True)
+    numbers = tmp_path / "1", tmp_path / "2"
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and path.read_text() for path in numbers):
+        assert main.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    main.kill()
+    main.wait()
+    try:
+        assert _gone(main.pid, 15.0)
+    finally:
+        if not _gone(main.pid, 0.0):
+            os.killpg(main.pid, signal.SIGKILL)
+
+
+def _gone(group: int, within_s: float) -> bool:
+    """Whether no process of a group is left, but for those that wait to be taken note of."""
+    deadline = time.monotonic() + within_s
+    while True:
+        states = subprocess.run(
+            ["ps", "-e", "-o", "pgid=,stat="], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        if not any(line.split()[0] == str(group) and "Z" not in line for line in states if line.strip()):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)

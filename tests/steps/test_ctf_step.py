@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.axes import Axes
 
 from halfmap.data import MicrographSet
 from halfmap.data.columns import COLUMNS
@@ -17,10 +18,11 @@ from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.project import Project
+from halfmap.steps.ctf import pictures
 from halfmap.steps.ctf.average import Optics
 from halfmap.steps.ctf.micrograph import MicrographItem
 from halfmap.steps.ctf.step import CtfStep
-from halfmap.steps.ctf.tables import relative_thickness, warn_of_rings
+from halfmap.steps.ctf.tables import relative_thickness, tell, warn_of_rings
 
 
 def _rings(rng: np.random.Generator, defocus: float, size: int = 768) -> np.ndarray:
@@ -69,13 +71,15 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_a_table_gets_its_ctfs_and_useless_micrographs_are_named(project):
+def test_a_table_gets_its_ctfs_and_useless_micrographs_are_named(project, caplog):
+    caplog.set_level("INFO", "halfmap")
     job = Project.open(project).run(CtfStep(micrographs="micrographs.star"))
     table = read_micrographs(job.folder / "micrographs_ctf.star")
     assert table.rows["rlnMicrographName"].to_list() == ["Images/a.mrc", "Images/c.mrc"]
     assert table.rows["someOtherColumn"].to_list() == [7, 9]
     failed = read_star(job.folder / "failures.star")
     assert "b.mrc" in str(failed)
+    assert any(said.endswith("1 without Thon rings; 1 failed") for said in caplog.messages)
     good, noise = table.rows.to_dicts()
     assert good["hmCtfProblem"] == "none"
     assert noise["hmCtfProblem"] == "no Thon rings"
@@ -190,6 +194,39 @@ def test_a_wrong_pixel_size_is_suspected_where_most_have_no_rings(caplog):
         "2 of 3 micrographs of optics group 1 have no Thon rings; are 0.15 Å/px and 300 kV right?"
     )
     assert "beyond 3000 to 50000 Å (--defocus-min, --defocus-max), a phase plate (--fit-phase-shift)" in said
+
+
+def test_a_line_sums_up_what_was_found(caplog):
+    caplog.set_level("INFO", "halfmap")
+    columns = ("rlnDefocusU", "rlnDefocusV", "rlnCtfMaxResolution", "rlnCtfAstigmatism", "hmCtfSignificance")
+    values = [
+        (9_100, 8_900, 3.5, 200.0, 80),
+        (12_200, 11_800, 4.0, 400.0, 70),
+        (20_000, 19_900, 6.0, 100.0, 60),
+        (40_000, 3_000, 30.0, 9_000.0, 4),
+    ]
+    done = [dict(zip(columns, row, strict=True)) for row in values]
+    tell(done, 2)
+    tell(done[-1:], 0)
+    assert caplog.messages == [
+        "4 micrographs: median defocus 1.20 µm, 0.90 to 2.00 µm; rings to 4.0 Å, astigmatism 200 Å "
+        "(medians); 1 without Thon rings; 2 failed",
+        "1 micrograph; 1 without Thon rings; none failed",
+    ]
+
+
+def test_errors_are_drawn_with_what_they_belong_to(tmp_path, monkeypatch):
+    said, bars = [], []
+    monkeypatch.setattr(pictures, "add_text", lambda figure, x, y, text, **style: said.append(text))
+    monkeypatch.setattr(Axes, "vlines", lambda *given, **style: bars.append(given[2:]))
+    common = {"hmCtfProblem": "none", "rlnDefocusU": 9_000.0, "rlnDefocusV": 9_000.0}
+    tilts = [{"rlnMicrographTiltAngle": t, "hmTiltUncertainty": e} for t, e in ((1.0, 0.8), (3.0, 0.4))]
+    # A table of an older version has no error of Cs.
+    pictures.draw_summary(tmp_path / "a.png", [common | {"hmCtfCs": 2.7} | tilt for tilt in tilts])
+    assert "Tilt, median 2 °, each ± 0.6 °" in said
+    assert "Cs at which the rings fit best, median 2.7 mm" in said
+    low, high = bars[0]
+    np.testing.assert_allclose((low, high), ([0.2, 2.6], [1.8, 3.4]))
 
 
 def test_the_surface_of_a_row_is_evaluated_at_particles():

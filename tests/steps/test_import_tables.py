@@ -254,9 +254,17 @@ def test_the_diameter_is_kept_for_extraction(project, micrographs):
 
 @pytest.mark.parametrize(("size", "warned"), [(0.15, True), (0.3, False), (8, False), (15, True)])
 def test_an_unusual_pixel_size_is_warned_of(project, caplog, size, warned):
-    write_mrc("Mics/a.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=2.0)
+    # Headers that say 1 Å were often never set.
+    write_mrc("Mics/a.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=1.0)
     project.run(ImportMicrographs(micrographs=("Mics/*.mrc",), pixel_size=size))
     assert (f"is the pixel size of {size:g} Å right?" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("size", [0.2, 18.0])
+def test_an_unusual_pixel_size_that_headers_speak_against_is_refused(project, size):
+    write_mrc("Mics/a.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=1.8)
+    with pytest.raises(ParameterError, match=r"of 1 of 2 files say 1\.8 Å; give --pixel-size 1\.8"):
+        project.run(ImportMicrographs(micrographs=("Mics/*.mrc",), pixel_size=size))
 
 
 def test_coordinates_that_are_mostly_outside_have_a_wrong_scale(project, micrographs, capsys):

@@ -38,7 +38,7 @@ from halfmap.steps.validate.controls import Control, random_phases
 from halfmap.steps.validate.directions import check_directions
 from halfmap.steps.validate.finding import Finding
 from halfmap.steps.validate.growing import check_growth, line
-from halfmap.steps.validate.held_out import check_held_out
+from halfmap.steps.validate.held_out import check_held_out, judge
 from halfmap.steps.validate.report import page
 from halfmap.steps.validate.sample import Growth, draw_sample, grow
 from halfmap.steps.validate.step import ValidateStep
@@ -179,6 +179,10 @@ def test_views_from_all_sides_are_green_and_from_one_side_red(particles, folder)
     found = check_views(given, folder)
     assert found.light == "red"
     assert found.values["unsampled_part"] > 0.3
+    assert "tilt the stage" in found.sentence and "look with `halfmap symmetry`" in found.sentence
+    # Who has made the map with a symmetry needs no word of it.
+    _, given = read(folder, particles=Path("top.star"), symmetry="C4")
+    assert "halfmap symmetry" not in check_views(given, folder).sentence
 
 
 def test_the_slope_of_growth_is_that_of_the_b_factor():
@@ -238,6 +242,20 @@ def test_held_out_particles_are_predicted_by_their_map_and_not_by_noise(particle
     turned = sample.particles.with_poses(Poses(wrong, sample.particles.poses.shifts_A))
     lost = Control(folder, halves, turned, given.fsc.corrected, given.resolution)
     assert check_held_out(given, sample, lost, folder).light == "red"
+
+
+@pytest.mark.parametrize(
+    ("reached", "light", "words"),
+    [
+        (5.9, "green", "correlate by 0.06; at 0.143, by which resolution is counted, they agree to 7.05 Å"),
+        (7.1, "green", "as far as half maps agree, 7.05 Å"),
+        (12.0, "amber", "less far than half maps agree, 7.05 Å"),
+    ],
+)
+def test_what_is_predicted_is_set_beside_the_resolution(reached: float, light: str, words: str):
+    found = judge(reached, 7.05, 0.06)
+    assert found[0] == light
+    assert words in found[1]
 
 
 def test_noise_that_was_aligned_to_a_reference_predicts_nothing_new(folder):

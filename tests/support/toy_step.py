@@ -67,6 +67,11 @@ def process_number(_: object) -> int:
     return os.getpid()
 
 
+def leave_number_and_sleep(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def sum_of(part: np.ndarray, *, shared: np.ndarray) -> int:
     return int(part.sum() + shared.sum())
 

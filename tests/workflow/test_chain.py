@@ -8,6 +8,7 @@ import pytest
 
 from halfmap.engine import Context, Input, Out, Param, RunOptions, Step
 from halfmap.errors import FileFormatError, ParameterError, ProjectError, TableError
+from halfmap.log import log
 from halfmap.project import Job, Project
 from halfmap.project.locks import chain_locked
 from halfmap.workflow import chain as chains
@@ -16,7 +17,7 @@ from halfmap.workflow.chain import Chain, Plan, Skip
 from halfmap.workflow.record import RECORD_FILE, Decision, read_record
 from halfmap.workflow.run import run_chain
 from halfmap.workflow.settings import RunSettings, merged
-from halfmap.workflow.status import states
+from halfmap.workflow.status import _advice, states
 
 
 class Gathering(Step, name="gathering"):
@@ -25,19 +26,21 @@ class Gathering(Step, name="gathering"):
     outputs = {"text": Out("text.txt", "LogFile.txt.toy")}
     files: tuple[Path, ...] = Input("files", node="LogFile.txt.toy")
     end: str = Param("", "written at the end", unit="none", section="Toy")
+    often: int = Param(1, "how often", unit="none", section="Toy", ge=1)
     fails: Path | None = Input("fails while this file says so", default=None)
 
     def run(self, ctx: Context) -> None:
         if self.fails is not None and ctx.resolve(self.fails).read_text() == "fail":
             (ctx.folder / "begun").touch()
-            raise TableError("was told to fail")
+            log.warning("was told --often 2")
+            raise TableError("was told to fail", hint="leave it with --often 3")
         parts = [path.read_text() for name in self.files for path in sorted(ctx.project.glob(str(name)))]
         (ctx.folder / "text.txt").write_text("".join(parts) + self.end)
 
 
 def stages(root: Path, *, fails: str | None = None):
     def first(chain: Chain) -> Plan:
-        return Plan("gathering", {"files": (root / "raw*.txt",)}, (Decision("raw files", "they are there"),))
+        return Plan({"files": (root / "raw*.txt",)}, (Decision("raw files", "they are there"),))
 
     def skipped(chain: Chain) -> Skip:
         return Skip((Decision("nothing", "nothing to do"),))
@@ -48,13 +51,13 @@ def stages(root: Path, *, fails: str | None = None):
     def second(chain: Chain) -> Plan:
         assert not chain.has("skipped")
         values = {"files": (chain.output("first", "text"),), "end": "b", "fails": fails and root / fails}
-        return Plan("gathering", values)
+        return Plan(values)
 
     def third(chain: Chain) -> Plan:
-        return Plan("gathering", {"files": (chain.output("second", "text"),), "end": "c"})
+        return Plan({"files": (chain.output("second", "text"),), "end": "c"})
 
     pairs = {"first": first, "skipped": skipped, "absent": absent, "second": second, "third": third}
-    return tuple(pairs.items())
+    return tuple((name, "gathering", plan) for name, plan in pairs.items())
 
 
 @pytest.fixture
@@ -101,8 +104,9 @@ def test_a_parameter_set_by_hand_runs_what_depends_on_it_and_nothing_else(projec
     assert {name for name in before if jobs(after)[name] != before[name]} == {"second", "third"}
     assert after.done["second"].replaced == (before["second"],)
     stale = {state.job: state.stale for state in states(project)}
-    assert "taken its place" in stale[before["second"]][0]
+    assert f"replaced by {jobs(after)['second'].rstrip('/')} in the chain" in stale[before["second"]][0]
     assert stale[jobs(after)["third"]] == ()
+    assert _advice(states(project)) == "", "what was replaced is not to be gone on with"
 
 
 def test_a_changed_file_is_stale_and_run_again(project: Project):
@@ -258,13 +262,57 @@ def test_how_a_chain_ran_is_kept(project: Project, monkeypatch: pytest.MonkeyPat
         ({"until": "fourth"}, "no stage 'fourth'; stages: first, skipped"),
         ({"anew": "fourth"}, "no stage 'fourth'"),
         ({"set": ("fourth.end=x",)}, "no stage 'fourth'"),
+        ({"set": ("secnd.end=x",)}, "no stage 'secnd'; did you mean 'second'"),
         ({"set": ("second.begin=x",)}, "second has no parameter 'begin'"),
+        ({"set": ("third.oftn=2",)}, "third has no parameter 'oftn'; did you mean third.often"),
+        ({"set": ("third.often=many",)}, "--often takes a whole number, not 'many'"),
+        ({"set": ("third.often=0",)}, "--often must be greater than or equal to 1, not '0'"),
         ({"set": ("second",)}, "STAGE.PARAMETER=VALUE"),
     ],
 )
 def test_wrong_names_are_refused(project: Project, settings, said: str):
     with pytest.raises(ParameterError, match=said.replace(".", r"\.")):
         run(project, **settings)
+    assert project.pipeline.processes == [] and not (project.root / RECORD_FILE).exists()
+
+
+def test_a_chain_that_is_refused_makes_no_project(tmp_path: Path):
+    root = tmp_path / "P"
+    for given, said in (
+        ({"until": "fourth"}, "no stage 'fourth'"),
+        ({"set": ("import.pixel-size=-1",)}, "--pixel-size must be"),
+        ({}, "input file does not exist"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            run_chain(Project.at(root), {"micrographs": (tmp_path / "no*.mrc",), **given}, RunOptions())
+        assert not root.exists()
+
+
+def test_what_was_set_by_hand_is_not_called_decided_from_the_data(project: Project):
+    def plan(chain: Chain) -> Plan:
+        made = Decision("twice", "there are two files", "--set first.often=N")
+        return Plan({"files": (project.root / "raw*.txt",), "often": 2}, (made,))
+
+    for words, said in (
+        ((), "twice: there are two files (else --set first.often=N)"),
+        (("first.often=5",), "often 5: as asked (else --set first.often=)"),
+        (("first.end=x",), "twice: there are two files (else --set first.often=N)"),
+    ):
+        chain = Chain(project, RunSettings(micrographs=(Path("m.mrc"),), set=words), RunOptions())
+        chain.run([("first", "gathering", plan)])
+        assert [str(each) for each in chain.done["first"].decisions] == [said]
+
+
+def test_what_stopped_a_stage_is_said_in_the_words_of_the_chain(project: Project, caplog):
+    (project.root / "mood").write_text("fail")
+    with (
+        pytest.raises(TableError, match=r"fail; leave it with --set second\.often=3") as raised,
+        caplog.at_level("INFO", "halfmap"),
+    ):
+        run(project, fails="mood", set=("second.end=x",))
+    assert "--often" not in str(raised.value)
+    assert "was told --set second.often=2" in caplog.text
+    assert "kept until it is taken back: second.end (--set second.end=)" in caplog.text
 
 
 def test_options_are_kept_and_added_to():

@@ -41,13 +41,13 @@ def run(project: Project, *words: str, way: str = "", has_second: bool = True, u
     chain = Chain(project, settings, RunOptions(), read_record(project.root))
 
     def second(chain: Chain) -> Plan | None:
-        return Plan("numbering", {"way": way}, is_optional=True) if has_second else None
+        return Plan({"way": way}, is_optional=True) if has_second else None
 
     chain.run(
         [
-            ("first", lambda chain: Plan("numbering", {"numbers": (1,)})),
-            ("second", second),
-            ("third", lambda chain: Plan("numbering", {"numbers": (3,)})),
+            ("first", "numbering", lambda chain: Plan({"numbers": (1,)})),
+            ("second", "numbering", second),
+            ("third", "numbering", lambda chain: Plan({"numbers": (3,)})),
         ]
     )
     return chain

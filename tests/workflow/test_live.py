@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
+from matplotlib.dates import date2num
+from matplotlib.figure import Figure
 
 from halfmap.data import MicrographSet
 from halfmap.data.versions import row_versions
@@ -17,14 +21,17 @@ from halfmap.engine import Context, Input, Out, RunOptions, Step
 from halfmap.engine.decisions import Decisions
 from halfmap.errors import FileFormatError, ItemsFailedError, ParameterError, ProjectError, TooManyFailedError
 from halfmap.io.coordinates import read_coordinates
+from halfmap.io.mrc import write_mrc
 from halfmap.project import Project
 from halfmap.workflow import chain as chains
 from halfmap.workflow import live, live_page
-from halfmap.workflow.arrivals import Arrivals
+from halfmap.workflow import run as workflow
+from halfmap.workflow.arrivals import Arrivals, Watch
 from halfmap.workflow.chain import Chain, Plan
-from halfmap.workflow.live import Session, Watch, run_live
+from halfmap.workflow.live import Session, run_live
 from halfmap.workflow.live_page import Standing
 from halfmap.workflow.record import Record, Stage, read_record, write_record
+from halfmap.workflow.run import run_chain
 from halfmap.workflow.settings import RunSettings
 
 
@@ -161,19 +168,19 @@ def add(project: Project, count: int) -> None:
 
 
 def first(chain: Chain) -> Plan:
-    return Plan("toy mean", {"files": (chain.project.root / "raw/*",)})
+    return Plan({"files": (chain.project.root / "raw/*",)})
 
 
 def second(chain: Chain) -> Plan:
     # Another pattern each time: the stage is run anew.
     number = chain.output("first", "text").read_text().split()[0]
-    return Plan("toy mean", {"files": (chain.output("first", "text"), Path(f"raw/*{int(number) - 1}"))})
+    return Plan({"files": (chain.output("first", "text"), Path(f"raw/*{int(number) - 1}"))})
 
 
 def run(project: Project, *, growing: bool) -> Chain:
     settings = RunSettings(micrographs=(Path("m.mrc"),))
     chain = Chain(project, settings, RunOptions(), read_record(project.root), growing)
-    chain.run((("first", first),))
+    chain.run((("first", "toy mean", first),))
     return chain
 
 
@@ -215,7 +222,7 @@ def session(project: Project, monkeypatch: pytest.MonkeyPatch, stages, **watch) 
 
 
 def test_jobs_that_were_replaced_are_removed(project: Project, monkeypatch: pytest.MonkeyPatch):
-    one = session(project, monkeypatch, (("first", first), ("second", second)))
+    one = session(project, monkeypatch, (("first", "toy mean", first), ("second", "toy mean", second)))
     add(project, 2)
     one._bring_up_to_date("second", growing=True)
     add(project, 1)
@@ -229,8 +236,8 @@ def test_jobs_that_were_replaced_are_removed(project: Project, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("particles", "classed", "minutes_ago", "due"),
     [
-        (live._FEWEST - 1, None, 0, False),
-        (live._FEWEST, None, 0, True),
+        (live_page.FEWEST - 1, None, 0, False),
+        (live_page.FEWEST, None, 0, True),
         (1490, 1000, 5, False),
         (1500, 1000, 5, True),
         (1001, 1000, 61, True),
@@ -275,7 +282,7 @@ def test_a_round_waits_for_what_may_pass_and_says_why_once(
         raise errors.pop(0)
 
     errors: list[Exception] = [ItemsFailedError("no particles yet"), ItemsFailedError("no particles yet")]
-    one = session(project, monkeypatch, (("first", fails), ("second", second)))
+    one = session(project, monkeypatch, (("first", "toy mean", fails), ("second", "toy mean", second)))
     assert not one._round() and not one._round()
     assert caplog.text.count("waiting: no particles yet") == 1
     errors += [ParameterError("the gain does not fit"), TooManyFailedError("more than the 3 allowed")]
@@ -320,7 +327,7 @@ def test_while_more_are_to_come_micrographs_keep_their_picks(tmp_path: Path):
 def test_what_had_been_replaced_before_a_session_is_left_unless_one_made_it(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
-    stages = (("first", first), ("second", second))
+    stages = (("first", "toy mean", first), ("second", "toy mean", second))
     add(project, 2)
     for growing in (False, True, True):
         settings = RunSettings(micrographs=(Path("m.mrc"),))
@@ -338,7 +345,7 @@ def test_a_session_waits_while_a_file_is_out_of_reach(project: Project, monkeypa
     def fails(chain: Chain) -> Plan:
         raise ParameterError("input file does not exist")
 
-    one = session(project, monkeypatch, (("first", fails),))
+    one = session(project, monkeypatch, (("first", "toy mean", fails),))
     gain = project.root / "gain.mrc"
     gain.touch()
     one.arrivals.left_out = (gain,)
@@ -358,7 +365,7 @@ def test_what_was_given_once_holds_for_the_next_session(project: Project, monkey
         seen.append(self)
         self._bring_up_to_date("first", growing=True)
 
-    monkeypatch.setattr(live, "STAGES", (("first", first),))
+    monkeypatch.setattr(live, "STAGES", (("first", "toy mean", first),))
     monkeypatch.setattr(Session, "run", run)
     add(project, 1)
     (project.root / "in").mkdir()
@@ -369,6 +376,26 @@ def test_what_was_given_once_holds_for_the_next_session(project: Project, monkey
     assert (two.watch.pattern, two.watch.settle, two.watch.hours) == ("*.eer", 10.0, None)
     assert two.options.max_failures == 3
     assert (one.settings.gain_flip, two.settings.gain_flip, two.settings.dose_per_frame) == (1, 0, 1.0)
+
+
+def test_a_chain_takes_what_has_come_since_the_session_ended(project: Project, monkeypatch, caplog):
+    folder = project.root / "in"
+    folder.mkdir()
+    monkeypatch.setattr(live, "STAGES", (("first", "toy mean", first),))
+    monkeypatch.setattr(live, "LAST_OF_ROUND", "first")
+    monkeypatch.setattr(Session, "run", lambda self: self._bring_up_to_date("first", growing=True))
+    monkeypatch.setattr(workflow, "STAGES", (("first", "toy mean", first),))
+    monkeypatch.setattr(workflow, "write_report", lambda *_: None)
+    add(project, 1)
+    run_live(project, {"folder": folder, "dose_per_frame": 1.0, "settle": 0.0}, RunOptions())
+    write_mrc(folder / "late.mrc", np.ones((3, 8, 8), np.float32), pixel_size=1.0)
+    with caplog.at_level("INFO", "halfmap"):
+        run_chain(project, {}, RunOptions())
+    assert (project.root / "Arrived/late.mrc").exists()
+    assert "1 movie taken that came into" in caplog.text
+    folder.rename(project.root / "unmounted")
+    run_chain(project, {}, RunOptions())
+    assert "out of reach" in caplog.text
 
 
 @pytest.mark.parametrize(("times", "drawn"), [((None, 1e9), True), ((None, None), False)])
@@ -382,6 +409,47 @@ def test_movies_that_were_gone_before_their_time_was_noted_are_not_drawn_in_1970
     live_page.write_page(tmp_path / "live.html", Standing(2, 0, [], rows, 0, None), tmp_path)
     assert seen == ([1e9] if drawn else [])
     assert ("Over time" in (tmp_path / "live.html").read_text()) is drawn
+
+
+@pytest.mark.parametrize("minutes", [0, 90])
+def test_no_point_of_the_page_lies_on_an_axis(minutes: float):
+    times = [1e9, 1e9 + 60 * minutes]
+    rows = pl.DataFrame({"time": times, "rlnDefocusU": [1e4, 2e4], "kept": [True, False]})
+    axes = Figure().add_subplot()
+    live_page._draw_series(axes, rows, "rlnDefocusU", "defocus", 1e-4)
+    for line in axes.lines:
+        for (low, high), values in ((axes.get_xlim(), line.get_xdata()), (axes.get_ylim(), line.get_ydata())):
+            values = date2num(values) if isinstance(values[0], datetime) else np.asarray(values)
+            room = 0.01 * (high - low)
+            assert low + room < values.min() and values.max() < high - room
+
+
+@pytest.mark.parametrize(
+    ("particles", "why"),
+    [
+        (0, "once there are 200 particles; so far there are none."),
+        (120, "once there are 200 particles; so far there are 120 particles."),
+        (300, "come next: there are 300 particles, and 200 are enough."),
+    ],
+)
+def test_the_page_says_why_there_are_no_classes(tmp_path: Path, particles: int, why: str):
+    live_page.write_page(tmp_path / "live.html", Standing(2, 0, [], None, 0, None, particles), tmp_path)
+    assert why in (tmp_path / "live.html").read_text()
+
+
+def test_movies_that_failed_are_named_as_in_the_watched_folder(tmp_path: Path):
+    project, folder = tmp_path / "my lp", Path("/data/Arrived/one")
+    project.mkdir()
+    names = ("Arrived/a/b.mrc", "my lp/Arrived/a/b.mrc", "../x/my lp/Arrived/a/b.mrc")
+    names = (*names, f"{project}/Arrived/a/b.mrc")
+    failures = [("Import", name, f"{name}: is cut short; give it anew") for name in names]
+    other = ("Ctf", "Motion/job002/Arrived/m.mrc", "is blank")
+    seen = Standing(2, 0, [*failures, other], None, 0, None)
+    live_page.write_page(project / "live.html", seen, folder)
+    html = (project / "live.html").read_text()
+    assert html.count("<td>/data/Arrived/one/a/b.mrc</td>") == 4
+    assert html.count("<td>/data/Arrived/one/a/b.mrc: is cut short; give it anew</td>") == 4
+    assert "<td>Motion/job002/Arrived/m.mrc</td>" in html
 
 
 def test_settings_that_movies_need_are_asked_for(tmp_path: Path):

@@ -18,6 +18,8 @@ from halfmap.project import Project
 from halfmap.steps.class2d.step import Class2DStep
 from halfmap.steps.curate.step import CurateStep
 from halfmap.steps.pick.step import PickBlob
+from halfmap.steps.refine.step import RefineStep
+from halfmap.steps.symmetry.step import SymmetryStep
 from halfmap.workflow.record import RECORD_FILE, Decision, Record, Stage, write_record
 from halfmap.workflow.report import page, write_report
 from halfmap.workflow.report.page import read_story
@@ -274,6 +276,81 @@ def test_decisions_of_the_chain_stand_with_their_job(tmp_path):
     assert "It left out: symmetry: no search: it is given" in text
     (tmp_path / RECORD_FILE).write_text("{")
     assert "Decided from the data" not in parsed(project).text
+
+
+def with_symmetry(project: Project, *, search: bool = True) -> Project:
+    """The same with the jobs of the chain that decided on the point group; nothing descends from them."""
+    groups = {
+        "rlnSymmetryGroup": ["C2", "C3", "D2"],
+        "hmVerdict": ["nearly", "no", "no"],
+        "hmWeakestCorrelation": [0.71, 0.3, 0.52],
+    }
+    scores = {"rlnSymmetryGroup": "C1", "hmSignalCorrelation": 0.9, "hmComparedResolution": 15.0}
+    tables = {"symmetry_general": scores, "symmetry_groups": made.pl.DataFrame(groups)}
+    made.end(project, SymmetryStep(map=Path("first.mrc")), symmetry=tables)
+    for group in ("C1", "T"):
+        particles = Path("Select/job008/particles.star")
+        step = RefineStep(particles=particles, reference=Path("first.mrc"), symmetry=group)
+        made.end(project, step, particles=made.particles(20))
+    decision = Decision("symmetry C1", "no group makes particles surely likelier", "--symmetry GROUP")
+    stages = (
+        Stage("select", "Select/job008/"),
+        Stage("abinitio-trial", "Refine/job013/"),
+        Stage("symmetry", "Symmetry/job012/" if search else ""),
+        Stage("round-T-trial", "Refine/job014/"),
+        Stage("first-refine", "Refine/job009/", (decision,)),
+    )
+    write_record(project.root, Record({}, stages))
+    return project
+
+
+def test_the_search_for_a_point_group_is_told_of_though_no_map_comes_of_it(tmp_path):
+    project = with_symmetry(made.whole(tmp_path))
+    story = read_story(project)
+    assert [node.number for node in story.nodes] == list(range(1, 13))
+    assert story.others == []
+    found = parsed(project)
+    text = found.text.replace("\N{NO-BREAK SPACE}", " ")
+    own = text[text.index("Symmetry/job012 · took") :]
+    for words in (
+        "Point group found none (C1)",
+        "Nearest C2 0.71 (nearly), D2 0.52, C3 0.30",
+        "Noise leaves of a perfect symmetry 0.90; a group needs 0.81",
+        "Decided in the end: symmetry C1 : no group makes particles surely likelier.",
+        "tried by refining a sample of the particles a little: C1 in Refine/job013, T in Refine/job014.",
+        "Correlation of the map with itself",
+    ):
+        assert words in own, words
+    assert "6.10 Å 5.90 Å to 6.40 Å at 95 %" in text, "trials are no result"
+    # What ends before the search knows nothing of it.
+    assert [node.number for node in read_story(project, "8").others] == [9, 10, 11, 12, 13, 14]
+
+
+def test_trials_of_point_groups_are_told_of_where_none_was_looked_for(tmp_path):
+    text = parsed(with_symmetry(made.whole(tmp_path), search=False)).text
+    tried = text.index("Point groups tried by refining a sample of the particles a little")
+    assert text.index("Refine/job009 · took") < tried < text.index("PostProcess/job010 · took")
+    assert "Not part of what is shown: Symmetry/job012." in text
+
+
+def test_tilt_and_cs_stand_with_their_errors(tmp_path):
+    project = made.to_micrographs(tmp_path)
+    columns = {
+        "hmCtfProblem": ["none", "strong ice ring", "no Thon rings"],
+        "rlnMicrographTiltAngle": [1.0, 9.0, 80.0],
+        "hmTiltUncertainty": [0.8, 1.2, 26.0],
+        "hmCtfCs": [2.6, 2.8, 7.0],
+        "hmCtfCsUncertainty": [0.1, 0.1, float("nan")],
+    }
+    table = tmp_path / "Ctf/job003/micrographs_ctf.star"
+    made.write_star(table, made.micrographs(3, **columns))
+    text = parsed(project).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Tilt median 5, 1 to 9 °; standard error 1 °; beyond 3 standard errors in 1 of 2" in text
+    assert "Cs at which the rings fit best 2.70 ± 0.1 mm (2.7 mm was used)" in text
+    made.write_star(table, made.micrographs(3, rlnMicrographTiltAngle=[1.0, 9.0, 80.0]))
+    text = parsed(project).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Tilt median 9, 1 to 80 °; standard error not known" in text
+    assert "Cs at which" not in text
 
 
 def test_failed_jobs_elsewhere_are_listed_with_their_errors(tmp_path):

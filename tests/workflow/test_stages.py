@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from halfmap.data import ParticleSet
-from halfmap.engine import RunOptions, parse_step, registered_steps
+from halfmap.engine import RunOptions, parse_step
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import write_particles
@@ -79,11 +79,11 @@ def walk(monkeypatch, blocks: dict | None = None, found: dict | None = None, **s
 
     monkeypatch.setattr(measured, "read_block", read_block)
     monkeypatch.setattr(stages, "_micrograph_pixel", lambda chain: 1.1)
-    for name, function in stages.STAGES:
+    for name, step, function in stages.STAGES:
         plan = function(chain)
         if isinstance(plan, Plan):
             values = {key: value for key, value in plan.values.items() if value is not None}
-            chain.steps[name] = parse_step(registered_steps()[plan.step], values)
+            chain.steps[name] = parse_step(chain._class(step), values)
             chain.done[name] = Stage(name, f"{name}/job/", plan.decisions)
         elif isinstance(plan, Skip):
             chain.done[name] = Stage(name, "", plan.decisions)
@@ -96,11 +96,9 @@ def run_stages(chain: Known) -> list[str]:
 
 def test_every_stage_from_movies_is_a_step_that_takes_what_is_planned(monkeypatch):
     chain = walk(monkeypatch, movies=(Path("m*.tif"),), dose_per_frame=1.0, pixel_size=1.1)
-    left_out = {"symmetric", "class3d", "clean"}
+    left_out = {"symmetric", "symmetric-trial", "class3d", "clean"}
     assert run_stages(chain) == [
-        name
-        for name, _ in stages.STAGES
-        if name not in left_out and not name.startswith("round-") and not name.endswith("-trial")
+        name for name, _, _ in stages.STAGES if name not in left_out and not name.startswith("round-")
     ]
     assert chain.steps["refine"].particles == Path("/p/full-extract/particles.star")
     assert chain.steps["hand"].half1 == Path("/p/refine/half1.star")
@@ -161,6 +159,21 @@ def test_a_group_that_makes_particles_no_likelier_is_not_used(monkeypatch, found
     chain = walk(monkeypatch, D2, evidence(abinitio=20.0, symmetric=found))
     assert {chain.steps[name].symmetry for name in ("first-refine", "refine", "validate")} == {"C1"}
     assert chain.steps["first-refine"].reference == Path("/p/abinitio/map.star")
+
+
+def test_a_group_is_looked_for_in_half_maps_and_what_came_nearest_is_said(monkeypatch):
+    rows = [
+        {"rlnSymmetryGroup": "C2", "hmWeakestCorrelation": 0.4},
+        {"rlnSymmetryGroup": "D2", "hmWeakestCorrelation": 0.53},
+    ]
+    general = [{"rlnSymmetryGroup": "C1", "hmSignalCorrelation": 0.99}]
+    chain = walk(monkeypatch, {"symmetry_groups": rows, "symmetry_general": general})
+    step = chain.steps["symmetry"]
+    assert (step.map, step.half1) == tuple(
+        Path(f"/p/abinitio-trial/{name}.star") for name in ("map", "half1")
+    )
+    (decision,) = chain.done["first-refine"].decisions
+    assert "D2 comes nearest, with a correlation of 0.53 where the noise leaves 0.99" in decision.why
 
 
 def test_round_particles_get_the_group_that_they_are_likeliest_in(monkeypatch):

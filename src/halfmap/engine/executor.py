@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import (
@@ -248,12 +247,12 @@ def _start_worker(threads: int, gpus: Sequence[str], count: Any) -> None:
             take_gpu(gpus, count.value)
             count.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The process it is a copy of, which ends with the job's.
-    parent = os.getppid()
+    # Not the process it is a copy of: that one lives for as long as any of its copies does.
+    asker = multiprocessing.parent_process()
+    assert asker is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
+        asker.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

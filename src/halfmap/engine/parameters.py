@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -172,15 +172,36 @@ def parse_form(cls: type[FormType], values: Mapping[str, Any], *, hint: str | No
     return form
 
 
+def check_value(cls: type[Form], name: str, value: Any, *, hint: str | None = None) -> None:
+    """Refuse a value that one parameter of a form cannot have, whatever the others are.
+
+    Raises
+    ------
+    ParameterError
+        If it is of the wrong kind or out of its limits.
+    """
+    form = cls.__new__(cls)
+    try:
+        BaseModel.__init__(form, **{name: value})
+    except ValidationError as error:
+        mine = [item for item in error.errors() if item["loc"][:1] == (name,)]
+        if mine:
+            raise ParameterError(_clauses(cls, mine, _as_option), hint=hint) from None
+
+
 def _as_option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def _problems(cls: type[Form], error: ValidationError, named: Callable[[str], str]) -> str:
     """All that pydantic found wrong, a clause each."""
+    return _clauses(cls, error.errors(), named)
+
+
+def _clauses(cls: type[Form], items: Iterable[Any], named: Callable[[str], str]) -> str:
     known = {parameter.name: parameter for parameter in cls.parameters()}
     clauses = []
-    for item in error.errors():
+    for item in items:
         name = str(item["loc"][0]) if item["loc"] else ""
         value = item["input"]
         message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

@@ -61,16 +61,33 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
+def making(root: Path) -> Iterator[None]:
+    """Say in a sentence that the folder of a project cannot be made.
+
+    Raises
+    ------
+    ProjectError, ResourceError
+        If it cannot.
+    """
+    try:
+        with writing(root):
+            yield
+    except OSError as error:
+        message = f"no project can be made here ({(error.strerror or str(error)).lower()})"
+        raise ProjectError(message, path=root, hint="choose another folder") from error
+
+
+@contextmanager
 def chain_locked(root: Path) -> Iterator[None]:
     """Be the only chain at work in the project in the folder `root`; one that stays empty is taken back.
 
     Raises
     ------
-    ProjectError
-        If `halfmap run` or `halfmap live` works there.
+    ProjectError, ResourceError
+        If `halfmap run` or `halfmap live` works there, or the folder cannot be made.
     """
     is_new = not root.exists()
-    with writing(root):
+    with making(root):
         root.mkdir(parents=True, exist_ok=True)
     lock = root / _CHAIN_FILE
     hint = "wait for it or end it; each of them goes on with what the other has done"

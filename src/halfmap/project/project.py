@@ -22,6 +22,7 @@ from halfmap.log import log
 from halfmap.project.hints import file_in, nearest, not_made_yet, root_above
 from halfmap.project.inputs import input_paths
 from halfmap.project.job import Job
+from halfmap.project.locks import making
 from halfmap.project.outcome import FAILURES_FILE
 from halfmap.project.pipeline import PIPELINE_FILE, Pipeline, Process, edit_pipeline, read_pipeline
 
@@ -37,6 +38,8 @@ class Project:
     ----------
     root : path
         The folder that holds ``default_pipeline.star``.
+    goes_on : str
+        Command by which what is interrupted in it goes on; default: that of the job.
 
     Examples
     --------
@@ -48,6 +51,7 @@ class Project:
     """
 
     root: Path
+    goes_on: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> Project:
@@ -59,17 +63,13 @@ class Project:
             If the folder cannot be made or written.
         """
         project = cls.at(path)
-        try:
-            with writing(project.root):
-                project.root.mkdir(parents=True, exist_ok=True)
+        with making(project.root):
+            project.root.mkdir(parents=True, exist_ok=True)
             if not (project.root / PIPELINE_FILE).exists():
                 project._say_if_nested()
                 with edit_pipeline(project.root):
                     pass
                 log.info("a new project begins in %s", project.root)
-        except OSError as error:
-            message = f"no project can be made here ({(error.strerror or str(error)).lower()})"
-            raise ProjectError(message, path=project.root, hint="choose another folder") from error
         return project
 
     @classmethod
@@ -319,7 +319,7 @@ class Project:
         try:
             job.run(options, changes, new, is_new=is_new, growing=growing, cluster=cluster)
         except KeyboardInterrupt:
-            log.warning("interrupted; go on with: %s", job.resume_command)
+            log.warning("interrupted; go on with: %s", self.goes_on or job.resume_command)
             raise
         finally:
             self._set_status(job, job.status)

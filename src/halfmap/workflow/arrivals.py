@@ -8,19 +8,84 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from halfmap.engine import Input, Param
+from halfmap.engine.parameters import Form
 from halfmap.errors import HalfmapError, ParameterError
 from halfmap.io.atomic import atomic_path, writing
 from halfmap.io.movies import MOVIE_SUFFIXES, open_movie
 
+if TYPE_CHECKING:
+    from halfmap.workflow.settings import RunSettings
+
 FOLDER = "Arrived"
-"""In the project, where each movie that is whole has a link; the import takes what is in it."""
+"""In the project, where each movie that is whole has a link."""
+
+ARRIVED = Path(FOLDER, "**", "*")
+"""What the import of a watched folder takes."""
 
 _AT_A_TIME_s = 30.0
 """Time after which files that are not looked into yet wait for the next round."""
 
+LIVE = "Live"
+
 State = Literal["whole", "broken", "no movie", "listed"]
+
+
+class Watch(Form):
+    """Process the movies that a microscope writes into a folder while they arrive, up to 2D classes.
+
+    Takes the settings of `halfmap run`, makes the same jobs, and can be followed by it in the same project.
+    It ends by Ctrl-C or as --quiet-minutes and --hours say, and the same command goes on where it was.
+    """
+
+    folder: Path = Input("folder that movies are written into; those in folders below it, too", folder=True)
+    pattern: str | None = Param(
+        None,
+        "names of the movies, such as '*_Fractions.tiff'; default: all movies",
+        unit="none",
+        section=LIVE,
+    )
+    quiet_minutes: float | None = Param(
+        None, "end when no new movie has come for so long; default: by Ctrl-C", unit="min", section=LIVE, gt=0
+    )
+    hours: float | None = Param(None, "end after this time", unit="h", section=LIVE, gt=0)
+    settle: float = Param(
+        10.0, "time for which a file must not have changed", unit="s", section=LIVE, advanced=True, ge=0
+    )
+    patience: float = Param(
+        5.0,
+        "time after which a file that cannot be read whole counts as broken",
+        unit="min",
+        section=LIVE,
+        advanced=True,
+        gt=0,
+    )
+    class_minutes: float = Param(
+        60.0,
+        "time after which classes are made anew though particles are less than half as many more",
+        unit="min",
+        section=LIVE,
+        advanced=True,
+        gt=0,
+    )
+
+    def lasting(self) -> dict[str, Any]:
+        """What holds for the next session too, plain."""
+        plain = self.model_dump(mode="json", include={"pattern", "settle", "patience", "class_minutes"})
+        return plain | {"folder": str(self.folder.absolute())}
+
+    def arrivals(self, root: Path, settings: RunSettings) -> Arrivals:
+        """The movies of the folder, for the project in the folder `root`.
+
+        Raises
+        ------
+        ParameterError
+            If there is no such folder.
+        """
+        left_out = tuple(root / path for path in (settings.gain, settings.defects) if path is not None)
+        return Arrivals(self.folder, root, self.pattern or "", left_out, self.settle, 60 * self.patience)
 
 
 @dataclass
@@ -121,6 +186,14 @@ class Arrivals:
                 each.state = "listed"
             if time.monotonic() - now > _AT_A_TIME_s and not is_last:
                 break
+        return new
+
+    def take_last(self) -> int:
+        """Take what is whole and count it, waiting once for files that may still be written."""
+        new = self.take(is_last=True)
+        if self.waiting:
+            time.sleep(self.settle_s)
+            new += self.take(is_last=True)
         return new
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from halfmap.engine import RunOptions, Step, parse_step, registered_steps
+from halfmap.engine.parameters import check_value
 from halfmap.engine.words import value_of
 from halfmap.errors import (
     FileFormatError,
@@ -21,6 +23,7 @@ from halfmap.log import log
 from halfmap.project import Job, Project
 from halfmap.workflow.record import Decision, Record, Stage, write_record
 from halfmap.workflow.settings import RunSettings, overrides, parse_override
+from halfmap.workflow.words import Words, log_in
 
 if TYPE_CHECKING:
     from halfmap.engine.cluster import Cluster
@@ -44,12 +47,11 @@ _CANNOT_BE = ParameterError, TableError, ShapeError, FileFormatError
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage is to run: a step with its values, and the decisions behind them.
+    """What a stage is to run: values of its step, and the decisions behind them.
 
     The chain goes on without a stage that is one of several ways (`is_optional`), if its job cannot be made.
     """
 
-    step: str
     values: dict[str, Any]
     decisions: tuple[Decision, ...] = ()
     is_optional: bool = False
@@ -60,6 +62,10 @@ class Skip:
     """A stage that is not to run, and why."""
 
     decisions: tuple[Decision, ...] = ()
+
+
+Rule: TypeAlias = tuple[str, str, Callable[["Chain"], "Plan | Skip | None"]]
+"""A stage: its name, its step, and what plans it. A step may depend on the chain's ``{source}``."""
 
 
 @dataclass
@@ -113,7 +119,7 @@ class Chain:
             )
         return outputs[name]
 
-    def run(self, stages: Sequence[tuple[str, Callable[[Chain], Plan | Skip | None]]]) -> None:
+    def run(self, stages: Sequence[Rule]) -> None:
         """Run `stages` in order, up to the one that the settings name.
 
         A stage's function sees the chain with all stages before it done, and returns what to run, `Skip`,
@@ -122,27 +128,33 @@ class Chain:
         Raises
         ------
         ParameterError
-            If the settings name a stage or a parameter that there is not.
+            If the settings name a stage or a parameter that there is not, or a value that cannot be.
         HalfmapError
             What stopped a job.
         """
-        self._check_names([name for name, _ in stages])
+        steps = {name: self._class(step) for name, step, _ in stages}
+        self._check_asked(steps)
         before = {stage.name: stage for stage in self.record.stages}
         force = False
-        for name, plan_stage in stages:
+        for name, _, plan_stage in stages:
             force = force or name == self.settings.anew
             plan = plan_stage(self)
-            decisions = () if plan is None else plan.decisions
+            decisions = () if plan is None else tuple(map(self._as_asked, plan.decisions))
             for decision in decisions:
                 log.info("%s: %s", name, decision)
             job = ""
             if isinstance(plan, Plan):
+                words = Words(name, steps[name])
                 try:
-                    step = self._step(name, plan)
-                    job = self._bring_up_to_date(name, step, before.get(name), decisions, force=force).name
+                    step = self._step(name, steps[name], plan)
+                    with log_in(words):
+                        job = self._bring_up_to_date(
+                            name, step, before.get(name), decisions, force=force
+                        ).name
                 except HalfmapError as error:
+                    words.translate_error(error)
                     if not (plan.is_optional and isinstance(error, _CANNOT_BE)):
-                        log.info("stopped at %s; any option of its step: --set %s.OPTION=VALUE", name, name)
+                        self._say_stopped(name)
                         raise
                     log.warning("%s: left out: %s", name, error)
                     decisions = (*decisions, Decision("left out", str(error)))
@@ -152,23 +164,53 @@ class Chain:
                 log.info("stopped after %s, as asked; `halfmap run` without --until goes on", name)
                 return
 
-    def _check_names(self, names: Sequence[str]) -> None:
-        by_hand = (parse_override(word)[0] for word in self.settings.set)
-        asked = (self.settings.until, self.settings.anew, *by_hand)
-        for name in asked:
-            if name is not None and name not in names:
-                raise ParameterError(f"there is no stage {name!r}", hint=f"stages: {', '.join(names)}")
+    def _class(self, step: str) -> type[Step]:
+        return registered_steps()[step.format(source=self.settings.source) if "{" in step else step]
 
-    def _step(self, stage: str, plan: Plan) -> Step:
+    def _check_asked(self, steps: Mapping[str, type[Step]]) -> None:
+        """Refuse what was set by hand and cannot be, before anything runs."""
+        for name in (self.settings.until, self.settings.anew):
+            if name is not None:
+                _check_stage(name, steps)
+        for stage, parameter, text in map(parse_override, self.settings.set):
+            _check_stage(stage, steps)
+            known = {each.name: each for each in steps[stage].parameters()}
+            hint = f"see: halfmap {steps[stage].name} --help"
+            if parameter not in known:
+                close = get_close_matches(parameter, known, n=1)
+                guess = f"did you mean {stage}.{close[0].replace('_', '-')}? " if close else ""
+                message = f"{stage} has no parameter {parameter.replace('_', '-')!r}"
+                raise ParameterError(message, hint=guess + hint)
+            try:
+                check_value(steps[stage], parameter, value_of(text, known[parameter]), hint=hint)
+            except ParameterError as error:
+                Words(stage, steps[stage]).translate_error(error)
+                raise
+
+    def _as_asked(self, decision: Decision) -> Decision:
+        """What to say of a decision, if what it is about was set by hand."""
+        if not decision.override.startswith("--set "):
+            return decision
+        target = decision.override.removeprefix("--set ").partition("=")[0]
+        stage, parameter, _ = parse_override(f"{target}=")
+        value = overrides(self.settings.set, stage).get(parameter)
+        if value is None:
+            return decision
+        return Decision(f"{parameter.replace('_', ' ')} {value}", "as asked", f"--set {target}=")
+
+    def _say_stopped(self, stage: str) -> None:
+        log.info("stopped at %s; any option of its step: --set %s.OPTION=VALUE", stage, stage)
+        asked = [f"{stage}.{name.replace('_', '-')}" for name in overrides(self.settings.set, stage)]
+        if asked:
+            log.info(
+                "set by hand, and kept until it is taken back: %s (--set %s=)", ", ".join(asked), asked[0]
+            )
+
+    def _step(self, stage: str, cls: type[Step], plan: Plan) -> Step:
         """The step of a stage, with what was set by hand in the place of what was planned."""
-        cls = registered_steps()[plan.step]
         values = {name: value for name, value in plan.values.items() if value is not None}
         parameters = {parameter.name: parameter for parameter in cls.parameters()}
         for name, text in overrides(self.settings.set, stage).items():
-            if name not in parameters:
-                raise ParameterError(
-                    f"{stage} has no parameter {name!r}", hint=f"see: halfmap {plan.step} --help"
-                )
             values[name] = value_of(text, parameters[name])
         return parse_step(cls, values)
 
@@ -240,6 +282,14 @@ class Chain:
         run = self.options.model_dump(mode="json", include=set(RunOptions.model_fields))
         stages = (*self.done.values(), *later)
         write_record(self.project.root, Record(options, stages, run, self.record.live))
+
+
+def _check_stage(name: str, stages: Iterable[str]) -> None:
+    known = list(stages)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        guess = f"did you mean {close[0]!r}? " if close else ""
+        raise ParameterError(f"there is no stage {name!r}", hint=f"{guess}stages: {', '.join(known)}")
 
 
 def _named_singly(step: Step) -> set[str]:

@@ -33,6 +33,8 @@ _SAMPLE = 2_000
 _ITERATIONS, _RUNS = 4, 4
 """Of refinements that are only to tell the group; of their maps, at most."""
 
+_GROUP = "--symmetry GROUP"
+
 AROUND = 1.1
 """Diameter of a particle's sphere over its own."""
 
@@ -48,7 +50,7 @@ def abinitio(chain: Chain) -> Plan:
     symmetry = chain.settings.symmetry
     particles = chain.output("select", "particles")
     shifts = shift_range_of(particles)
-    group = Decision("no symmetry", "none was given; it is looked for in this map", "--symmetry")
+    group = Decision("no symmetry", "none was given; it is looked for in this map", _GROUP)
     decisions = (() if symmetry else (group,)) + ((shifts[1],) if shifts else ())
     values = {
         "particles": particles,
@@ -57,17 +59,23 @@ def abinitio(chain: Chain) -> Plan:
         "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
-    return Plan("abinitio", values, decisions)
+    return Plan(values, decisions)
 
 
 def symmetry(chain: Chain) -> Plan | Skip | None:
-    """Look for a point group in the first map, if it is one."""
+    """Look for a point group in the first map, if it is one.
+
+    After the few iterations of its trial there are half maps, which tell how much symmetry noise leaves.
+    """
     if chain.settings.symmetry:
         return None
-    if measured.agreement(chain.output("abinitio", "model")) is None:
+    if _agreement(chain) is None:
         why = "no two runs agree, so that the first map is one of many that the images allow"
-        return Skip((Decision("no symmetry looked for", why, "--set abinitio.restarts=16, or --symmetry"),))
-    return Plan("symmetry", {"map": chain.output("abinitio", "map")}, is_optional=True)
+        return Skip((Decision("no symmetry looked for", why, f"--set abinitio.restarts=N, or {_GROUP}"),))
+    values: dict[str, Any] = {"map": chain.output("abinitio", "map")}
+    if chain.has("abinitio-trial"):
+        values = {name: chain.output("abinitio-trial", name) for name in ("map", "half1", "half2")}
+    return Plan(values, is_optional=True)
 
 
 def symmetric(chain: Chain) -> Plan | None:
@@ -92,23 +100,36 @@ def trial(stage: str) -> Callable[[Chain], Plan | None]:
         group = next((group for group, made in _tried(chain).items() if made == stage), None)
         if group is None:
             return None
-        values = {
-            **common(chain),
-            "reference": chain.output(stage, "map"),
-            "symmetry": group,
-            "initial_lowpass": _FIRST_A if group == "C1" else None,
-            "sample": _SAMPLE,
-            "most_iterations": _ITERATIONS,
-        }
-        if group != "C1":
-            return Plan("refine", values, is_optional=True)
         others = ", ".join(each for each in _tried(chain) if each != "C1")
         is_round = "class averages are round, as those of such groups are"
         why = is_round if _is_round(chain) else "it was found in the first map"
-        made = Decision(f"{others} tried beside no symmetry", why, "--symmetry")
-        return Plan("refine", values, (made,), is_optional=True)
+        made = Decision(f"{others} tried beside no symmetry", why, _GROUP)
+        return _trial(chain, stage, group, (made,))
 
     return plan
+
+
+def first_trial(chain: Chain) -> Plan | None:
+    """Refine a sample of the particles a little without symmetry, if one is to be looked for."""
+    if chain.settings.symmetry or (_agreement(chain) is None and not _is_round(chain)):
+        return None
+    return _trial(chain, "abinitio", "C1")
+
+
+def _trial(chain: Chain, stage: str, group: str, decisions: tuple[Decision, ...] = ()) -> Plan:
+    values = {
+        **common(chain),
+        "reference": chain.output(stage, "map"),
+        "symmetry": group,
+        "initial_lowpass": _FIRST_A if group == "C1" else None,
+        "sample": _SAMPLE,
+        "most_iterations": _ITERATIONS,
+    }
+    return Plan(values, decisions, is_optional=True)
+
+
+def _agreement(chain: Chain) -> float | None:
+    return measured.agreement(chain.output("abinitio", "model"))
 
 
 def first_refine(chain: Chain) -> Plan:
@@ -120,7 +141,7 @@ def first_refine(chain: Chain) -> Plan:
         "symmetry": group,
     }
     decisions = () if chain.settings.symmetry else (_likeliest(chain)[1],)
-    return Plan("refine", values, decisions)
+    return Plan(values, decisions)
 
 
 def common(chain: Chain) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def shift_range_of(particles: Path) -> tuple[float, Decision] | None:
         return None
     value = math.ceil(1.25 * far + 2.0)
     why = f"95 % of the particles lie within {far:.1f} Å of their boxes' centres in their classes"
-    return value, Decision(f"shifts to {value} Å", why, "--set abinitio.shift-range=10")
+    return value, Decision(f"shifts to {value} Å", why, "--set abinitio.shift-range=Å")
 
 
 def sphere_of(chain: Chain) -> float | None:
@@ -159,7 +180,7 @@ def beyond_sphere(chain: Chain) -> tuple[float, Decision] | None:
     if not sphere < wide < _WIDER * sphere:
         return None
     why = f"the first refined map goes on beyond its sphere of {sphere:.0f} Å"
-    return wide, Decision(f"particle {wide:.0f} Å wide", why, f"--diameter {sphere / AROUND:.0f}")
+    return wide, Decision(f"particle {wide:.0f} Å wide", why, "--set refine.diameter=Å")
 
 
 def point_group(chain: Chain) -> str:
@@ -169,7 +190,7 @@ def point_group(chain: Chain) -> str:
 
 def _map_in(chain: Chain, group: str) -> Plan:
     values = {**common(chain), "symmetry": group, "restarts": _RUNS}
-    return Plan("abinitio", values, is_optional=True)
+    return Plan(values, is_optional=True)
 
 
 def _found(chain: Chain) -> str:
@@ -178,6 +199,23 @@ def _found(chain: Chain) -> str:
         return "C1"
     scores = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")
     return str(scores[0]["rlnSymmetryGroup"])
+
+
+def _nearest(chain: Chain) -> str:
+    """Which group came nearest to being found, in a clause."""
+    if not chain.has("symmetry"):
+        return ""
+    scores = chain.output("symmetry", "scores")
+    rows = measured.read_block(scores, "symmetry_groups")
+    if not rows:
+        return ""
+    nearest = max(rows, key=lambda row: float(row["hmWeakestCorrelation"]))
+    (general,) = measured.read_block(scores, "symmetry_general")
+    return (
+        f": {nearest['rlnSymmetryGroup']} comes nearest, with a correlation of "
+        f"{float(nearest['hmWeakestCorrelation']):.2f} where the noise leaves "
+        f"{float(general['hmSignalCorrelation']):.2f}"
+    )
 
 
 def _is_round(chain: Chain) -> bool:
@@ -216,7 +254,8 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
     trials = {group: f"{stage}-trial" for group, stage in _tried(chain).items()}
     tables = {group: chain.output(trial, "particles") for group, trial in trials.items() if chain.has(trial)}
     if "C1" not in tables or len(tables) == 1:
-        return "C1", Decision("symmetry C1", "no point group was found in the first map", "--symmetry")
+        why = "no point group was found in the first map"
+        return "C1", Decision("symmetry C1", f"{why}{_nearest(chain)}", _GROUP)
 
     from halfmap.ops.symmetry import order
 
@@ -245,7 +284,7 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
             said.append(f"{mean:+.2f} ± {error:.2f} {'without' if other == 'C1' else f'in {other}'}")
     against = "no group makes particles surely likelier" if group == "C1" else "particles are likeliest in it"
     why = f"{against}, in maps that they had no share in: log-likelihood of each {', '.join(said)}"
-    return group, Decision(f"symmetry {group}", why, "--symmetry")
+    return group, Decision(f"symmetry {group}", why, _GROUP)
 
 
 def resolution_of(chain: Chain, stage: str) -> float:

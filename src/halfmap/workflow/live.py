@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
 
-from halfmap.engine import Input, Param, RunOptions
+from halfmap.engine import RunOptions
 from halfmap.engine.decisions import GROWTH
 from halfmap.engine.executor import shared_workers
-from halfmap.engine.parameters import Form, parse_form
+from halfmap.engine.parameters import parse_form
 from halfmap.errors import (
     HalfmapError,
     ItemsFailedError,
@@ -28,9 +28,9 @@ from halfmap.log import log, terminal_filtered
 from halfmap.project import Project
 from halfmap.project.locks import chain_locked
 from halfmap.project.outcome import count
-from halfmap.workflow.arrivals import FOLDER, Arrivals
+from halfmap.workflow.arrivals import ARRIVED, Arrivals, Watch
 from halfmap.workflow.chain import Chain
-from halfmap.workflow.live_page import PAGE, look, write_page
+from halfmap.workflow.live_page import FEWEST, PAGE, look, write_page
 from halfmap.workflow.measured import read_particle_facts
 from halfmap.workflow.record import read_record
 from halfmap.workflow.run import settings_of
@@ -40,13 +40,8 @@ from halfmap.workflow.stages import STAGES
 if TYPE_CHECKING:
     from halfmap.engine.cluster import Cluster
 
-LIVE = "Live"
-
 LAST_STAGE, LAST_OF_ROUND = "first-class2d", "first-extract"
 """Stages up to which the chain runs when classes are due, and else."""
-
-_FEWEST = 200
-"""Particles from which classes show something."""
 
 _LOOK_s = 3.0
 """Time between two looks into the folder."""
@@ -57,48 +52,6 @@ _AGAIN_s = 60.0
 _PASSING = (ItemsFailedError, TableError, ProjectError, ResourceError)
 """Errors of a round that more movies, another process or somebody who frees the disk may mend."""
 
-
-class Watch(Form):
-    """Process the movies that a microscope writes into a folder while they arrive, up to 2D classes.
-
-    Takes the settings of `halfmap run`, makes the same jobs, and can be followed by it in the same project.
-    It ends by Ctrl-C or as --quiet-minutes and --hours say, and the same command goes on where it was.
-    """
-
-    folder: Path = Input("folder that movies are written into; those in folders below it, too", folder=True)
-    pattern: str | None = Param(
-        None,
-        "names of the movies, such as '*_Fractions.tiff'; default: all movies",
-        unit="none",
-        section=LIVE,
-    )
-    quiet_minutes: float | None = Param(
-        None, "end when no new movie has come for so long; default: by Ctrl-C", unit="min", section=LIVE, gt=0
-    )
-    hours: float | None = Param(None, "end after this time", unit="h", section=LIVE, gt=0)
-    settle: float = Param(
-        10.0, "time for which a file must not have changed", unit="s", section=LIVE, advanced=True, ge=0
-    )
-    patience: float = Param(
-        5.0,
-        "time after which a file that cannot be read whole counts as broken",
-        unit="min",
-        section=LIVE,
-        advanced=True,
-        gt=0,
-    )
-    class_minutes: float = Param(
-        60.0,
-        "time after which classes are made anew though particles are less than half as many more",
-        unit="min",
-        section=LIVE,
-        advanced=True,
-        gt=0,
-    )
-
-
-_LASTING = ("pattern", "settle", "patience", "class_minutes")
-"""What of a session's options the next one takes over."""
 
 _NOT_LIVE = {"movies", "micrographs", "particles", "until", "anew"}
 
@@ -143,12 +96,10 @@ def _run_session(project: Project, given: Mapping[str, Any], options: RunOptions
     asked = {name: value for name, value in given.items() if name in Watch.model_fields}
     watch = parse_form(Watch, {**record.live, **asked})
     known = {name: value for name, value in given.items() if name not in Watch.model_fields}
-    known["movies"] = (project.root / FOLDER / "**" / "*",)
+    known["movies"] = (project.root / ARRIVED,)
     settings = settings_of(project, known)
-    left_out = tuple(project.root / path for path in (settings.gain, settings.defects) if path is not None)
-    arrivals = Arrivals(
-        watch.folder, project.root, watch.pattern or "", left_out, watch.settle, 60 * watch.patience
-    )
+    arrivals = watch.arrivals(project.root, settings)
+    project = replace(project, goes_on="the same command")
     with terminal_filtered(_Terminal()), shared_workers(options, project.root) as cluster:
         Session(project, settings, options, watch, arrivals, cluster).run()
 
@@ -217,10 +168,7 @@ class Session:
 
     def _take_last(self) -> None:
         """Take what is whole, waiting once for files that may still be written."""
-        self.arrivals.take(is_last=True)
-        if self.arrivals.waiting:
-            time.sleep(self.watch.settle)
-            self.arrivals.take(is_last=True)
+        self.arrivals.take_last()
         if self.arrivals.waiting:
             _say(
                 f"{count(self.arrivals.waiting, 'file')} still written: left out; the same command takes them"
@@ -228,10 +176,10 @@ class Session:
 
     def _finish(self) -> None:
         self._bring_up_to_date(LAST_OF_ROUND, growing=False)
-        if self._particles() >= _FEWEST:
+        if self._particles() >= FEWEST:
             self._bring_up_to_date(LAST_STAGE, growing=False)
         else:
-            _say(f"fewer than {_FEWEST} particles: no classes are made")
+            _say(f"fewer than {FEWEST} particles: no classes are made")
 
     def _is_late(self, begun: float) -> bool:
         hours = self.watch.hours
@@ -267,8 +215,7 @@ class Session:
     def _bring_up_to_date(self, stage: str, *, growing: bool) -> None:
         start = time.monotonic()
         settings = self.settings.model_copy(update={"until": stage})
-        lasting = self.watch.model_dump(mode="json", include=set(_LASTING))
-        record = replace(read_record(self.project.root), live=lasting)
+        record = replace(read_record(self.project.root), live=self.watch.lasting())
         chain = Chain(self.project, settings, self.options, record, growing, self.cluster)
         try:
             chain.run(STAGES)
@@ -302,7 +249,7 @@ class Session:
         self._see_classes()
         now, before = self._particles(), self._classed[0]
         late = now > before and time.monotonic() - self._classed_at > 60 * self.watch.class_minutes
-        return now >= _FEWEST and (now >= GROWTH * before or late)
+        return now >= FEWEST and (now >= GROWTH * before or late)
 
     def _see_classes(self) -> None:
         """Note of how many particles the last classes are, and since when they are there."""

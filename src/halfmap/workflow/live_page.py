@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import time
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halfmap.io.atomic import write_text
 from halfmap.markup import Content, Markup, data_address, element, facts, joined, page, picture, table
 from halfmap.project.outcome import count, read_failures
+from halfmap.workflow.arrivals import FOLDER
+from halfmap.workflow.measured import read_particle_facts
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 PAGE = "live.html"
 """In the project's folder."""
+
+FEWEST = 200
+"""Particles from which classes show something."""
 
 _AGAIN_s = 30
 """After which a browser looks at the page again."""
@@ -43,6 +49,12 @@ _SERIES = (
 
 _WIDTH, _HEIGHT = 1100, 110
 
+_BESIDE = 0.02
+"""Room beside the first and the last point, in parts of the time between them; so that axes hide none."""
+
+_ABOVE = 0.1
+"""The same above and below."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -61,6 +73,8 @@ class Standing:
         In all.
     classes : path or None
         Picture of the last classes.
+    particles : int
+        Cut so far, as long as there are no classes.
     """
 
     taken: int
@@ -69,6 +83,7 @@ class Standing:
     micrographs: pl.DataFrame | None
     picks: int
     classes: Path | None
+    particles: int = 0
 
     def line(self) -> str:
         """The session in a line."""
@@ -113,7 +128,11 @@ def look(chain: Chain, taken: int, waiting: int) -> Standing:
     micrographs = _micrographs(folders)
     picked = 0 if micrographs is None else int(micrographs["hmPicks"].sum())
     classes = folders.get("first-class2d", Path()) / "classes.png"
-    return Standing(taken, waiting, failures, micrographs, picked, classes if classes.exists() else None)
+    standing = Standing(taken, waiting, failures, micrographs, picked, None)
+    if classes.exists():
+        return replace(standing, classes=classes)
+    cut = folders.get("first-extract", Path()) / "particles.star"
+    return replace(standing, particles=read_particle_facts(cut).number if cut.exists() else 0)
 
 
 def _micrographs(folders: dict[str, Path]) -> pl.DataFrame | None:
@@ -172,16 +191,40 @@ def write_page(path: Path, seen: Standing, folder: Path) -> None:
     if timed is not None and timed.height:
         parts.append(element("h2", "Over time"))
         parts.append(element("figure", element("img", src=_drawn(timed), alt="figures over time")))
+    parts.append(element("h2", "Classes"))
     if seen.classes is not None:
-        parts += [
-            element("h2", "Classes"),
-            picture(seen.classes, f"Of {_clock(seen.classes.stat().st_mtime)}."),
-        ]
+        parts.append(picture(seen.classes, f"Of {_clock(seen.classes.stat().st_mtime)}."))
+    else:
+        parts.append(element("p", _why_no_classes(seen.particles)))
     if seen.failures:
-        head = ("Job", "File", "Why")
-        parts += [element("h2", f"{len(seen.failures):,} left out"), table(head, seen.failures[-_SHOWN:])]
+        watched = _Watched(path.parent, folder)
+        rows = [(job, watched.name(file), watched.name(why)) for job, file, why in seen.failures[-_SHOWN:]]
+        parts += [element("h2", f"{len(seen.failures):,} left out"), table(("Job", "File", "Why"), rows)]
     script = f"setTimeout(() => location.reload(), {1000 * _AGAIN_s});"
     write_text(path, page(f"Live: {folder.name}", joined(*parts), script=script), durable=False)
+
+
+def _why_no_classes(particles: int) -> str:
+    if particles < FEWEST:
+        there = count(particles, "particle") if particles else "none"
+        return f"The first ones are made once there are {FEWEST} particles; so far there are {there}."
+    return f"The first ones come next: there are {count(particles, 'particle')}, and {FEWEST} are enough."
+
+
+class _Watched:
+    """Names of movies in the watched folder, in the place of those of their links in the project."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        root = root.absolute()
+        # Names are absolute, from the project, or from wherever the command was given.
+        self._link = re.compile(
+            rf"{re.escape(str(root / FOLDER))}/|(?<!\S)(?:(?:\S*?/)?{re.escape(root.name)}/)?{FOLDER}/"
+        )
+        self._folder = folder
+
+    def name(self, text: str) -> str:
+        """The same text with the paths that one has seen."""
+        return self._link.sub(lambda _: f"{self._folder}/", text)
 
 
 def _drawn(micrographs: pl.DataFrame) -> Markup:
@@ -207,12 +250,14 @@ def _draw_series(axes: Axes, rows: pl.DataFrame, label: str, title: str, factor:
     from halfmap.pictures import INK
 
     values = factor * rows[label].cast(pl.Float64).to_numpy()
+    axes.margins(y=_ABOVE)
     times = [datetime.fromtimestamp(value) for value in rows["time"]]
     kept = rows["kept"].to_numpy()
     for chosen, colour in ((~kept, "#d05050"), (kept, INK)):
         shown = [when for when, one in zip(times, chosen, strict=True) if one]
         axes.plot(shown, values[chosen], ".", markersize=3, color=colour)  # pyright: ignore[reportArgumentType]
-    axes.set_xlim(times[0], times[-1] if times[-1] > times[0] else None)  # pyright: ignore[reportArgumentType]
+    room = max(_BESIDE * (times[-1] - times[0]), timedelta(seconds=30))
+    axes.set_xlim(times[0] - room, times[-1] + room)  # pyright: ignore[reportArgumentType]
     axes.set_ylabel(title, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from halfmap.engine import RunOptions
@@ -12,8 +14,10 @@ from halfmap.errors import HalfmapError
 from halfmap.log import log
 from halfmap.project import Project
 from halfmap.project.locks import chain_locked
+from halfmap.project.outcome import count
+from halfmap.workflow.arrivals import ARRIVED, Watch
 from halfmap.workflow.chain import Chain
-from halfmap.workflow.record import read_record
+from halfmap.workflow.record import Record, read_record
 from halfmap.workflow.report import write_report
 from halfmap.workflow.settings import RunSettings, merged
 from halfmap.workflow.stages import STAGES
@@ -43,6 +47,8 @@ def run_chain(project: Project, given: Mapping[str, Any], options: RunOptions) -
     with chain_locked(project.root):
         settings, record = settings_of(project, given), read_record(project.root)
         options = options.continued(record.run)
+        _take_arrived(project, settings, record)
+        project = replace(project, goes_on=f"halfmap run --project {os.path.relpath(project.root)}")
         chain = Chain(project, settings, options, record)
         try:
             with shared_workers(options, project.root) as chain.cluster:
@@ -55,13 +61,28 @@ def run_chain(project: Project, given: Mapping[str, Any], options: RunOptions) -
     return chain
 
 
-def _report(chain: Chain) -> None:
-    names = {process.name for process in chain.project.pipeline.processes}
-    jobs = [stage.job for stage in chain.done.values() if stage.job in names]
-    if not jobs:
+def _take_arrived(project: Project, settings: RunSettings, record: Record) -> None:
+    """Take what has come into a watched folder since `halfmap live` ended."""
+    if settings.movies != (ARRIVED,) or "folder" not in record.live:
         return
+    watch = parse_form(Watch, record.live)
+    if not watch.folder.is_dir():
+        log.warning("%s is out of reach: what has come since is not taken", watch.folder)
+        return
+    new = watch.arrivals(project.root, settings).take_last()
+    if new:
+        log.info("%s taken that came into %s since", count(new, "movie"), watch.folder)
+
+
+def _report(chain: Chain) -> None:
+    made = [stage.job for stage in chain.done.values() if stage.job]
+    if not made:
+        return  # nor, maybe, a project
     try:
-        write_report(chain.project, jobs[-1])
+        names = {process.name for process in chain.project.pipeline.processes}
+        jobs = [job for job in made if job in names]
+        if jobs:
+            write_report(chain.project, jobs[-1])
     except HalfmapError as error:
         log.warning("no report: %s", error)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from halfmap.workflow import first_map, measured
-from halfmap.workflow.chain import Chain, Plan, Skip
+from halfmap.workflow.chain import Chain, Plan, Rule, Skip
 from halfmap.workflow.first_map import AROUND, beyond_sphere, point_group, resolution_of, sphere_of
 from halfmap.workflow.record import Decision
 
@@ -51,10 +50,10 @@ def import_(chain: Chain) -> Plan:
     }
     if s.source == "particles":
         values = {"particles": _given(chain, s.particles), "pixel_size": s.pixel_size}
-        return Plan("import particles", values)
+        return Plan(values)
     files = tuple(_given(chain, path) for path in getattr(s, s.source))
     if s.source == "micrographs":
-        return Plan("import micrographs", {"micrographs": files, **optics})
+        return Plan({"micrographs": files, **optics})
     camera = {
         "gain": _given(chain, s.gain),
         "gain_rotation": s.gain_rotation,
@@ -62,14 +61,14 @@ def import_(chain: Chain) -> Plan:
         "defects": _given(chain, s.defects),
         "dose_per_frame": s.dose_per_frame,
     }
-    return Plan("import movies", {"movies": files, **optics, **camera})
+    return Plan({"movies": files, **optics, **camera})
 
 
 def motion(chain: Chain) -> Plan | None:
     """Correct the motion of movies."""
     if chain.settings.source != "movies":
         return None
-    return Plan("motion", {"movies": chain.output("import", "movies")})
+    return Plan({"movies": chain.output("import", "movies")})
 
 
 def ctf(chain: Chain) -> Plan | None:
@@ -77,7 +76,7 @@ def ctf(chain: Chain) -> Plan | None:
     if chain.settings.source == "particles":
         return None
     before = "motion" if chain.has("motion") else "import"
-    return Plan("ctf", {"micrographs": chain.output(before, "micrographs")})
+    return Plan({"micrographs": chain.output(before, "micrographs")})
 
 
 def curate(chain: Chain) -> Plan | None:
@@ -85,7 +84,7 @@ def curate(chain: Chain) -> Plan | None:
     if not chain.has("ctf"):
         return None
     values = {"micrographs": chain.output("ctf", "micrographs"), "diameter": chain.settings.diameter}
-    return Plan("curate", values)
+    return Plan(values)
 
 
 def first_pick(chain: Chain) -> Plan | None:
@@ -94,7 +93,7 @@ def first_pick(chain: Chain) -> Plan | None:
         return None
     diameter = chain.settings.diameter
     values = {"micrographs": chain.output("curate", "micrographs"), "diameter": diameter}
-    return Plan("pick blob", values)
+    return Plan(values)
 
 
 def first_extract(chain: Chain) -> Plan | None:
@@ -113,7 +112,7 @@ def first_select(chain: Chain) -> Plan | None:
     """Choose among the first classes those that serve as references."""
     if not chain.has("first-class2d"):
         return None
-    return Plan("select", {"model": chain.output("first-class2d", "model")})
+    return Plan({"model": chain.output("first-class2d", "model")})
 
 
 def pick(chain: Chain) -> Plan | None:
@@ -129,8 +128,8 @@ def pick(chain: Chain) -> Plan | None:
         "references": averages,
         "diameter": chain.settings.diameter or _diameter(chain, "first-extract"),
     }
-    decision = Decision(f"{classes} class averages as references", why, "--set first-select.classes=1,2")
-    return Plan("pick template", values, (decision,))
+    decision = Decision(f"{classes} class averages as references", why, "--set first-select.classes=NUMBERS")
+    return Plan(values, (decision,))
 
 
 def extract(chain: Chain) -> Plan | None:
@@ -146,7 +145,7 @@ def class2d(chain: Chain) -> Plan:
 
 def select(chain: Chain) -> Plan:
     """Keep the classes that show the particle."""
-    return Plan("select", {"model": chain.output("class2d", "model")})
+    return Plan({"model": chain.output("class2d", "model")})
 
 
 def class3d(chain: Chain) -> Plan | Skip:
@@ -155,7 +154,7 @@ def class3d(chain: Chain) -> Plan | Skip:
     poor = measured.poor_share(particles)
     said = f"{100 * poor:.1f} % of the particles fit it far worse than the others"
     if poor < _POOR and not chain.asked("class3d"):
-        return Skip((Decision("no clean-up in 3D", said, "--set class3d.classes=3"),))
+        return Skip((Decision("no clean-up in 3D", said, "--set class3d.classes=N"),))
     values = {
         "particles": particles,
         "reference": (chain.output("first-refine", "map"),),
@@ -165,7 +164,7 @@ def class3d(chain: Chain) -> Plan | Skip:
         "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
-    return Plan("class3d", values, (Decision("clean-up in 3D, 3 classes", said, "--set class3d.classes=4"),))
+    return Plan(values, (Decision("clean-up in 3D, 3 classes", said, "--set class3d.classes=N"),))
 
 
 def clean(chain: Chain) -> Plan | None:
@@ -180,9 +179,9 @@ def clean(chain: Chain) -> Plan | None:
     decision = Decision(
         f"classes {', '.join(map(str, kept))}",
         f"they are as fine as any, of {said}",
-        "--set clean.classes=1,2",
+        "--set clean.classes=NUMBERS",
     )
-    return Plan("select", {"model": chain.output("class3d", "model"), "classes": kept}, (decision,))
+    return Plan({"model": chain.output("class3d", "model"), "classes": kept}, (decision,))
 
 
 def full_extract(chain: Chain) -> Plan | Skip | None:
@@ -193,7 +192,7 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
     facts = measured.read_particle_facts(chain.output("extract", "particles"))
     finest = 2 * facts.pixel_size
     whole = _micrograph_pixel(chain)
-    override = "--set full-extract.pixel-size=1.5"
+    override = "--set full-extract.pixel-size=Å"
     wider = beyond_sphere(chain)
     if facts.pixel_size <= 1.01 * whole and wider is None:
         return Skip((Decision("particles stay as they are", "they were not scaled down"),))
@@ -211,7 +210,7 @@ def full_extract(chain: Chain) -> Plan | Skip | None:
         "diameter": wider[0] if wider else chain.settings.diameter,
     }
     made = Decision(f"particles cut anew at {whole:.2f} Å/px", why, override)
-    return Plan("extract", values, (made, wider[1]) if wider else (made,))
+    return Plan(values, (made, wider[1]) if wider else (made,))
 
 
 def refine(chain: Chain) -> Plan | Skip:
@@ -232,7 +231,7 @@ def refine(chain: Chain) -> Plan | Skip:
         "reference": chain.output("first-refine", "map"),
         "symmetry": point_group(chain),
     }
-    return Plan("refine", values, decisions)
+    return Plan(values, decisions)
 
 
 def hand(chain: Chain) -> Plan:
@@ -246,7 +245,7 @@ def hand(chain: Chain) -> Plan:
         "symmetry": _made_with(chain)["symmetry"],
         "seed": chain.settings.seed,
     }
-    return Plan("hand", values)
+    return Plan(values)
 
 
 def postprocess(chain: Chain) -> Plan:
@@ -255,7 +254,7 @@ def postprocess(chain: Chain) -> Plan:
     override = f"--set hand.mirror={'never' if mirrored else 'always'}"
     decision = Decision(f"map {'mirrored' if mirrored else 'not mirrored'}", why, override)
     values = {"half1": chain.output("hand", "half1"), "mask": chain.output("hand", "mask")}
-    return Plan("postprocess", values, (decision,))
+    return Plan(values, (decision,))
 
 
 def validate(chain: Chain) -> Plan:
@@ -269,41 +268,41 @@ def validate(chain: Chain) -> Plan:
         "controls": chain.settings.controls,
         "seed": chain.settings.seed,
     }
-    return Plan("validate", values)
+    return Plan(values)
 
 
-STAGES: tuple[tuple[str, Callable[[Chain], Plan | Skip | None]], ...] = (
-    ("import", import_),
-    ("motion", motion),
-    ("ctf", ctf),
-    ("curate", curate),
-    ("first-pick", first_pick),
-    ("first-extract", first_extract),
-    ("first-class2d", first_class2d),
-    ("first-select", first_select),
-    ("pick", pick),
-    ("extract", extract),
-    ("class2d", class2d),
-    ("select", select),
-    ("abinitio", first_map.abinitio),
-    ("symmetry", first_map.symmetry),
-    ("symmetric", first_map.symmetric),
-    ("round-T", first_map.round_map("T")),
-    ("round-O", first_map.round_map("O")),
-    ("round-I2", first_map.round_map("I2")),
-    ("abinitio-trial", first_map.trial("abinitio")),
-    ("symmetric-trial", first_map.trial("symmetric")),
-    ("round-T-trial", first_map.trial("round-T")),
-    ("round-O-trial", first_map.trial("round-O")),
-    ("round-I2-trial", first_map.trial("round-I2")),
-    ("first-refine", first_map.first_refine),
-    ("class3d", class3d),
-    ("clean", clean),
-    ("full-extract", full_extract),
-    ("refine", refine),
-    ("hand", hand),
-    ("postprocess", postprocess),
-    ("validate", validate),
+STAGES: tuple[Rule, ...] = (
+    ("import", "import {source}", import_),
+    ("motion", "motion", motion),
+    ("ctf", "ctf", ctf),
+    ("curate", "curate", curate),
+    ("first-pick", "pick blob", first_pick),
+    ("first-extract", "extract", first_extract),
+    ("first-class2d", "class2d", first_class2d),
+    ("first-select", "select", first_select),
+    ("pick", "pick template", pick),
+    ("extract", "extract", extract),
+    ("class2d", "class2d", class2d),
+    ("select", "select", select),
+    ("abinitio", "abinitio", first_map.abinitio),
+    ("abinitio-trial", "refine", first_map.first_trial),
+    ("symmetry", "symmetry", first_map.symmetry),
+    ("symmetric", "abinitio", first_map.symmetric),
+    ("round-T", "abinitio", first_map.round_map("T")),
+    ("round-O", "abinitio", first_map.round_map("O")),
+    ("round-I2", "abinitio", first_map.round_map("I2")),
+    ("symmetric-trial", "refine", first_map.trial("symmetric")),
+    ("round-T-trial", "refine", first_map.trial("round-T")),
+    ("round-O-trial", "refine", first_map.trial("round-O")),
+    ("round-I2-trial", "refine", first_map.trial("round-I2")),
+    ("first-refine", "refine", first_map.first_refine),
+    ("class3d", "class3d", class3d),
+    ("clean", "select", clean),
+    ("full-extract", "extract", full_extract),
+    ("refine", "refine", refine),
+    ("hand", "hand", hand),
+    ("postprocess", "postprocess", postprocess),
+    ("validate", "validate", validate),
 )
 """The chain."""
 
@@ -328,7 +327,7 @@ def _extract(chain: Chain, picking: str, *, coarsest: float) -> Plan | None:
         "" if diameter is None else f"; the particle of {diameter:.0f} Å is {diameter / wanted:.0f} px across"
     )
     decision = Decision(
-        f"particles {size}", f"for speed, until they are refined{across}", f"--set {stage}.pixel-size=2"
+        f"particles {size}", f"for speed, until they are refined{across}", f"--set {stage}.pixel-size=Å"
     )
     values: dict[str, Any] = {
         "micrographs": chain.output("curate", "micrographs"),
@@ -336,7 +335,7 @@ def _extract(chain: Chain, picking: str, *, coarsest: float) -> Plan | None:
         "pixel_size": None if wanted <= whole else wanted,
         "diameter": chain.settings.diameter,
     }
-    return Plan("extract", values, (decision,))
+    return Plan(values, (decision,))
 
 
 def _class2d(
@@ -347,7 +346,7 @@ def _class2d(
     stage = "class2d" if extraction != "first-extract" else "first-class2d"
     classes = min(max(round(facts.number / _CLASS), 8), 100, max(facts.number // _FEW, 1))
     resolution = max(finest, 2.2 * facts.pixel_size)
-    made = Decision(f"{classes} classes", f"of {facts.number:,} particles", f"--set {stage}.classes=50")
+    made = Decision(f"{classes} classes", f"of {facts.number:,} particles", f"--set {stage}.classes=N")
     values = {
         "particles": particles,
         "classes": classes,
@@ -357,7 +356,7 @@ def _class2d(
         "diameter": sphere_of(chain),
         "seed": chain.settings.seed,
     }
-    return Plan("class2d", values, (made,))
+    return Plan(values, (made,))
 
 
 def _diameter(chain: Chain, extraction: str) -> float | None:

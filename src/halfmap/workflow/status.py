@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from halfmap.errors import HalfmapError
 from halfmap.project import Job, Project
 from halfmap.project.outcome import count, read_failures, shortened
-from halfmap.workflow.record import Record, read_record
+from halfmap.workflow.record import Record, Stage, read_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +37,8 @@ class State:
         Why what it made no longer follows from its inputs; empty if it does.
     failures : int
         Items left out.
+    is_replaced : bool
+        Whether the chain has another job in its place, or needs none any more.
     """
 
     job: str
@@ -46,6 +48,7 @@ class State:
     parents: tuple[str, ...]
     stale: tuple[str, ...]
     failures: int
+    is_replaced: bool = False
 
 
 def states(project: Project) -> list[State]:
@@ -86,10 +89,15 @@ def _state(
             job = Job.load(project.root, name)
             step, status, failures = job.step.name, job.status, len(read_failures(job.folder))
             stale = _changes(job) if status == "Succeeded" else []
-            stale += [f"{later.job or later.name} has taken its place"] if later else []
+            stale += [_replaced(later)] if later else []
         except (HalfmapError, PermissionError) as error:
             stale = [str(error)]
-    return State(name, step, stage, status, parents, tuple(stale), failures)
+    return State(name, step, stage, status, parents, tuple(stale), failures, later is not None)
+
+
+def _replaced(stage: Stage) -> str:
+    by = f"by {stage.job.rstrip('/')}" if stage.job else "and is not needed any more"
+    return f"replaced {by} in the chain ({stage.name})"
 
 
 def _changes(job: Job) -> list[str]:
@@ -107,17 +115,18 @@ def describe(project: Project) -> Table:
     from rich.text import Text
 
     table = Table(title=f"Project {project.root}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("job", "step", "stage", "status"):
+    # Names of jobs say the step; more columns do not fit a terminal.
+    for heading in ("job", "stage", "status"):
         table.add_column(heading, no_wrap=True)
     table.add_column("from", overflow="fold")
     table.add_column("why", overflow="fold")
     found = states(project)
     for state in found:
-        word = "stale" if state.stale else state.status
+        word = "replaced" if state.is_replaced else "stale" if state.stale else state.status
         reasons = [*state.stale, *([f"{state.failures:,} left out"] if state.failures else [])]
         status = Text(word, style=_COLOURS.get(word, "white"))
-        sources = ", ".join(name.rstrip("/") for name in state.parents)
-        table.add_row(state.job.rstrip("/"), state.step, state.stage, status, sources, "; ".join(reasons))
+        sources = " ".join(name.rstrip("/").rpartition("/")[2] for name in state.parents)
+        table.add_row(state.job.rstrip("/"), state.stage, status, sources, "; ".join(reasons))
     table.caption, table.caption_justify = _advice(found), "left"
     return table
 
@@ -127,7 +136,7 @@ def _advice(found: Sequence[State]) -> str:
         state.stage and (state.stale or state.status in ("Failed", "Aborted", "Scheduled")) for state in found
     ):
         return "`halfmap run` brings the chain up to date, and runs nothing else"
-    stale = [state for state in found if state.stale]
+    stale = [state for state in found if state.stale and not state.is_replaced]
     if stale:
         return (
             f"`halfmap resume {stale[0].job.rstrip('/')}` takes new files in; what else is stale is run anew"

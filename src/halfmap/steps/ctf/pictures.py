@@ -35,7 +35,7 @@ from halfmap.steps.ctf.tiles import TileSpectra
 _WIDTH = 1560
 
 _SPECTRUM, _FIELD = 430, 360
-_DATA, _MODEL, _BAND = INK, "#e0312f", "#c9d6e6"
+_DATA, _MODEL, _BAND, _ERROR = INK, "#e0312f", "#c9d6e6", "#8fa9c6"
 _RINGS_A = (10, 5, 3.5)
 
 _SUMMARY_WIDTH, _SUMMARY_HEAD, _ROW_HEIGHT = 1500, 52, 190
@@ -51,6 +51,14 @@ _PANELS = (
     ("Cs at which the rings fit best", "mm", "hmCtfCs", 1),
     ("Thickness of the ice", "Å", "hmCtfIceThickness", 1),
 )
+_ERRORS = {
+    "rlnMicrographTiltAngle": "hmTiltUncertainty",
+    "rlnPhaseShift": "hmPhaseShiftUncertainty",
+    "hmCtfCs": "hmCtfCsUncertainty",
+    "hmCtfIceThickness": "hmCtfIceThicknessUncertainty",
+}
+"""Standard errors that are drawn; that of the defocus has a panel of its own."""
+
 _KINDS = 4
 """Problems that the summary's title has room for."""
 
@@ -118,7 +126,8 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
     for title, unit, key, factor in _PANELS:
         values = np.array([_value(row, key) for row in rows]) * factor
         if np.isfinite(values).any():
-            series.append((title, unit, values))
+            errors = np.array([_value(row, _ERRORS[key]) for row in rows]) if key in _ERRORS else None
+            series.append((title, unit, values, errors))
     height = _SUMMARY_HEAD + _ROW_HEIGHT * len(series) + 20
     figure = new_figure(_SUMMARY_WIDTH, height)
     marked = sum(row["hmCtfProblem"] != "none" for row in rows)
@@ -126,9 +135,9 @@ def draw_summary(path: str | Path, rows: list[dict[str, Any]]) -> None:
     title += f", {marked:,} of them with problems (red): {_commonest(rows)}" if marked else ""
     add_text(figure, 24, height - 18, title, size=13, weight="bold", va="top")
     bad = np.array([row["hmCtfProblem"] != "none" for row in rows])
-    for number, (name, unit, values) in enumerate(series):
+    for number, (name, unit, values, errors) in enumerate(series):
         bottom = height - _SUMMARY_HEAD - _ROW_HEIGHT * (number + 1) + 34
-        _draw_quantity(figure, bottom, name, unit, values, bad, last=number == len(series) - 1)
+        _draw_quantity(figure, bottom, name, unit, values, bad, errors, last=number == len(series) - 1)
     save(figure, path)
 
 
@@ -305,19 +314,30 @@ def _draw_field(
     detail = "dots: each tile by itself"
     if len(state.surface) >= 3:
         slope = state.surface[1:3] / (np.array([w, h]) * spectra.pixel_size / 2)
-        detail += f"; tilt {math.degrees(math.atan(float(np.hypot(*slope)))):.1f}°"
+        detail += f"; tilt {math.degrees(math.atan(float(np.hypot(*slope)))):.1f}"
+        detail += f" ± {row['hmTiltUncertainty']:.1f}°" if "hmTiltUncertainty" in row else "°"
     add_head(figure, left, text, f"{detail}; misfit {found.fit.misfit:.2f}")
 
 
 def _draw_quantity(
-    figure: Figure, bottom: float, title: str, unit: str, values: NDArray, bad: NDArray, *, last: bool
+    figure: Figure,
+    bottom: float,
+    title: str,
+    unit: str,
+    values: NDArray,
+    bad: NDArray,
+    errors: NDArray | None,
+    *,
+    last: bool,
 ) -> None:
     height, width = _ROW_HEIGHT - 62, _SUMMARY_WIDTH - 456
     axes = add_panel(figure, 80, bottom, width, height)
     side = add_panel(figure, 80 + width + 24, bottom, 320, height)
     known = values[np.isfinite(values)]
     middle = float(np.median(known))
-    add_text(figure, 80, bottom + height + 6, f"{title}, median {middle:.4g} {unit}".strip(), size=11)
+    sureness = _sureness(errors, unit)
+    head = f"{title}, median {middle:{'.3g' if sureness else '.4g'}} {unit}".strip()
+    add_text(figure, 80, bottom + height + 6, head + sureness, size=11)
     spread = float(np.median(np.abs(known - middle)))
     high = min(float(known.max()), middle + max(_OUTLIER * spread, 0.2 * abs(middle)))
     low = min(0.0, max(float(known.min()), middle - max(_OUTLIER * spread, 0.2 * abs(middle))))
@@ -325,6 +345,8 @@ def _draw_quantity(
     number = np.arange(1, len(values) + 1)
     size = float(np.clip(80 / math.sqrt(len(values)), 2, 5))
     inside = np.clip(values, low, high)
+    if errors is not None:
+        axes.vlines(number, inside - errors, inside + errors, color=_ERROR, lw=1.2, zorder=1)
     for chosen, colour in ((~bad, "#1f77d0"), (bad, _MODEL)):
         axes.plot(number[chosen], inside[chosen], "o", color=colour, ms=size, mew=0, clip_on=False)
     bins = np.linspace(low, high, int(np.clip(2 * math.sqrt(len(values)), 14, 40)) + 1)
@@ -344,6 +366,12 @@ def _draw_quantity(
     if last:
         axes.set_xlabel("micrograph, in the order of the table", size=10)
         side.set_xlabel("micrographs", size=10)
+
+
+def _sureness(errors: NDArray | None, unit: str) -> str:
+    """Standard error of a value, for the head of its panel."""
+    known = np.array([]) if errors is None else errors[np.isfinite(errors)]
+    return f", each ± {np.median(known):.2g} {unit}" if len(known) else ""
 
 
 def _blocks(image: NDArray, rows: int, columns: int | None = None) -> NDArray:

@@ -86,3 +86,4 @@ class CtfStep(Step, name="ctf", label="relion.ctffind"):
         tables.warn_of_cs(done, items)
         names = [row["name"] for row in done]
         ctx.picture("summary.png", names, lambda path: pictures.draw_summary(path, done))
+        tables.tell(done, micrographs.rows.height - len(done))

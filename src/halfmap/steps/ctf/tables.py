@@ -148,6 +148,24 @@ def with_fitted_cs(
     return changed, MicrographSet(optics, rows, path=micrographs.path)
 
 
+def tell(done: list[dict[str, Any]], failed: int) -> None:
+    """Say in a line what was found in those with Thon rings, and how many others there are."""
+    rows = [row for row in done if quality.has_rings(row)]
+    text = f"{len(done):,} micrograph{'' if len(done) == 1 else 's'}"
+    if rows:
+        defocus = np.array([(row["rlnDefocusU"] + row["rlnDefocusV"]) / 2 for row in rows]) * 1e-4
+        rings, astigmatism = (
+            np.median([row[label] for row in rows]) for label in ("rlnCtfMaxResolution", "rlnCtfAstigmatism")
+        )
+        text += (
+            f": median defocus {np.median(defocus):.2f} µm, {defocus.min():.2f} to {defocus.max():.2f} µm; "
+            f"rings to {rings:.1f} Å, astigmatism {astigmatism:.0f} Å (medians)"
+        )
+    without = len(done) - len(rows)
+    text += f"; {without:,} without Thon rings" if without else ""
+    log.info("%s", text + (f"; {failed:,} failed" if failed else "; none failed"))
+
+
 def warn_of_rings(done: list[dict[str, Any]], items: list[MicrographItem], step: CtfStep) -> None:
     """Say of which optics groups most micrographs have no Thon rings, and what that may come from."""
     used = {item.group: (item.pixel_size, item.optics.voltage_kV) for item in items}

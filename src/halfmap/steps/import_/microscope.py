@@ -137,16 +137,40 @@ def optics_row(step: ImportImages, headers: list[dict[str, Any]]) -> dict[str, A
 
 
 def _common_pixel_size(step: ImportImages, headers: list[dict[str, Any]]) -> float:
-    """Pixel size as given, or else the one that all headers agree on; an unlikely one is warned of."""
+    """Pixel size as given, or else the one that all headers agree on; an unlikely one is warned of.
+
+    Raises
+    ------
+    ParameterError
+        If an unlikely one is given and the headers state another, or none is given and they state none.
+    """
     size = step.pixel_size or _size_in_headers(headers)
     low, high = USUAL_PIXEL_SIZE_A
     if not low <= size <= high:
+        if step.pixel_size is not None:
+            _refuse_unlikely(size, headers)
         text = "is the pixel size of %g Å right? usual ones are between %g and %g Å%s"
         nm = f"; if it is in nm, it is {10 * size:g} Å" if low <= 10 * size <= high else ""
         log.warning(text, size, low, high, nm)
     if step.pixel_size is not None:
         _compare_with_headers(size, headers)
     return size
+
+
+def _refuse_unlikely(size: float, headers: list[dict[str, Any]]) -> None:
+    low, high = USUAL_PIXEL_SIZE_A
+    likely = [
+        float(f"{stated:.4g}")
+        for stated in (header["pixel_size"] for header in headers)
+        if stated and stated != 1 and low <= stated <= high
+    ]
+    if likely:
+        other, number = Counter(likely).most_common(1)[0]
+        message = (
+            f"--pixel-size {size:g} Å is not a usual one ({low:g} to {high:g} Å), and the headers of "
+            f"{number} of {len(headers)} files say {other:g} Å"
+        )
+        raise ParameterError(message, hint=f"give --pixel-size {other:g}, or mend the headers")
 
 
 def _compare_with_headers(size: float, headers: list[dict[str, Any]]) -> None:

@@ -32,6 +32,11 @@ _PASSING = 20.0
 _MOST = 100_000
 """Particles whose views are counted, at most."""
 
+_MISSED = (
+    "; it may also be that the particle has a symmetry which was left out, so that poses crowd in a part of "
+    "its equal views: look with `halfmap symmetry`, and refine with --symmetry"
+)
+
 
 def check_views(given: Given, folder: Path) -> Finding:
     """Measure how evenly the views of the particles sample Fourier space."""
@@ -54,6 +59,8 @@ def check_views(given: Given, folder: Path) -> Finding:
         light, words = "amber", "uneven: look at the map along the rarest views before you read it"
     else:
         light, words = "green", "even enough"
+    if light != "green" and order(group) == 1:
+        words += _MISSED
     sentence = (
         f"Efficiency of the views {efficient:.2f}, sampling compensation {factor:.2f}; "
         + (

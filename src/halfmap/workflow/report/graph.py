@@ -18,6 +18,7 @@ from halfmap.project.job import Job
 from halfmap.project.messages import read_error, read_warnings
 from halfmap.project.outcome import read_failures
 from halfmap.project.pipeline import Pipeline, Process
+from halfmap.workflow.record import Decision, Record
 from halfmap.workflow.report.tables import read_pairs
 
 RESULTS = ("halfmap.validate", "relion.postprocess", "relion.refine3d")
@@ -27,6 +28,12 @@ _HAND = "halfmap.hand"
 
 _MEASURES = (_HAND, "relion.postprocess", "relion.localres", "halfmap.validate", "halfmap.fit")
 """Types of the jobs that look at a refined map."""
+
+_SEARCH, _REFINED = "symmetry", "first-refine"
+"""Stages of the chain that look for a point group in the first map, and that begin with what was decided."""
+
+_TRIAL, _DECIDED = "-trial", "symmetry "
+"""Ends of stages that refine a sample in one point group; how the decision between them begins."""
 
 GONE = "Folder gone"
 
@@ -224,6 +231,49 @@ def measured_of(nodes: Mapping[str, Node], told: Sequence[Node]) -> list[Node]:
                 of_map = {node.name} if _mirrored(node) else of_map | {node.name}
                 break
     return found
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How the chain came to the point group of what it refined.
+
+    Parameters
+    ----------
+    search : Node or None
+        The job that looked for one in the first map.
+    trials : tuple of Node
+        Refinements of a sample of the particles, in one group each.
+    refined : Node or None
+        The first refinement in the group that was decided for.
+    decision : Decision or None
+        Which group, and why.
+    """
+
+    search: Node | None = None
+    trials: tuple[Node, ...] = ()
+    refined: Node | None = None
+    decision: Decision | None = None
+
+
+def grouping_of(nodes: Mapping[str, Node], told: Sequence[Node], record: Record) -> Grouping:
+    """How the chain came to the point group, if the jobs `told` of come after its search for one.
+
+    No map descends from that search: where it finds a group the first map is made anew, and else goes on as
+    it is.
+    """
+    names = {node.name for node in told}
+    stages = {stage.name: stage for stage in record.stages}
+    order = list(stages)
+    begin = order.index(_SEARCH) + 1 if _SEARCH in stages else 0
+    after = any(stages[name].job in names for name in order[begin:]) if begin else False
+    search = nodes.get(stages[_SEARCH].job) if after else None
+    first = stages.get(_REFINED)
+    if first is None or first.job not in names:
+        return Grouping(search)
+    decision = next((one for one in first.decisions if one.chosen.startswith(_DECIDED)), None)
+    jobs = [stage.job for name, stage in stages.items() if name.endswith(_TRIAL)]
+    trials = tuple(nodes[job] for job in jobs if job in nodes and nodes[job].status == "Succeeded")
+    return Grouping(search, trials, nodes[first.job], decision)
 
 
 def _mirrored(node: Node) -> bool:

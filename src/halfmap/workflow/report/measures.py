@@ -19,6 +19,7 @@ from halfmap.workflow.report.tables import (
     resolution,
     short,
     spread,
+    spread_with_error,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 Fact = tuple[str, Content]
 
 _UM = 1e-4
+
+_SURE = 3.0
+"""Standard errors from which on a tilt is more than noise."""
+
+_NEAREST = 3
+"""Point groups that are told of, those that come nearest to holding."""
 
 _NO_AGREEMENT = 900.0
 """Å, from which on it stands for none."""
@@ -112,13 +119,53 @@ def _ctf(node: Node) -> list[Fact]:
         ("Standard error of the defocus", spread(rows, "hmDefocusUncertainty", "Å")),
         ("Astigmatism", spread(rows, "rlnCtfAstigmatism", "Å")),
         ("Finest Thon rings", spread(rows, "rlnCtfMaxResolution", "Å")),
-        ("Phase shift", spread(rows, "rlnPhaseShift", "°")),
-        ("Tilt", spread(rows, "rlnMicrographTiltAngle", "°")),
+        ("Phase shift", spread_with_error(_ringed(rows), "rlnPhaseShift", "hmPhaseShiftUncertainty", "°")),
+        ("Tilt", _tilt(_ringed(rows))),
+        ("Cs at which the rings fit best", _cs(found.optics, _ringed(rows))),
     ]
     if "hmCtfProblem" in rows.columns:
         problems = rows.filter(rows["hmCtfProblem"] != "none")
         facts.append(("CTFs not to be trusted", f"{problems.height:,} of {rows.height:,}"))
     return _known(facts)
+
+
+def _ringed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Micrographs with Thon rings; of others a fit tells nothing."""
+    import polars as pl
+
+    if "hmCtfProblem" not in rows.columns:
+        return rows
+    return rows.filter(~pl.col("hmCtfProblem").str.contains("no Thon rings", literal=True))
+
+
+def _tilt(rows: pl.DataFrame) -> str | None:
+    tilt, error = "rlnMicrographTiltAngle", "hmTiltUncertainty"
+    found = spread_with_error(rows, tilt, error, "°")
+    if found is None or error not in rows.columns:
+        return found
+    both = rows.select(tilt, error).drop_nulls().drop_nans()
+    sure = both.filter(both[tilt] > _SURE * both[error]).height
+    # A tilt is never below 0, so that noise alone makes one of about its error.
+    return f"{found}; beyond {_SURE:g} standard errors in {sure:,} of {both.height:,}"
+
+
+def _cs(optics: pl.DataFrame, rows: pl.DataFrame) -> str | None:
+    """Mean of each optics group with its error, beside what was used."""
+    from halfmap.steps.ctf.tables import mean_cs
+
+    labels = ("hmCtfCs", "hmCtfCsUncertainty")
+    if not {*labels, "rlnOpticsGroup"} <= set(rows.columns):
+        return None
+    known = rows.select("rlnOpticsGroup", *labels).drop_nulls().drop_nans()
+    known = known.filter(known[labels[1]] > 0)
+    stated = {row["rlnOpticsGroup"]: row.get("rlnSphericalAberration") for row in optics.to_dicts()}
+    said = []
+    for (group,), own in known.sort("rlnOpticsGroup").group_by("rlnOpticsGroup", maintain_order=True):
+        mean, error = mean_cs(*(own[label].to_numpy() for label in labels))
+        used = stated.get(group)
+        text = f"{mean:.2f} ± {error:.2g} mm" + (f" ({used:g} mm was used)" if used is not None else "")
+        said.append(text if len(stated) == 1 else f"group {group}: {text}")
+    return "; ".join(said) or None
 
 
 def _picks(node: Node) -> list[Fact]:
@@ -284,6 +331,39 @@ def _general_of(file: str, block: str) -> Callable[[Node], list[Fact]]:
     return facts
 
 
+def _symmetry(node: Node) -> list[Fact]:
+    """The group found, and how near others came."""
+    general = read_pairs(node.folder / "symmetry.star", "symmetry_general")
+    rows = read_block(node.folder / "symmetry.star", "symmetry_groups")
+    if not general:
+        return []
+    group = str(general["rlnSymmetryGroup"])
+    facts: list[Fact] = [("Point group found", "none (C1)" if group == "C1" else group)]
+    if rows is not None and {"rlnSymmetryGroup", "hmWeakestCorrelation"} <= set(rows.columns):
+        ranked = rows.drop_nans("hmWeakestCorrelation").sort("hmWeakestCorrelation", descending=True)
+        said = {row["rlnSymmetryGroup"]: _nearness(row) for row in ranked.iter_rows(named=True)}
+        own = said.pop(group, None)
+        if own:
+            facts.append(("Correlation under its weakest operators", own))
+        near = [f"{name} {text}" for name, text in list(said.items())[:_NEAREST]]
+        if near:
+            facts.append(("Nearest otherwise" if own else "Nearest", ", ".join(near)))
+    if "hmSignalCorrelation" in general:
+        signal = float(general["hmSignalCorrelation"])
+        share = getattr(node.job.step, "least_share", None) if node.job else None
+        needed = "" if share is None else f"; a group needs {share * signal:.2f}"
+        facts.append(("Noise leaves of a perfect symmetry", f"{signal:.2f}{needed}"))
+    labels = ("rlnParticleDiameter", "hmComparedResolution")
+    return facts + list(described({label: general[label] for label in labels if label in general}))
+
+
+def _nearness(row: dict[str, Any]) -> str:
+    """How alike a map is under a group's weakest operators, and what that was judged."""
+    verdict = str(row.get("hmVerdict", ""))
+    judged = {"nearly": " (nearly)", "contained": " (part of it)"}.get(verdict, "")
+    return f"{float(row['hmWeakestCorrelation']):.2f}{judged}"
+
+
 def _local(node: Node) -> list[Fact]:
     rows = read_block(node.folder / "localres.star", "local_resolution")
     facts: list[Fact] = []
@@ -324,7 +404,7 @@ _FACTS: dict[str, Callable[[Node], list[Fact]]] = {
     "relion.refine3d": _refined,
     "relion.postprocess": _measured,
     "relion.localres": _local,
-    "halfmap.symmetry": _general_of("symmetry.star", "symmetry_general"),
+    "halfmap.symmetry": _symmetry,
     "halfmap.hand": _hand,
     "halfmap.fit": _general_of("fit.star", "general"),
     "halfmap.compare": _general_of("compare.star", "general"),

@@ -19,10 +19,19 @@ from halfmap.steps import load_steps
 from halfmap.workflow.record import Record, read_record
 from halfmap.workflow.report import funnel, viewer
 from halfmap.workflow.report.funnel import Count, one_or_many
-from halfmap.workflow.report.graph import Node, choose, find_job, leading_to, measured_of, read_nodes
+from halfmap.workflow.report.graph import (
+    Grouping,
+    Node,
+    choose,
+    find_job,
+    grouping_of,
+    leading_to,
+    measured_of,
+    read_nodes,
+)
 from halfmap.workflow.report.jobs import as_text, list_jobs, list_others
 from halfmap.workflow.report.measures import half_map_resolution
-from halfmap.workflow.report.sections import findings_of, section
+from halfmap.workflow.report.sections import findings_of, section, tell_grouping
 from halfmap.workflow.report.tables import model_file, read_pairs, resolution
 from halfmap.workflow.report.titles import in_text, title
 
@@ -56,13 +65,16 @@ class Story:
     last : Node
         The job that it is of.
     nodes : list of Node
-        That one, what it comes from, and what was measured of the map, in the order in which they were made.
+        That one, what it comes from, the search for its point group, and what was measured of the map, in the
+        order in which they were made.
     others : list of Node
-        All other jobs of the project.
+        All other jobs of the project but the trials of point groups.
     counts : list of Count
         What the jobs kept and lost.
     record : Record
         Of the chain, if it made the project.
+    grouping : Grouping
+        How the chain came to the point group.
     """
 
     root: Path
@@ -71,6 +83,7 @@ class Story:
     others: list[Node]
     counts: list[Count]
     record: Record
+    grouping: Grouping
 
 
 def write_report(project: Project, wanted: str | Path | None = None, output: Path | None = None) -> Path:
@@ -132,10 +145,14 @@ def read_story(project: Project, wanted: str | Path | None = None) -> Story:
             raise ProjectError(f"has no job {wanted}", path=project.root, hint=hint)
         last = found
     told = leading_to(nodes, last)
-    told = sorted([*told, *measured_of(nodes, told)], key=lambda node: node.number)
-    names = {node.name for node in told}
+    grouping = grouping_of(nodes, told, record)
+    told += measured_of(nodes, told)
+    if grouping.search is not None and grouping.search not in told:
+        told.append(grouping.search)
+    told.sort(key=lambda node: node.number)
+    names = {node.name for node in (*told, *grouping.trials)}
     others = [node for node in nodes.values() if node.name not in names]
-    return Story(project.root, last, told, others, funnel.count_all(told), record)
+    return Story(project.root, last, told, others, funnel.count_all(told), record, grouping)
 
 
 def tell(story: Story, *, width: int = WIDTH_px) -> str:
@@ -147,7 +164,9 @@ def tell(story: Story, *, width: int = WIDTH_px) -> str:
         section(
             node,
             story.record.decisions(node.name),
-            before=shown[1] if shown and node is shown[0] else None,
+            before=joined(
+                tell_grouping(node, story.grouping), shown[1] if shown and node is shown[0] else None
+            ),
             width=width,
             kept=_kept(kept.get(node.name)),
         )

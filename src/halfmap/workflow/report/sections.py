@@ -11,7 +11,7 @@ from halfmap.log import log
 from halfmap.markup import Content, Markup, element, facts, folded, joined, picture, table
 from halfmap.steps.validate.report import list_findings, show_findings
 from halfmap.workflow.record import Decision
-from halfmap.workflow.report.graph import Node
+from halfmap.workflow.report.graph import Grouping, Node
 from halfmap.workflow.report.measures import facts_of
 from halfmap.workflow.report.times import elapsed
 from halfmap.workflow.report.titles import title
@@ -42,6 +42,7 @@ _CAPTIONS = {
     "Refine/slices.png": "Central slices of the map; the line is the mask.",
     "Refine/fsc.png": "Fourier shell correlation of the half maps.",
     "Refine/angular_distribution.png": "Directions that the refinement gave the particles.",
+    "Symmetry/symmetry.png": "Correlation of the map with itself under the operators of each group.",
     "Hand/hand.png": "How well right-handed and left-handed helices fit each place.",
     "PostProcess/slices.png": "Central slices of the maps; the line is the mask.",
     "PostProcess/fsc.png": "Fourier shell correlation of the half maps.",
@@ -110,6 +111,26 @@ def _decided(decisions: Sequence[Decision]) -> Markup | None:
         for decision in decisions
     ]
     return joined(element("h3", "Decided from the data"), table(("Choice", "Why", "To override"), rows))
+
+
+def tell_grouping(node: Node, grouping: Grouping) -> Markup | None:
+    """How the point group was decided on: with the search for one, else with the first refinement in it."""
+    if node is not (grouping.search or grouping.refined):
+        return None
+    # A refinement has the decision in its own table.
+    decision = grouping.decision if node is grouping.search else None
+    tried = ", ".join(f"{_group_of(trial)} in {trial.name.rstrip('/')}" for trial in grouping.trials)
+    said = f"Point groups tried by refining a sample of the particles a little: {tried}."
+    return joined(
+        element("p", "Decided in the end: ", element("strong", decision.chosen), f": {decision.why}.")
+        if decision
+        else None,
+        element("p", said) if tried else None,
+    )
+
+
+def _group_of(trial: Node) -> str:
+    return str(getattr(trial.job.step, "symmetry", "")) if trial.job else "a group"
 
 
 def _findings(node: Node, width: int) -> Markup | None:

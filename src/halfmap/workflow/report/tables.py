@@ -112,6 +112,16 @@ def spread(rows: pl.DataFrame, label: str, unit: str, scale: float = 1.0) -> str
     return f"median {mid}, {low} to {high}{BOUND}{unit}".strip()
 
 
+def spread_with_error(rows: pl.DataFrame, label: str, error: str, unit: str) -> str | None:
+    """The same with the median standard error, of the column `error`, or that it is not known."""
+    found = spread(rows, label, unit)
+    if found is None:
+        return None
+    known = middle(rows, error)
+    said = "not known" if known is None else f"{short(known)}{BOUND}{unit}".strip()
+    return f"{found}; standard error {said}"
+
+
 def described(pairs: dict[str, Any], labels: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """Single values of a table with the meanings of their columns.
 
