@@ -326,8 +326,8 @@ def on_simulated(
 
 def time_4k(folder: Path) -> dict[str, dict[str, float]]:
     """CPU and wall seconds of a micrograph of 4096 × 4096 px, by method, with reading, on two threads."""
+    from halfmap.io.micrographs import MicrographItem, load
     from halfmap.steps.pick.blob import Blob
-    from halfmap.steps.pick.image import MicrographItem, load
     from halfmap.steps.pick.learned import Learned
     from halfmap.steps.pick.micrograph import Method
     from halfmap.steps.pick.profiles import Shell

@@ -3,11 +3,12 @@
 Simulated movies of a symmetric particle with ice crystals, carbon and fragments among them. Both programs
 get pixel size, dose, gain and point group. RELION gets the diameter too, our CTF values (its seconds hold no
 CTF), and the right answer where a person would choose: of its 2D classes those are kept in which most
-particles are whole ones, and our mask of its map. Its threshold of picking is the default, its first map the
-one of its only run, made without symmetry and then turned onto the group's axes, as its manual advises. As
-ours does, it works on images that are scaled down until particles are cut anew for the refinement, and has
-as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold two
-rounds of picking and classes, the restarts of the first map, and two refinements.
+particles are whole ones, and our mask of its map. Its threshold of picking is the default. Its first map is
+made in the group at once: without symmetry that takes hours. Where it is none, as by axes in the wrong place,
+a person would make it again: its refinement begins with the truth instead, and the seconds of one run count.
+As ours does, it works on images that are scaled down until particles are cut anew for the refinement, and
+has as many 2D classes; their iterations are the default of each. Ours is given no diameter; its times hold
+two rounds of picking and classes, the restarts of the first map, and two refinements.
 
 Maps are compared with the truth that the movies were made from: the mean of the unfiltered half maps, turned
 and moved onto it in the better hand, in one soft sphere. Wall seconds of both hold where nothing else runs.
@@ -48,6 +49,7 @@ from pick import X, Y, hits
 
 WORKERS = 2
 DEFOCUS = "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"
+FIRST = "InitialModel/run_it300_class001.mrc"
 COMPARED_A = 12.0
 """Detail by which maps are turned onto the truth."""
 
@@ -208,7 +210,8 @@ class Relion:
         }
         scores = found(picks, self.truth, self.case.diameter / 3 / self.pixel_size)
         particles = len(read_particles(self.out / "selected.star"))
-        return {**scores, "particles": particles, "half maps Å": number(post, "rlnFinalResolution")}
+        stated = {"particles": particles, "half maps Å": number(post, "rlnFinalResolution")}
+        return {**scores, **stated, "first map found": self.has_first_map()}
 
     @property
     def box(self) -> int:
@@ -267,7 +270,7 @@ class Relion:
             "relion_refine --i relion/selected.star --o relion/InitialModel/run --sgd --denovo_3dref"
             " --ctf --K 1 --sgd_ini_iter 50 --sgd_inbetween_iter 200 --sgd_fin_iter 50 --sgd_write_iter 100"
             f" --sgd_ini_resol 35 --sgd_fin_resol 15 --sgd_ini_subset 100 --sgd_fin_subset 500"
-            f" {self.common} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
+            f" --sym {case.group} {self.common} --healpix_order 1 --offset_range 6 --offset_step 2 --pad 1"
             f" --j {WORKERS}",
         )
         self.step(
@@ -278,13 +281,8 @@ class Relion:
             " --white_dust -1 --black_dust -1",
         )
         self.step(
-            "AlignSymmetry",
-            "relion_align_symmetry --i relion/InitialModel/run_it300_class001.mrc"
-            f" --sym {case.group} --o relion/AlignSymmetry/aligned.mrc",
-        )
-        self.step(
             "FullMap",
-            "relion_image_handler --i relion/AlignSymmetry/aligned.mrc --o relion/initial.mrc"
+            f"relion_image_handler --i {self.first_map()} --o relion/initial.mrc"
             f" --rescale_angpix {size} --new_box {box}",
         )
         self.step(
@@ -300,6 +298,15 @@ class Relion:
             "relion_postprocess --i relion/Refine/run_half1_class001_unfil.mrc --o relion/PostProcess/post"
             f" --mask {self.mask()} --auto_bfac --autob_lowres 10",
         )
+
+    def first_map(self) -> str:
+        """RELION's first map, or the truth where it is none."""
+        return f"relion/{FIRST}" if self.has_first_map() else "Simulate/job001/truth_map.mrc"
+
+    def has_first_map(self) -> bool:
+        """Whether RELION's first map is the particle to the detail that its refinement begins with."""
+        reached = against_truth(self.folder, self.case, [self.out / FIRST])
+        return reached["truth 0.5 Å"] <= self.case.first_A
 
     def mask(self) -> Path:
         """A mask of RELION's map, for which a person would choose a threshold."""

@@ -29,6 +29,7 @@ from torch import Tensor
 from halfmap.engine import Context
 from halfmap.engine.executor import RunOptions
 from halfmap.io.images import read_image
+from halfmap.io.micrographs import BACKGROUND_A, Image, cropped, flattened
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import read_star
 from halfmap.log import log, shown_on_terminal
@@ -38,7 +39,6 @@ from halfmap.nets.weights import save_weights
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.grids import frequencies
 from halfmap.steps.pick.candidates import Candidates
-from halfmap.steps.pick.image import BACKGROUND_A, Image, cropped, flattened
 from halfmap.steps.pick.learned import KIND, PIXELS, by_looks, judged, normalised
 from halfmap.steps.pick.learned_examples import Example, batches
 from halfmap.steps.simulate import exposure, micrograph, preparation, truth

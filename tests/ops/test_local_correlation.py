@@ -9,7 +9,7 @@ from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.grids import coordinates, ring_index
-from halfmap.ops.local_correlation import bands, put_back, shells, upsampled
+from halfmap.ops.local_correlation import bands, put_back, shells, upsampled, within_band
 from halfmap.ops.masks import soft_sphere
 
 BOX = 48
@@ -43,6 +43,33 @@ def test_correlation_is_that_of_a_gaussian_window():
     window = torch.exp(-offset.square().sum(-1) / (2 * band.width**2)) * mask
     expected = 2 * (window * one * two).sum() / (window * (one.square() + two.square())).sum()
     assert float(band.correlation[place]) == pytest.approx(float(expected), abs=0.01)
+
+
+def test_shells_are_compared_with_their_factors():
+    """A band of maps whose finer shells are raised correlates by these; the band itself is as it was."""
+    first = irfft3(rfft3(_random(1)) * low_pass((BOX,) * 3, pixel_size=1.0, resolution=4.0), shape=(BOX,) * 3)
+    second = first + 0.5 * _random(2)
+    transfer = torch.exp(40 * (torch.arange(BOX // 2 + 1) / BOX).double())
+    found = bands(first, second, mask=ONES, middles=shells(BOX, 4.0), transfer=transfer)
+    plain = bands(first, second, mask=ONES, middles=shells(BOX, 4.0))
+    falls = []
+    for band, before in zip(found, plain, strict=True):
+        torch.testing.assert_close(band.mean, before.mean)
+        factors = within_band(transfer, len(band.mean), band.outer)
+        raised = (rfft3(each) * factors for each in (band.mean + band.apart, band.mean - band.apart))
+        one, two = (irfft3(each, shape=band.mean.shape) for each in raised)
+        expected = 2 * (one * two).mean() / (one.square() + two.square()).mean()
+        signal, noise = (each.mean() for each in (band.signal, band.noise))
+        assert float(signal / (signal + noise)) == pytest.approx(float(expected), abs=1e-3)
+        falls.append(float((before.correlation - band.correlation).mean()))
+    assert max(falls) > 0.1
+
+
+def test_steep_factors_do_not_exceed_single_precision():
+    steep = torch.exp(2.5 * torch.arange(BOX // 2 + 1).double())
+    for band in bands(_random(1), _random(2), mask=ONES, middles=shells(BOX, 4.0), transfer=steep):
+        assert bool(band.correlation.isfinite().all())
+        assert float(band.correlation.abs().mean()) < 0.5
 
 
 def test_noise_scatters_as_stated():

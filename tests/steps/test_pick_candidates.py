@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 
 from halfmap.errors import FileFormatError
+from halfmap.io.micrographs import MicrographItem, load, mended
 from halfmap.io.mrc import write_mrc
 from halfmap.steps.pick.candidates import (
     Candidates,
@@ -16,7 +17,6 @@ from halfmap.steps.pick.candidates import (
     separate,
     write_candidates,
 )
-from halfmap.steps.pick.image import MicrographItem, load, mended
 
 
 def _bumps(shape, places, height=None, width=3.0):

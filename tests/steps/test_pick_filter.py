@@ -8,11 +8,11 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from halfmap.io.micrographs import Image, coarser, flattened
 from halfmap.steps.pick import template
 from halfmap.steps.pick.blob import learn, peaks
 from halfmap.steps.pick.extent import extent
 from halfmap.steps.pick.filter import match, surrogate, whiten
-from halfmap.steps.pick.image import Image, coarser, flattened
 from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Profile, Shell, fit_shell
 from halfmap.steps.pick.references import diameter_of, turned

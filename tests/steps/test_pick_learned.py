@@ -17,13 +17,13 @@ from scipy.spatial import KDTree
 from halfmap.data import MicrographSet
 from halfmap.errors import HalfmapError
 from halfmap.io.coordinates import read_coordinates, write_coordinates
+from halfmap.io.micrographs import Image, MicrographItem, flattened, load
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import write_micrographs
 from halfmap.nets.picker import STRIDE
 from halfmap.project import Project
 from halfmap.steps.pick.candidates import find_peaks
-from halfmap.steps.pick.image import Image, MicrographItem, flattened, load
 from halfmap.steps.pick.learned import (
     PIXELS,
     Learned,

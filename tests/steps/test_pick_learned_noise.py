@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 from tests.steps.test_pick_learned import frame, grains, picked, rings
 
-from halfmap.steps.pick.image import Image
+from halfmap.io.micrographs import Image
 from halfmap.steps.pick.learned import Learned
 from halfmap.steps.pick.learned_noise import most_log_odds, noise_like
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from halfmap.steps.pick.image import Image, flattened
+from halfmap.io.micrographs import Image, flattened
 from halfmap.steps.pick.obstacles import ice_level, mask_obstacles, usual_darkness
 from halfmap.steps.pick.survey import masked_share
 

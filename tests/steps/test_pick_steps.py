@@ -14,14 +14,14 @@ from halfmap.data import MicrographSet
 from halfmap.data.columns import COLUMNS
 from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates, write_coordinates
+from halfmap.io.micrographs import Image, MicrographItem, list_micrographs
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import write_micrographs
 from halfmap.project import Project
 from halfmap.steps.extract.step import ExtractStep
-from halfmap.steps.pick import references, tables
+from halfmap.steps.pick import references
 from halfmap.steps.pick.blob import learn
-from halfmap.steps.pick.image import Image, MicrographItem
 from halfmap.steps.pick.pictures import draw_picks
 from halfmap.steps.pick.step import PickBlob, PickConsensus, PickExport, PickLearned, PickTemplate
 
@@ -251,7 +251,7 @@ def test_pixel_sizes_that_are_none_are_named(tmp_path, size):
     table = MicrographSet(pl.DataFrame(optics), pl.DataFrame(rows), tmp_path / "m.star")
     ctx = SimpleNamespace(resolve=lambda name: tmp_path / name)
     with pytest.raises(TableError, match=r"m\.star, row 2: .*rlnMicrographPixelSize"):
-        tables.list_micrographs(ctx, table)
+        list_micrographs(table, ctx.resolve)
 
 
 CTF = {
@@ -272,11 +272,11 @@ def test_a_ctf_that_lacks_a_column_is_refused(tmp_path, missing):
     table = MicrographSet(pl.DataFrame(optics), pl.DataFrame(rows), tmp_path / "m.star")
     ctx = SimpleNamespace(resolve=lambda name: tmp_path / name)
     with pytest.raises(TableError, match=rf"m\.star: has a defocus but no {missing}; .*--no-use-ctf"):
-        tables.list_micrographs(ctx, table)
-    assert tables.list_micrographs(ctx, table, use_ctf=False)[0].optics is None
+        list_micrographs(table, ctx.resolve)
+    assert list_micrographs(table, ctx.resolve, use_ctf=False)[0].optics is None
     # The microscope's settings without any defocus are those of micrographs whose CTF is not known yet.
     table = MicrographSet(table.optics, table.rows.drop("rlnDefocusU", "rlnDefocusV", strict=False))
-    assert tables.list_micrographs(ctx, table)[0].optics is None
+    assert list_micrographs(table, ctx.resolve)[0].optics is None
 
 
 def test_what_is_not_searched_is_tinted(project, tmp_path):

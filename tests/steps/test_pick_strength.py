@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.stats
 
+from halfmap.io.micrographs import Image, flattened
 from halfmap.steps.pick.candidates import Candidates
-from halfmap.steps.pick.image import Image, flattened
 from halfmap.steps.pick.strength import evidence, strengths
 
 

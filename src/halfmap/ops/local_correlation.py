@@ -11,6 +11,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
+from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, resize_spectrum, rfft3
 from halfmap.ops.grids import frequencies, frequency_radius, friedel_weight
 
@@ -57,7 +58,8 @@ class Band:
     inside : Tensor (m, m, m)
         The mask.
     signal, noise : Tensor (m, m, m)
-        Local means, over the mask, of their squares, without what the difference says is noise in the mean.
+        Local means, over the mask, of their squares, without what the difference says is noise in the mean;
+        with the factors of `bands`, if there are any, over that of the middle.
     width : float
         Standard deviation of the window, voxels of the whole box.
     deviation : float
@@ -100,6 +102,7 @@ def bands(
     samples: float = SAMPLES,
     overlap: int = 1,
     axis: Tensor | None = None,
+    transfer: Tensor | None = None,
 ) -> Iterator[Band]:
     """Go through two half maps band by band, with their correlation about each voxel.
 
@@ -122,6 +125,9 @@ def bands(
         Number of bands after which the next begins that has nothing in common with one.
     axis : Tensor (3,), optional
         Unit vector (x, y, z), about which a cone of frequencies alone is compared; default: all.
+    transfer : Tensor (n // 2 + 1,), optional
+        Factors above 0 of shells that half maps are compared with; default: as they are. Where signal falls
+        steeply, a band that is to be sharpened is correlated by its coarse side, but shown by its fine one.
 
     Yields
     ------
@@ -158,15 +164,18 @@ def bands(
         weight = _weight(m, low, middle, high)
         if axis is not None:
             weight *= cone(m, axis)
-        one, two = (
-            irfft3(resize_spectrum(each, shape=shape, new_shape=small) * weight, shape=small)
-            for each in (mean, apart)
-        )
+        cut = [resize_spectrum(each, shape=shape, new_shape=small) for each in (mean, apart)]
+        one, two = (irfft3(each * weight, shape=small) for each in cut)
+        compared = one, two
+        if transfer is not None:
+            # Over that of the middle: squares of steep factors would exceed single precision.
+            weight *= within_band(transfer / transfer[min(round(middle), n // 2)], m, outer)
+            compared = tuple(irfft3(each * weight, shape=small) for each in cut)
         here = irfft3(resize_spectrum(inside, shape=shape, new_shape=small), shape=small).clamp_(0, 1)
         count = _independent(weight, small)
         width = max((samples * n**3 / count) ** (1 / 3) / (2 * math.sqrt(math.pi)), _NARROWEST * n / middle)
         window = _window(m, width * m / n)
-        sums = [_smooth(each, window) for each in (here * one.square(), here * two.square(), here)]
+        sums = [_smooth(each, window) for each in (*(here * each.square() for each in compared), here)]
         held = sums[2].clamp_min_(_HELD)
         noise = (sums[1] / held).clamp_min_(0)
         deviation = _deviation(weight, window, small)
@@ -188,6 +197,15 @@ def upsampled(values: Tensor, box: int) -> Tensor:
         lower, upper = values.index_select(axis, low % m), values.index_select(axis, (low + 1) % m)
         values = lower + (upper - lower) * part.reshape(shape)
     return values
+
+
+def within_band(transfer: Tensor, m: int, outer: int) -> Tensor:
+    """Factors of shells on a band's half-spectrum (m, m, m // 2 + 1), 0 beyond its outermost shell.
+
+    There is nothing but what rounding left beyond, and steep factors would make the most of it.
+    """
+    held = torch.where(torch.arange(len(transfer)) <= outer, transfer, 0.0).float()
+    return radial_profile_to_grid(held, shape=(m,) * 3)
 
 
 def put_back(spectrum: Tensor, part: Tensor, box: int) -> None:

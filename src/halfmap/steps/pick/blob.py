@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfmap.errors import ItemsFailedError
+from halfmap.io.micrographs import Image, coarser
 from halfmap.log import log
 from halfmap.steps.pick.calibrate import calibrate
 from halfmap.steps.pick.candidates import Candidates, find_peaks
@@ -23,7 +24,6 @@ from halfmap.steps.pick.filter import (
     surrogate,
     whiten,
 )
-from halfmap.steps.pick.image import Image, coarser
 from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Profile, Shell, fit_shell, mean_profile
 

@@ -15,6 +15,7 @@ from scipy.spatial import KDTree
 
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates
+from halfmap.io.micrographs import list_micrographs
 from halfmap.io.tables import read_micrographs
 from halfmap.log import log
 from halfmap.steps.pick import micrograph, pictures, tables
@@ -23,7 +24,7 @@ from halfmap.steps.pick.export import read_list
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
-    from halfmap.steps.pick.image import MicrographItem
+    from halfmap.io.micrographs import MicrographItem
     from halfmap.steps.pick.step import PickConsensus
 
 _ROUNDS = 500
@@ -182,7 +183,7 @@ def run(step: PickConsensus, ctx: Context) -> None:
         raise ParameterError("a consensus needs two pickers or more", hint="give more --coordinates")
     if len({ctx.resolve(path).resolve() for path in step.coordinates}) < len(step.coordinates):
         raise ParameterError("a table of --coordinates is given twice", hint="give each picker's once")
-    items = tables.list_micrographs(ctx, read_micrographs(ctx.resolve(step.micrographs)), use_ctf=False)
+    items = list_micrographs(read_micrographs(ctx.resolve(step.micrographs)), ctx.resolve, use_ctf=False)
     lists = [read_list(ctx.resolve(path)) for path in step.coordinates]
     shared = [item for item in items if all(item.name in names for names in lists)]
     if not shared:

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from halfmap.steps.pick.image import Image
+from halfmap.io.micrographs import Image
 
 Map = NDArray[np.float32]
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from halfmap.io.micrographs import Image, local_mean
 from halfmap.nets.picker import STRIDE, Picker, score_image
 from halfmap.nets.weights import load_weights, shipped
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import Candidates, find_peaks
-from halfmap.steps.pick.image import Image, local_mean
 from halfmap.steps.pick.learned_calibration import fewer_particles
 from halfmap.steps.pick.learned_noise import most_log_odds, noise_like
 from halfmap.steps.pick.strength import evidence, strengths

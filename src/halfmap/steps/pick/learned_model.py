@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from halfmap.errors import ParameterError, TableError
 from halfmap.io.coordinates import read_coordinates
+from halfmap.io.micrographs import MicrographItem, list_micrographs
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs
 from halfmap.log import log
 from halfmap.nets.picker import STRIDE, Picker, score_image
 from halfmap.nets.weights import save_weights
 from halfmap.steps.pick.candidates import find_peaks
-from halfmap.steps.pick.image import MicrographItem
 from halfmap.steps.pick.learned import DISTANCE, PIXELS, load_network
 from halfmap.steps.pick.learned_examples import Example
 from halfmap.steps.pick.learned_pictures import draw_training
 from halfmap.steps.pick.learned_training import fine_tune, prepare, read_example, write_example
-from halfmap.steps.pick.tables import COORDINATES, DIAMETER, MICROGRAPH, X, Y, list_micrographs
+from halfmap.steps.pick.tables import COORDINATES, DIAMETER, MICROGRAPH, X, Y
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -97,7 +97,7 @@ def gather(step: PickTrain, ctx: Context) -> tuple[list[Picked], float]:
         hint = "give the coordinates.star of import coordinates, or the autopick.star of a picker"
         raise TableError(f"has no columns {MICROGRAPH} and {COORDINATES}", path=path, hint=hint)
     files = dict(named.select(MICROGRAPH, COORDINATES).iter_rows())
-    items = list_micrographs(ctx, read_micrographs(ctx.resolve(step.micrographs)), use_ctf=False)
+    items = list_micrographs(read_micrographs(ctx.resolve(step.micrographs)), ctx.resolve, use_ctf=False)
     found, diameters = [], []
     for item in items:
         if item.name not in files:

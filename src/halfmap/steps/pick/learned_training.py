@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from halfmap.io.atomic import atomic_path
+from halfmap.io.micrographs import MicrographItem, load
 from halfmap.nets.picker import STRIDE, Picker, score_image
 from halfmap.nets.training import train
 from halfmap.ops.threads import one_torch_thread
 from halfmap.steps.pick.candidates import find_peaks
-from halfmap.steps.pick.image import MicrographItem, load
 from halfmap.steps.pick.learned import DISTANCE, PIXELS, mask_at, network_shape, normalised, resized
 from halfmap.steps.pick.learned_calibration import fewer_particles
 from halfmap.steps.pick.learned_examples import DISC_AREA, Example, batches

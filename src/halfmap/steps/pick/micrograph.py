@@ -15,8 +15,8 @@ from halfmap.data import MicrographSet
 from halfmap.data.versions import row_versions
 from halfmap.engine.decisions import digest
 from halfmap.io.coordinates import read_coordinates
+from halfmap.io.micrographs import Image, MicrographItem, load
 from halfmap.steps.pick.candidates import Candidates, read_searched, write_candidates
-from halfmap.steps.pick.image import Image, MicrographItem, load
 from halfmap.steps.pick.tables import CANDIDATES, FOLDER
 
 PICTURES = "Micrographs"

@@ -11,8 +11,8 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from halfmap.io.micrographs import Image, flattened, local_mean
 from halfmap.steps.pick.candidates import Candidates, find_peaks
-from halfmap.steps.pick.image import Image, flattened, local_mean
 
 Map = NDArray[np.float32]
 

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from halfmap.io.atomic import atomic_path
+from halfmap.io.micrographs import Image, MicrographItem, load, local_mean
 from halfmap.steps.pick.calibrate import Calibration
-from halfmap.steps.pick.image import Image, MicrographItem, load, local_mean
 from halfmap.steps.pick.tables import PROBABILITY, X, Y
 
 _DPI = 100

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from halfmap.engine import Context
-    from halfmap.steps.pick.image import MicrographItem
+    from halfmap.io.micrographs import MicrographItem
     from halfmap.steps.pick.step import PickTemplate
 
 _ORDER = 1

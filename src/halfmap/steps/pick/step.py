@@ -14,8 +14,8 @@ from halfmap.engine import Context, Input, Out, Param, Step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from halfmap.io.micrographs import MicrographItem
     from halfmap.steps.pick.calibrate import Calibration
-    from halfmap.steps.pick.image import MicrographItem
     from halfmap.steps.pick.micrograph import Method
 
 PARTICLE, REFERENCES, SELECTION, OUTPUT = "Particle", "References", "Selection", "Output"
@@ -65,12 +65,13 @@ class PickMicrographs(Step):
         """Search every micrograph, calibrate the scores of all, write the picks and draw them."""
         import numpy as np
 
+        from halfmap.io.micrographs import list_micrographs
         from halfmap.io.tables import read_micrographs
         from halfmap.log import log
         from halfmap.steps.pick import micrograph, pictures, tables
 
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
-        items = tables.list_micrographs(ctx, micrographs, use_ctf=self.use_ctf)
+        items = list_micrographs(micrographs, ctx.resolve, use_ctf=self.use_ctf)
         method = self.method(ctx, items)
         versions = micrograph.versions(micrographs, method)
         for folder in (tables.CANDIDATES, tables.FOLDER, micrograph.PICTURES):

@@ -9,9 +9,9 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from halfmap.io.micrographs import Image, coarser
 from halfmap.steps.pick.candidates import Candidates
 from halfmap.steps.pick.filter import match, whiten
-from halfmap.steps.pick.image import Image, coarser
 from halfmap.steps.pick.learned_calibration import fewer_particles
 from halfmap.steps.pick.obstacles import mask_obstacles
 from halfmap.steps.pick.profiles import Shell

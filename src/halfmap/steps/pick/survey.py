@@ -11,10 +11,10 @@ import numpy as np
 
 from halfmap.errors import HalfmapError, ItemsFailedError, ParameterError
 from halfmap.io.atomic import write_text
+from halfmap.io.micrographs import Image, MicrographItem, SMALLEST_px, coarser, load
 from halfmap.io.movies import open_movie
 from halfmap.log import log
 from halfmap.steps.pick.blob import PIXELS, Blob, learn
-from halfmap.steps.pick.image import Image, MicrographItem, SMALLEST_px, coarser, load
 from halfmap.steps.pick.obstacles import mask_obstacles, usual_darkness
 from halfmap.steps.pick.template import Template
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,98 +10,25 @@ import numpy as np
 import polars as pl
 
 from halfmap.engine.decisions import digest
-from halfmap.errors import ItemsFailedError, TableError
+from halfmap.errors import ItemsFailedError
 from halfmap.io.atomic import write_text
 from halfmap.io.coordinates import write_coordinates
-from halfmap.io.names import unique_stems
 from halfmap.io.star import read_star, write_star
 from halfmap.log import log
 from halfmap.steps.pick.calibrate import Calibration
 from halfmap.steps.pick.candidates import Candidates, read_candidates
-from halfmap.steps.pick.image import MicrographItem
 
 if TYPE_CHECKING:
-    from halfmap.data import MicrographSet
     from halfmap.engine import Context
 
 FOLDER, CANDIDATES, LIST = "coordinates", "candidates", "autopick.star"
 MICROGRAPH, COORDINATES = "rlnMicrographName", "rlnMicrographCoordinates"
 X, Y, SCORE = "rlnCoordinateX", "rlnCoordinateY", "rlnAutopickFigureOfMerit"
 PROBABILITY, DIAMETER, AGREEMENT = "hmPickProbability", "hmParticleDiameter", "hmPickAgreement"
-_CTF = {
-    "defocus_u": "rlnDefocusU",
-    "defocus_v": "rlnDefocusV",
-    "defocus_angle": "rlnDefocusAngle",
-    "voltage_kV": "rlnVoltage",
-    "cs_mm": "rlnSphericalAberration",
-    "amplitude_contrast": "rlnAmplitudeContrast",
-}
 _PICKED = "picked.json"
-_SUSPECT = "no Thon rings"
 
 _BESIDE = 100
 """Micrographs with picks that are looked at again to find the threshold of new ones."""
-
-
-def list_micrographs(
-    ctx: Context, micrographs: MicrographSet, *, use_ctf: bool = True
-) -> list[MicrographItem]:
-    """Every micrograph with its mask and its CTF, where the table has them.
-
-    Raises
-    ------
-    TableError
-        If a micrograph has no positive pixel size, or is listed twice, or a column of the CTF is missing.
-    """
-    if use_ctf:
-        _refuse_half_a_ctf(micrographs)
-    optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
-    rows = micrographs.rows.to_dicts()
-    keys = unique_stems([row[MICROGRAPH] for row in rows], table=micrographs.path)
-    items = []
-    for number, row in enumerate(rows, start=1):
-        settings = optics[row["rlnOpticsGroup"]] | {k: v for k, v in row.items() if v is not None}
-        size = settings.get("rlnMicrographPixelSize") or settings.get("rlnMicrographOriginalPixelSize")
-        if size is None or not (math.isfinite(size) and size > 0):
-            hint = "import the micrographs with the microscope's settings"
-            message = "has no rlnMicrographPixelSize that is a positive number"
-            raise TableError(message, path=micrographs.path, row=number, hint=hint)
-        name = row[MICROGRAPH]
-        mask = row.get("hmMicrographMask")
-        items.append(
-            MicrographItem(
-                name=name,
-                key=keys[number - 1],
-                path=ctx.resolve(name),
-                pixel_size=float(size),
-                mask=None if mask in (None, "", "None") else ctx.resolve(str(mask)),
-                optics=_optics(settings) if use_ctf else None,
-            )
-        )
-    without = sum(item.optics is None for item in items)
-    if use_ctf and without:
-        log.warning("%d of %d micrographs have no CTF and are picked without it", without, len(items))
-    return items
-
-
-def _refuse_half_a_ctf(micrographs: MicrographSet) -> None:
-    """Refuse a table with a defocus but without all else that a CTF needs."""
-    missing = [
-        name for name in _CTF.values() if name not in {*micrographs.rows.columns, *micrographs.optics.columns}
-    ]
-    if missing and not {"rlnDefocusU", "rlnDefocusV"} <= set(missing):
-        hint = "estimate the CTF again, or pick with --no-use-ctf"
-        raise TableError(f"has a defocus but no {', '.join(missing)}", path=micrographs.path, hint=hint)
-
-
-def _optics(settings: dict[str, Any]) -> dict[str, Any] | None:
-    values = {name: settings.get(label) for name, label in _CTF.items()}
-    if any(value is None or not math.isfinite(value) for value in values.values()):
-        return None
-    if _SUSPECT in str(settings.get("hmCtfProblem", "")):
-        return None
-    values["phase_shift"] = settings.get("rlnPhaseShift") or 0.0
-    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def picked_before(ctx: Context, searched: Mapping[str, str]) -> dict[str, tuple[str, str, int, float]]:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfmap.io.micrographs import Image
 from halfmap.ops.fourier import irfft2
 from halfmap.steps.pick.candidates import Candidates, find_peaks
 from halfmap.steps.pick.filter import LEAST_COVERAGE, Whitened, inside, surrogate, whiten
-from halfmap.steps.pick.image import Image
 from halfmap.steps.pick.mixture import SCATTER
 from halfmap.steps.pick.obstacles import mask_obstacles
 

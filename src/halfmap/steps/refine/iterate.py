@@ -152,6 +152,8 @@ def _conclude(plan: Plan, model: Model) -> None:
     most, found = plan.step.most_iterations, model.resolution(plan)
     why = f"stopped by --most-iterations {most}" if model.limited else "resolution and poses improve no more"
     log.info("ended after %d iterations at %.2f Å: %s", model.iteration, found, why)
+    if plan.step.sample is not None:
+        return  # a trial, whose map nobody takes for the particle's
     if model.limited:
         log.warning(
             "it was stopped by --most-iterations %d before it converged: refine anew with more, or go on "

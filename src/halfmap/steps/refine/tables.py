@@ -96,7 +96,8 @@ def write(
 def _reach(plan: Plan, model: Model, maps: Maps) -> float | None:
     """Diameter of the map in Å, and a warning where the sphere cuts it."""
     diameter = reach(plan, maps.whole, model.resolution(plan))
-    if diameter is not None and diameter > plan.diameter and plan.mask is None:
+    is_trial = plan.step.sample is not None
+    if diameter is not None and diameter > plan.diameter and plan.mask is None and not is_trial:
         message = "the map is %.0f Å wide, and the sphere of %.0f Å cuts it: --diameter %.0f would hold it"
         log.warning(message, diameter, plan.diameter, AROUND * diameter)
     return diameter

@@ -1,25 +1,41 @@
-"""A micrograph as pickers want it: coarse pixels, even background, what is unusable masked."""
+"""Micrographs as they are looked at: coarse pixels, even background, what is unusable masked."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.ndimage
 import torch
 from numpy.typing import NDArray
 
-from halfmap.errors import FileFormatError
+from halfmap.errors import FileFormatError, TableError
 from halfmap.io.images import checked_micrograph, read_image
 from halfmap.io.mrc import read_mrc
+from halfmap.io.names import unique_stems
+from halfmap.log import log
 from halfmap.ops.ctf import ctf
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
 
+if TYPE_CHECKING:
+    from halfmap.data import MicrographSet
+
 BACKGROUND_A = 1000.0
-"""Width of the Gaussian that estimates the slow background, where a picker says nothing else."""
+"""Width of the Gaussian that estimates the slow background, where nothing else is said."""
+
+_CTF = {
+    "defocus_u": "rlnDefocusU",
+    "defocus_v": "rlnDefocusV",
+    "defocus_angle": "rlnDefocusAngle",
+    "voltage_kV": "rlnVoltage",
+    "cs_mm": "rlnSphericalAberration",
+    "amplitude_contrast": "rlnAmplitudeContrast",
+}
+_SUSPECT = "no Thon rings"
 
 _OUTLIER = 6.0
 """Robust standard deviations from the median at which a pixel is hot or dead."""
@@ -93,6 +109,76 @@ class Image:
         if self.optics is None:
             return np.full((h, w // 2 + 1), -1, np.float32)
         return -ctf((h, w), pixel_size=self.pixel_size, **self.optics).numpy()
+
+
+def list_micrographs(
+    micrographs: MicrographSet, resolve: Callable[[str], Path], *, use_ctf: bool = True
+) -> list[MicrographItem]:
+    """Every micrograph with its mask and its CTF, where the table has them.
+
+    Parameters
+    ----------
+    micrographs : MicrographSet
+        The table.
+    resolve : callable
+        Where a file named in it lies.
+    use_ctf : bool
+        Whether the CTF is wanted.
+
+    Raises
+    ------
+    TableError
+        If a micrograph has no positive pixel size, or is listed twice, or a column of the CTF is missing.
+    """
+    if use_ctf:
+        _refuse_half_a_ctf(micrographs)
+    optics = {row["rlnOpticsGroup"]: row for row in micrographs.optics.to_dicts()}
+    rows = micrographs.rows.to_dicts()
+    keys = unique_stems([row["rlnMicrographName"] for row in rows], table=micrographs.path)
+    items = []
+    for number, row in enumerate(rows, start=1):
+        settings = optics[row["rlnOpticsGroup"]] | {k: v for k, v in row.items() if v is not None}
+        size = settings.get("rlnMicrographPixelSize") or settings.get("rlnMicrographOriginalPixelSize")
+        if size is None or not (math.isfinite(size) and size > 0):
+            hint = "import the micrographs with the microscope's settings"
+            message = "has no rlnMicrographPixelSize that is a positive number"
+            raise TableError(message, path=micrographs.path, row=number, hint=hint)
+        name = row["rlnMicrographName"]
+        mask = row.get("hmMicrographMask")
+        items.append(
+            MicrographItem(
+                name=name,
+                key=keys[number - 1],
+                path=resolve(name),
+                pixel_size=float(size),
+                mask=None if mask in (None, "", "None") else resolve(str(mask)),
+                optics=_optics(settings) if use_ctf else None,
+            )
+        )
+    without = sum(item.optics is None for item in items)
+    if use_ctf and without:
+        log.warning("%d of %d micrographs have no CTF and are taken without it", without, len(items))
+    return items
+
+
+def _refuse_half_a_ctf(micrographs: MicrographSet) -> None:
+    """Refuse a table with a defocus but without all else that a CTF needs."""
+    missing = [
+        name for name in _CTF.values() if name not in {*micrographs.rows.columns, *micrographs.optics.columns}
+    ]
+    if missing and not {"rlnDefocusU", "rlnDefocusV"} <= set(missing):
+        hint = "estimate the CTF again, or take --no-use-ctf"
+        raise TableError(f"has a defocus but no {', '.join(missing)}", path=micrographs.path, hint=hint)
+
+
+def _optics(settings: dict[str, Any]) -> dict[str, Any] | None:
+    values = {name: settings.get(label) for name, label in _CTF.items()}
+    if any(value is None or not math.isfinite(value) for value in values.values()):
+        return None
+    if _SUSPECT in str(settings.get("hmCtfProblem", "")):
+        return None
+    values["phase_shift"] = settings.get("rlnPhaseShift") or 0.0
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def load(
