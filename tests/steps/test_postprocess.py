@@ -141,6 +141,42 @@ def test_local_scaling_makes_weak_parts_as_strong(project):
     assert ratio["scaled"] > 1.3 * ratio["filtered"]
 
 
+def share_beyond(volume: torch.Tensor, detail: float) -> float:
+    """Share of a map's power at what is finer."""
+    passed = low_pass(SHAPE, pixel_size=PIXEL, resolution=detail, edge_px=0.0)
+    coarse = irfft3(rfft3(volume) * passed, shape=SHAPE)
+    return float((volume - coarse).square().sum() / volume.square().sum())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_steep_b_factor_raises_nothing_beyond_the_resolution(project, given):
+    """Neither what weights smear over frequencies, nor noise at the fine side of a band that agrees."""
+    blurred = irfft3(rfft3(particle()) * b_factor(SHAPE, pixel_size=PIXEL, b_factor=300.0), shape=SHAPE)
+    names = [write(f"half{i}.mrc", blurred / blurred.std() + random(5 + i)) for i in (1, 2)]
+    job = run(project, names, b_factor=-B - 300.0, **({} if given else {"mask": None}))
+    found = read_star(job.outputs["curves"])["general"]["rlnFinalResolution"]
+    assert found > 4.0
+    for name in ("filtered", "denoised", "scaled"):
+        volume = torch.from_numpy(read_mrc(job.outputs[name]))
+        assert share_beyond(volume, found / 1.25) < 0.015, name
+        assert share_beyond(volume, found / 1.5) < 0.005, name
+
+
+def test_a_blurred_part_holds_nothing_finer_than_it_is_known_to(project):
+    sharp, blur = particle(), b_factor(SHAPE, pixel_size=PIXEL, b_factor=400.0)
+    blurred = irfft3(rfft3(sharp) * blur, shape=SHAPE)
+    right = torch.arange(BOX) - BOX // 2
+    truth = torch.where((right < 0).expand(SHAPE), sharp, blurred / blurred.std())
+    names = [write(f"half{i}.mrc", truth + 0.6 * random(5 + i)) for i in (1, 2)]
+    job = run(project, names, b_factor=-2 * B)
+    # About two wavelengths from the better part on, with an edge too soft to smear what is coarser.
+    dull = (0.5 - 0.5 * torch.cos(math.pi * ((right - 8) / 6).clamp(0, 1))).expand(SHAPE)
+    for name in ("filtered", "scaled"):
+        volume = torch.from_numpy(read_mrc(job.outputs[name]))
+        assert share_beyond(volume * dull, 4.0) < 0.03, name
+        assert share_beyond(volume * dull.flip(-1), 4.0) > 0.5, name
+
+
 def test_the_same_seed_gives_the_same(project, halves):
     one, two = (run(project, halves) for _ in range(2))
     for name in ("map", "scaled"):

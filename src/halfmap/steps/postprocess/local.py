@@ -10,9 +10,8 @@ from torch import Tensor
 
 from halfmap.io.half_maps import HalfMaps
 from halfmap.log import log
-from halfmap.ops.fourier import irfft3
-from halfmap.ops.grids import ring_index
-from halfmap.ops.local_correlation import Band, bands, put_back, shells, upsampled
+from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops.local_correlation import Band, bands, put_back, shells, upsampled, within_band
 from halfmap.steps.postprocess.correlate import THRESHOLD
 from halfmap.steps.postprocess.sharpen import Sharpened
 
@@ -57,6 +56,10 @@ def local_maps(
     -----
     The mean of two maps that correlate by f has the correlation 2 f / (1 + f) with what is there, squared:
     Wiener's weight. Once f has fallen to that of noise, nothing finer is let through at this voxel.
+
+    Bands are sharpened before they are correlated and weighted: a weight that differs between voxels smears
+    some of a band over all frequencies, and sharpening after it would raise that many thousandfold at the
+    finest ones.
     """
     if not step.local:
         return None
@@ -67,18 +70,20 @@ def local_maps(
         return None
     spectra = [torch.zeros(box, box, box // 2 + 1, dtype=torch.complex64) for _ in range(3)]
     least: Tensor | None = None
-    for band in bands(halves.first, halves.second, mask=mask, middles=shells(box, first)):
+    how = {"mask": mask, "middles": shells(box, first), "transfer": sharpened.transfer}
+    for band in bands(halves.first, halves.second, **how):
         least, weights = _weights(band, least)
-        for spectrum, weight in zip(spectra, weights, strict=True):
-            put_back(spectrum, weight * band.mean, box)
-    shell = ring_index((box,) * 3).clamp_max(box // 2)
-    sharpening = sharpened.transfer.float()[shell]
-    filtered, denoised, scaled = spectra
-    volumes = (
-        irfft3(spectrum, shape=(box,) * 3) * mask
-        for spectrum in (filtered * sharpening, denoised, scaled * sharpening)
-    )
-    return LocalMaps(*volumes)
+        sharp = _sharpened(band, sharpened.transfer)
+        parts = (sharp, band.mean, sharp)
+        for spectrum, weight, part in zip(spectra, weights, parts, strict=True):
+            put_back(spectrum, weight * part, box)
+    return LocalMaps(*(irfft3(spectrum, shape=(box,) * 3) * mask for spectrum in spectra))
+
+
+def _sharpened(band: Band, transfer: Tensor) -> Tensor:
+    """Mean of the half maps within the band (m, m, m), times the factor of each shell."""
+    factors = within_band(transfer, len(band.mean), band.outer)
+    return irfft3(rfft3(band.mean) * factors, shape=band.mean.shape)
 
 
 def _weights(band: Band, least: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -88,12 +93,17 @@ def _weights(band: Band, least: Tensor | None) -> tuple[Tensor, tuple[Tensor, Te
         # Means of large windows, and of the density itself: there is nothing to be told apart.
         own = torch.ones_like(own)
     least = own if least is None else torch.minimum(upsampled(least, len(own)), own)
-    kept = torch.where(least > max(THRESHOLD, _SURE * band.deviation), least, 0.0)
-    weight = 2 * kept / (1 + kept)
+    weight = _wiener(least, max(THRESHOLD, _SURE * band.deviation))
     mean = float((band.signal * band.inside).sum() / band.inside.sum())
     if mean <= 0 or band.number == 0:
         gain = torch.ones_like(weight)
     else:
         gain = (mean / band.signal.clamp_min(1e-6 * mean)).sqrt().clamp(1 / _GAIN, _GAIN)
-    sure = torch.where(own > _SURE * band.deviation, own, 0.0)
-    return least, (weight, 2 * sure / (1 + sure), weight * gain)
+    return least, (weight, _wiener(own, _SURE * band.deviation), weight * gain)
+
+
+def _wiener(correlation: Tensor, floor: float) -> Tensor:
+    """Weight of the mean of two maps by their correlation; 0 up to the floor, whole from twice that on."""
+    # At a step between voxels that pass and those that do not, there would be detail finer than the band's.
+    kept = correlation * (correlation / floor - 1).clamp(0, 1)
+    return 2 * kept / (1 + kept)
