@@ -150,6 +150,8 @@ def test_a_group_that_is_found_is_used_where_particles_are_likelier_in_it(monkey
     names = "symmetric", "symmetric-trial", "first-refine", "validate"
     assert {chain.steps[name].symmetry for name in names} == {"D2"}
     assert chain.steps["first-refine"].reference == Path("/p/symmetric/map.star")
+    begun = {chain.steps[name].initial_lowpass for name in ("abinitio-trial", "symmetric-trial")}
+    assert begun == {20.0}, "a group that begins with less is behind the other"
     assert "-1.00 ± 0.10 without" in chain.done["first-refine"].decisions[0].why
     assert not [name for name in run_stages(chain) if name.startswith("round-")]
 

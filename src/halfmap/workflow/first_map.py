@@ -42,7 +42,7 @@ _WIDER = 1.6
 """Diameter of a map over that of its sphere beyond which it is not believed."""
 
 _FIRST_A = 20.0
-"""Detail of the first map that these refinements begin with where there is no symmetry."""
+"""Detail of the first map that these refinements begin with; finer in T, O and I, which have no shape at it."""
 
 
 def abinitio(chain: Chain) -> Plan:
@@ -121,7 +121,8 @@ def _trial(chain: Chain, stage: str, group: str, decisions: tuple[Decision, ...]
         **common(chain),
         "reference": chain.output(stage, "map"),
         "symmetry": group,
-        "initial_lowpass": _FIRST_A if group == "C1" else None,
+        # With any less to begin with than the others, a group is behind them for its iterations.
+        "initial_lowpass": None if group in _ROUND_GROUPS else _FIRST_A,
         "sample": _SAMPLE,
         "most_iterations": _ITERATIONS,
     }
