@@ -42,7 +42,7 @@ _WIDER = 1.6
 """Diameter of a map over that of its sphere beyond which it is not believed."""
 
 _FIRST_A = 20.0
-"""Detail of the first map that these refinements begin with; finer in T, O and I, which have no shape at it."""
+"""Detail of the first map that these refinements begin with; finer in T, O and I, shapeless at that."""
 
 
 def abinitio(chain: Chain) -> Plan:
