@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from halfmap.io.atomic import atomic_path
 from halfmap.log import log
+
+
+@dataclass
+class Progress:
+    """How a training gets on: its loss on data that it never sees, the best weights, where it was stopped.
+
+    Parameters
+    ----------
+    held_out : callable
+        Loss of a network in evaluation mode on data that is not trained on.
+    every : int
+        Steps between two looks at it.
+    file : path
+        Where all that is needed to go on is kept at each look.
+    """
+
+    held_out: Callable[[nn.Module], float]
+    every: int
+    file: Path
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """Steps, and the loss on held-out data after them."""
+    best: tuple[float, dict[str, Tensor]] = (math.inf, {})
+
+    def look(self, network: nn.Module, step: int) -> None:
+        """Note the loss on held-out data, and the weights if they are the best so far."""
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            value = self.held_out(network)
+        network.train(was_training)
+        self.losses.append((step, value))
+        if value < self.best[0]:
+            self.best = value, deepcopy(network.state_dict())
+
+    def save(self, step: int, means: list[float], *parts: Any) -> None:
+        """Keep all that is needed to go on, whole or not at all."""
+        state = {
+            "step": step,
+            "means": means,
+            "losses": self.losses,
+            "best": self.best,
+            "parts": [part.state_dict() for part in parts],
+        }
+        with atomic_path(self.file, durable=False) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, *parts: Any) -> tuple[int, list[float]]:
+        """Take up where an earlier run was stopped: its steps, and its means."""
+        if not self.file.exists():
+            return 0, []
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        for part, kept in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(kept)
+        self.losses = [(int(step), float(value)) for step, value in state["losses"]]
+        self.best = state["best"][0], state["best"][1]
+        return state["step"], state["means"]
 
 
 def train(
     network: nn.Module,
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Iterable[tuple[Tensor, ...]] | Callable[[int], Iterable[tuple[Tensor, ...]]],
     loss: Callable[..., Tensor],
     *,
     steps: int,
@@ -21,6 +83,7 @@ def train(
     warm_up: float = 0.1,
     half: bool = False,
     report: int = 100,
+    progress: Progress | None = None,
 ) -> list[float]:
     """Fit a network's weights in place by AdamW under a rate that rises and falls once.
 
@@ -29,7 +92,8 @@ def train(
     network : Module
         In the mode wanted (with or without batch statistics), on the device that is to compute.
     batches : iterable of tuple of Tensor
-        First the network's input, then what the loss compares its output with; endless or long enough.
+        First the network's input, then what the loss compares its output with; endless or long enough. Where
+        a training may be gone on with: a function of how many are done, which gives the others.
     loss : callable
         ``loss(output, *rest of the batch)``, a scalar to make small.
     steps : int
@@ -44,6 +108,9 @@ def train(
         Compute convolutions in bfloat16, which halves the time where the processor knows it.
     report : int
         Steps between lines in the log, each with the mean loss since the one before.
+    progress : Progress, optional
+        Looks at held-out data now and then, keeps what is needed to go on, and begins there if it is kept. At
+        the end the network has the weights that were best.
 
     Returns
     -------
@@ -65,9 +132,11 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=steps + 1, pct_start=warm_up, final_div_factor=4.0
     )
-    means: list[float] = []
+    done, means = (0, list[float]()) if progress is None else progress.load(network, optimiser, schedule)
     total = 0.0
-    for step, batch in zip(range(1, steps + 1), batches, strict=False):
+    for step, batch in zip(
+        range(done + 1, steps + 1), batches(done) if callable(batches) else batches, strict=False
+    ):
         image, *rest = (tensor.to(device) for tensor in batch)
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
@@ -82,4 +151,10 @@ def train(
             means.append(total / report)
             total = 0.0
             log.info("step %d of %d, mean loss %.4f", step, steps, means[-1])
+        if progress is not None and (step % progress.every == 0 or step == steps):
+            progress.look(network, step)
+            log.info("step %d of %d, loss %.4f on data held out", step, steps, progress.losses[-1][1])
+            progress.save(step, means, network, optimiser, schedule)
+    if progress is not None and progress.best[1]:
+        network.load_state_dict(progress.best[1])
     return means

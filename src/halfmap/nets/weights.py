@@ -29,6 +29,26 @@ def record_file(path: str | Path) -> Path:
     return Path(path).with_suffix(".json")
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read how weights were made, from the record beside their file.
+
+    Raises
+    ------
+    FileFormatError
+        If it is missing, or no record.
+    """
+    try:
+        record = json.loads(record_file(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise FileFormatError(
+            f"{missing} is missing", path=path, hint="keep the .npz and the .json of a model together"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FileFormatError("is no record of weights that can be read", path=record_file(path)) from error
+    return record if isinstance(record, dict) else {}
+
+
 def save_weights(path: str | Path, network: nn.Module, record: dict[str, Any]) -> None:
     """Write a network's weights in half precision, and beside them how they were made.
 
@@ -70,8 +90,8 @@ def load_weights(path: str | Path, network: nn.Module, *, kind: str) -> dict[str
         If one of the two files is missing, not what it should be, or does not belong to the other.
     """
     path = Path(path)
+    record = read_record(path)
     try:
-        record = json.loads(record_file(path).read_text(encoding="utf-8"))
         data = path.read_bytes()
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: torch.from_numpy(file[name].astype(np.float32)) for name in file.files}
@@ -82,7 +102,7 @@ def load_weights(path: str | Path, network: nn.Module, *, kind: str) -> dict[str
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise FileFormatError("holds no weights that can be read", path=path) from error
-    if not isinstance(record, dict) or record.get("kind") != kind:
+    if record.get("kind") != kind:
         raise FileFormatError(f"is no model of the kind {kind!r}", path=path, hint="give another file")
     if record.get("sha256") != _digest(data):
         raise FileFormatError("is not what its record describes", path=path, hint="copy both files again")
