@@ -263,7 +263,7 @@ def test_an_unusual_pixel_size_is_warned_of(project, caplog, size, warned):
 @pytest.mark.parametrize("size", [0.2, 18.0])
 def test_an_unusual_pixel_size_that_headers_speak_against_is_refused(project, size):
     write_mrc("Mics/a.mrc", np.random.default_rng(1).normal(size=SHAPE), pixel_size=1.8)
-    with pytest.raises(ParameterError, match=r"of 1 of 2 files say 1\.8 Å; give --pixel-size 1\.8"):
+    with pytest.raises(ParameterError, match=r"of 1 of 1 files say 1\.8 Å; give --pixel-size 1\.8"):
         project.run(ImportMicrographs(micrographs=("Mics/*.mrc",), pixel_size=size))
 
 

@@ -265,8 +265,8 @@ def test_how_a_chain_ran_is_kept(project: Project, monkeypatch: pytest.MonkeyPat
         ({"set": ("secnd.end=x",)}, "no stage 'secnd'; did you mean 'second'"),
         ({"set": ("second.begin=x",)}, "second has no parameter 'begin'"),
         ({"set": ("third.oftn=2",)}, "third has no parameter 'oftn'; did you mean third.often"),
-        ({"set": ("third.often=many",)}, "--often takes a whole number, not 'many'"),
-        ({"set": ("third.often=0",)}, "--often must be greater than or equal to 1, not '0'"),
+        ({"set": ("third.often=many",)}, "--set third.often=... takes a whole number, not 'many'"),
+        ({"set": ("third.often=0",)}, "--set third.often=... must be greater than or equal to 1, not '0'"),
         ({"set": ("second",)}, "STAGE.PARAMETER=VALUE"),
     ],
 )

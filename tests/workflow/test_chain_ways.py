@@ -87,7 +87,7 @@ def test_a_refused_job_leaves_the_record_as_it_was(project: Project):
 def test_ranges_are_set_as_on_the_command_line(project: Project):
     chain = run(project, "first.numbers=1-3,8")
     assert chain.output("first", "text").read_text() == "1 2 3 8"
-    with pytest.raises(ParameterError, match="--numbers takes whole numbers, or ranges"):
+    with pytest.raises(ParameterError, match=r"--set first\.numbers=\.\.\. takes whole numbers, or ranges"):
         run(project, "first.numbers=one")
 
 

@@ -85,6 +85,13 @@ rlnMicrographName str none motion-corrected micrograph
 rlnMicrographNameNoDW str none micrograph summed without dose weighting
 rlnMicrographNameEven str none micrograph summed from even frames
 rlnMicrographNameOdd str none micrograph summed from odd frames
+hmMicrographNameDenoised str none denoised micrograph, on the scale of the sum without dose weighting
+hmMicrographNameMerged str none micrograph of denoised low and raw high frequencies, on the same scale
+hmSnrRaw float none power of the signal over that of the noise in a micrograph, all frequencies together
+hmSnrDenoised float none the same of the denoised micrograph, its bias left aside
+hmSignalToNoiseAndBias float none power of the signal over that of noise and bias in the denoised micrograph
+hmSignalTransfer float none amplitude of the signal after denoising over that before
+hmMergedResolution float Å where the merged micrograph goes over from the denoised to the raw one
 rlnMicrographMetadata str none STAR file with the micrograph's motion tracks
 rlnImageSizeX int px columns of a movie's frames or a micrograph
 rlnImageSizeY int px rows of a movie's frames or a micrograph

@@ -72,6 +72,14 @@ class Progress:
         return state["step"], state["means"]
 
 
+def bfloat16_pays(device: str) -> bool:
+    """Whether convolutions are quicker in bfloat16: on GPUs, and on processors that know it."""
+    if not device.startswith("cpu"):
+        return True
+    knows = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(knows is not None and knows())
+
+
 def train(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, ...]] | Callable[[int], Iterable[tuple[Tensor, ...]]],

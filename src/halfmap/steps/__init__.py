@@ -6,6 +6,7 @@ PIPELINE = (
     "simulate",
     "import_",
     "motion",
+    "denoise",
     "ctf",
     "curate",
     "pick",

@@ -1,0 +1,233 @@
+"""Denoise micrographs half by half, measure them, and join them with the raw ones."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from halfmap.data import MicrographSet
+from halfmap.io.atomic import atomic_path
+from halfmap.io.mrc import write_mrc
+from halfmap.io.tables import read_micrographs, write_micrographs
+from halfmap.log import log
+from halfmap.nets.denoiser import Denoiser, denoise, load_denoiser
+from halfmap.nets.training import bfloat16_pays
+from halfmap.ops.filters import radial_profile_to_grid
+from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.ops.signal_bias import HalfPowers, half_powers
+from halfmap.steps.denoise.halves import Halves, HalvesItem, list_halves, load_halves
+
+if TYPE_CHECKING:
+    from halfmap.engine import Context
+    from halfmap.steps.denoise.step import DenoiseApply
+
+IMAGES, POWERS, PICTURES = "Micrographs", "powers", "pictures"
+DENOISED, MERGED = "hmMicrographNameDenoised", "hmMicrographNameMerged"
+
+WINDOW_px = 256
+"""Side of the windows that powers are means of, at the most."""
+
+_JOIN = 4
+"""Rings of such a window, to each side, over which a merged micrograph changes over."""
+
+_RINGS = 4
+"""Rings that are looked at together where images are compared."""
+
+FIGURES = {
+    "snr_before": "hmSnrRaw",
+    "snr_after": "hmSnrDenoised",
+    "snbr": "hmSignalToNoiseAndBias",
+    "transfer": "hmSignalTransfer",
+    "joined_A": "hmMergedResolution",
+}
+"""What is told of each micrograph, and its column."""
+
+
+def run(step: DenoiseApply, ctx: Context) -> None:
+    """Denoise every micrograph half by half, measure, write the table, and draw."""
+    from halfmap.steps.denoise import pictures
+
+    model = ctx.resolve(step.model)
+    _, record = load_denoiser(model)
+    table = read_micrographs(ctx.resolve(step.micrographs))
+    flip = bool(record["phase_flipped"])
+    items = list_halves(table, ctx.resolve, use_ctf=flip, thin=step.thin, seed=step.seed)
+    for folder in (IMAGES, POWERS, PICTURES):
+        (ctx.folder / folder).mkdir(exist_ok=True)
+    work = functools.partial(
+        denoise_micrograph,
+        model=model,
+        folder=ctx.folder,
+        device=ctx.device,
+        merge=step.merge,
+        picture=step.pictures,
+    )
+    done = ctx.map(work, items, key=lambda item: item.name, unit="micrograph")
+    write_micrographs(ctx.folder / "micrographs.star", _table(ctx, table, done, merge=step.merge))
+    median = {name: float(np.median([row[name] for row in done])) for name in FIGURES if name in done[0]}
+    log.info(
+        "%d micrographs: signal-to-noise ratio %.3g before, %.3g after (%.0f times), with bias %.3g; medians",
+        *(len(done), median["snr_before"], median["snr_after"]),
+        *(median["snr_after"] / median["snr_before"], median["snbr"]),
+    )
+    ctx.picture(
+        "summary.png",
+        [row["name"] for row in done],
+        lambda path: pictures.draw_summary(
+            path, [read_powers(ctx.folder / POWERS / f"{row['key']}.npz") for row in done]
+        ),
+    )
+
+
+def denoise_micrograph(
+    item: HalvesItem, *, model: Path, folder: Path, device: str, merge: bool, picture: bool
+) -> dict[str, Any]:
+    """Denoise one micrograph, write what comes of it, and tell its figures."""
+    network, pixel_size, flip = _loaded(model, device)
+    halves = load_halves(item, pixel_size, flip=flip)
+    half = bfloat16_pays(device)
+    found = torch.stack([denoise(network, one, half=half) for one in halves.values])
+    size = min(WINDOW_px, *(length // 2 * 2 for length in found.shape[1:]))
+    powers = half_powers((halves.values[0], halves.values[1]), (found[0], found[1]), size=size)
+    write_powers(folder / POWERS / f"{item.key}.npz", powers, halves.pixel_size)
+    # The micrograph is the sum of its halves.
+    image = 2 * halves.restored(found.mean(0))
+    write_mrc(
+        folder / IMAGES / f"{item.key}_denoised.mrc", image.numpy(), pixel_size=item.pixel_size, stack=False
+    )
+    row = {"name": item.name, "key": item.key, **figures(powers)}
+    if merge:
+        joined, at_A = merged(halves, found.mean(0), powers)
+        write_mrc(
+            folder / IMAGES / f"{item.key}_merged.mrc",
+            joined.numpy(),
+            pixel_size=item.pixel_size,
+            stack=False,
+        )
+        row["joined_A"] = at_A
+    if picture:
+        from halfmap.steps.denoise import pictures
+
+        path = folder / PICTURES / f"{item.key}.png"
+        pictures.draw_micrograph(path, item.name, halves, found, powers)
+    return row
+
+
+def figures(powers: HalfPowers) -> dict[str, float]:
+    """Signal over noise in the sum of the halves before and after, and over noise and bias, of all rings."""
+    whole = powers.total()
+    signal, before, after = (float(value) for value in (whole.signal, whole.noise_before, whole.noise_after))
+    return {
+        "snr_before": 2 * signal / before,
+        "snr_after": 2 * signal / max(after, 1e-12),
+        "snbr": signal / max(after / 2 + float(whole.bias), 1e-12),
+        "transfer": float(whole.transfer),
+    }
+
+
+def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor, float]:
+    """Low frequencies of the denoised micrograph at the signal's amplitude, and the others of the raw one.
+
+    Parameters
+    ----------
+    halves : Halves
+        The raw halves.
+    denoised : Tensor (h, w)
+        Mean of the denoised ones, normalised as they are.
+    powers : HalfPowers
+        Of both.
+
+    Returns
+    -------
+    image : Tensor
+        In the micrograph's pixels.
+    resolution : float
+        Where one goes over into the other, Å; infinite if all is raw.
+    """
+    ring, gain = joined_at(powers)
+    shape, window = tuple(denoised.shape), 2 * (len(powers.counts) - 1)
+    # Rings of windows, at the frequencies of the whole image.
+    rings = torch.arange(max(shape) // 2 + 1, dtype=torch.float64) * window / max(shape)
+    low = (0.5 + 0.5 * (ring - rings) / _JOIN).clamp(0, 1)
+    at_rings = torch.from_numpy(np.interp(rings.numpy(), np.arange(len(gain)), gain.numpy()))
+    raw = halves.values.mean(0)
+    change = rfft2(denoised) * radial_profile_to_grid((at_rings * low).float(), shape=shape)
+    change = change - rfft2(raw) * radial_profile_to_grid(low.float(), shape=shape)
+    # What the raw image has beyond the coarse pixels stays: only the difference is brought to it.
+    difference = irfft2(change, shape=shape) * halves.deviation
+    whole = 2 * (halves.whole + halves.finer(difference))
+    return whole, (window * halves.pixel_size / ring if ring > 0 else math.inf)
+
+
+def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
+    """Ring from which on the raw image is the nearer to the signal, and what brings the denoised one to it.
+
+    Both errors are of the mean of the halves: noise of the raw one; noise and bias of the denoised one, at
+    the amplitude of the signal.
+
+    Returns
+    -------
+    ring : float
+        Of a window; 0 if it is the nearer everywhere.
+    gain : Tensor (r,)
+        Of each ring, the inverse of the transfer.
+    """
+    coarse = powers.coarser(_RINGS)
+    transfer = coarse.transfer.clamp(min=1e-3)
+    raw = coarse.noise_before / 2
+    other = (coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)) / transfer.square()
+    worse = ((other > raw) | (coarse.signal <= 0) | (coarse.transfer < 0.05)).nonzero()
+    first = int(worse[0]) if len(worse) else len(raw)
+    places = 1 + _RINGS * torch.arange(len(raw), dtype=torch.float64) + (_RINGS - 1) / 2
+    rings = torch.arange(len(powers.counts), dtype=torch.float64)
+    # Beyond, the transfer is that of nothing.
+    known = slice(0, max(first, 1))
+    gain = np.interp(rings.numpy(), places[known].numpy(), (1 / transfer[known]).numpy())
+    return float(_RINGS * first), torch.from_numpy(gain)
+
+
+def write_powers(path: Path, powers: HalfPowers, pixel_size: float) -> None:
+    """Keep the powers of a micrograph, whole or not at all."""
+    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
+        sums = powers.sums.numpy().astype(np.float32)
+        np.savez(file, sums=sums, counts=powers.counts.numpy(), pixel_size=pixel_size)
+
+
+def read_powers(path: Path) -> tuple[HalfPowers, float]:
+    """Powers of a micrograph, and the pixel size that they are of, Å."""
+    with np.load(path, allow_pickle=False) as file:
+        sums, counts = torch.from_numpy(file["sums"].astype(np.float64)), torch.from_numpy(file["counts"])
+        return HalfPowers(sums, counts), float(file["pixel_size"])
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: Path, device: str) -> tuple[Denoiser, float, bool]:
+    network, record = load_denoiser(model)
+    return network.to(device), float(record["pixel_size"]), bool(record["phase_flipped"])
+
+
+def _table(ctx: Context, table: MicrographSet, done: list[dict[str, Any]], *, merge: bool) -> MicrographSet:
+    """The micrographs that were done, with their new images and figures."""
+    by_name = {row["name"]: row for row in done}
+    rows = table.rows.filter(pl.col("rlnMicrographName").is_in(list(by_name)))
+    each = [by_name[name] for name in rows["rlnMicrographName"]]
+
+    def names(kind: str) -> list[str]:
+        return [ctx.relative(ctx.folder / IMAGES / f"{row['key']}_{kind}.mrc") for row in each]
+
+    columns = [pl.Series(DENOISED, names("denoised"))]
+    if merge:
+        columns.append(pl.Series(MERGED, names("merged")))
+    columns += [
+        pl.Series(label, [float(row[name]) for row in each])
+        for name, label in FIGURES.items()
+        if name in each[0]
+    ]
+    return MicrographSet(table.optics, rows.with_columns(*columns))

@@ -1,0 +1,272 @@
+"""The two halves of a micrograph as networks see them, and back again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.errors import FileFormatError, ShapeError, TableError
+from halfmap.io.images import read_image
+from halfmap.io.micrographs import SMALLEST_px, list_micrographs, local_mean, mended
+from halfmap.ops.ctf import ctf
+from halfmap.ops.filters import radial_average
+from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
+from halfmap.ops.grids import frequency_radius
+
+if TYPE_CHECKING:
+    from halfmap.data import MicrographSet
+
+EVEN, ODD = "rlnMicrographNameEven", "rlnMicrographNameOdd"
+
+PATCH_px = 192
+"""Side of the patches that networks are trained on."""
+
+_SPREAD_px = PATCH_px / math.sqrt(12)
+"""Standard deviation of the Gaussian average that has a patch's width."""
+
+_SOFT = 0.9
+"""Part of the coarse images' Nyquist frequency from which on they fade out when they are made finer."""
+
+_HIGHEST = 0.75
+"""Part of the Nyquist frequency beyond which halves that are independent have nothing in common."""
+
+
+@dataclass(frozen=True)
+class HalvesItem:
+    """A micrograph with its halves; plain data for a worker.
+
+    Attributes
+    ----------
+    name, key : str
+        As in the table, and for files of its own.
+    even, odd : path
+        Sums of its even and odd frames. The same file where counts are to be thinned.
+    pixel_size : float
+        In Å.
+    optics : dict or None
+        Arguments of `halfmap.ops.ctf.ctf`; None without a CTF.
+    seed : int or None
+        Of the thinning of a counted image into halves; None where there are two files.
+    """
+
+    name: str
+    key: str
+    even: Path
+    odd: Path
+    pixel_size: float
+    optics: dict[str, Any] | None = field(default=None, hash=False)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """Two halves in coarse pixels, normalised around each pixel as patches are one by one.
+
+    Attributes
+    ----------
+    values : Tensor (2, h, w)
+        Even and odd, mean 0 and standard deviation 1 about every place.
+    background : Tensor (2, h, w)
+        What was subtracted from each half.
+    deviation : Tensor (h, w)
+        What both were divided by.
+    pixel_size : float
+        In Å.
+    shape : tuple of 2 int
+        Of the micrograph.
+    flips : Tensor (h, w // 2 + 1) or None
+        Signs of the CTF that phases were flipped by.
+    correlation : float
+        Of the halves at the highest frequencies of the micrograph.
+    whole : Tensor (H, W)
+        Mean of the halves in the micrograph's pixels.
+    """
+
+    values: Tensor
+    background: Tensor
+    deviation: Tensor
+    pixel_size: float
+    shape: tuple[int, int]
+    flips: Tensor | None
+    correlation: float
+    whole: Tensor
+
+    def restored(self, values: Tensor) -> Tensor:
+        """Normalised halves (..., h, w) on the scale and in the pixels of the micrograph.
+
+        Frequencies beyond the coarse pixels' are zero, and those shortly before fade out.
+        """
+        # Each half has a background of its own; of their mean it is the mean.
+        return self.finer(values * self.deviation + self.background.mean(0))
+
+    def finer(self, image: Tensor) -> Tensor:
+        """A coarse image (h, w) in the pixels of the micrograph, its phases flipped back."""
+        coarse = tuple(image.shape)
+        spectrum = rfft2(image)
+        if self.flips is not None:
+            spectrum = spectrum * self.flips
+        if coarse == self.shape:
+            return irfft2(spectrum, shape=coarse)
+        share = frequency_radius(coarse) / 0.5
+        fade = 0.5 + 0.5 * torch.cos(math.pi * ((share - _SOFT) / (1 - _SOFT)).clamp(0, 1))
+        spectrum = resize_spectrum(spectrum * fade, shape=coarse, new_shape=self.shape)
+        return irfft2(spectrum, shape=self.shape)
+
+
+def list_halves(
+    micrographs: MicrographSet,
+    resolve: Callable[[str], Path],
+    *,
+    use_ctf: bool,
+    thin: bool = False,
+    seed: int = 1,
+) -> list[HalvesItem]:
+    """Every micrograph with its even and odd sums.
+
+    Parameters
+    ----------
+    micrographs : MicrographSet
+        The table.
+    resolve : callable
+        Where a file named in it lies.
+    use_ctf : bool
+        Whether the CTF is wanted.
+    thin : bool
+        Take the micrographs themselves, whose counts are to be parted at random.
+    seed : int
+        Of that.
+
+    Raises
+    ------
+    TableError
+        If a row names no even and odd sums, or the same file as both.
+    """
+    rows = micrographs.rows.to_dicts()
+    items = []
+    for number, (row, item) in enumerate(
+        zip(rows, list_micrographs(micrographs, resolve, use_ctf=use_ctf), strict=True), start=1
+    ):
+        if thin:
+            found = HalvesItem(
+                item.name, item.key, item.path, item.path, item.pixel_size, item.optics, seed + number
+            )
+            items.append(found)
+            continue
+        even, odd = row.get(EVEN), row.get(ODD)
+        if not even or not odd:
+            raise TableError(
+                "names no sums of even and odd frames",
+                path=micrographs.path,
+                row=number,
+                hint="let motion write them (--even-odd), or part the counts of a counted image with --thin",
+            )
+        if even == odd:
+            raise TableError("names one file as even and as odd sum", path=micrographs.path, row=number)
+        items.append(
+            HalvesItem(item.name, item.key, resolve(even), resolve(odd), item.pixel_size, item.optics)
+        )
+    return items
+
+
+def load_halves(item: HalvesItem, pixel_size: float, *, flip: bool = False) -> Halves:
+    """Read the halves of a micrograph as a network sees them.
+
+    Parameters
+    ----------
+    item : HalvesItem
+        What to read.
+    pixel_size : float
+        Wanted in Å; the micrograph's own where that is coarser.
+    flip : bool
+        Flip phases by the sign of the CTF.
+
+    Raises
+    ------
+    FileFormatError
+        If a half cannot be read, is blank or too small; of counts to be thinned, if they are none.
+    ShapeError
+        If the halves are not of one size.
+    """
+    raw = _counts_parted(item) if item.seed is not None else _read(item)
+    even, odd = raw
+    if even.shape != odd.shape:
+        message = f"is {_size(odd)} px, but the even sum {_size(even)}"
+        raise ShapeError(message, path=item.odd, hint="run motion on this movie again")
+    h, w = shape = int(even.shape[0]), int(even.shape[1])
+    spectra = [rfft2(torch.from_numpy(half)) for half in raw]
+    correlation = highest_correlation(spectra[0], spectra[1], shape=shape)
+    ratio = max(1.0, pixel_size / item.pixel_size)
+    coarse = shape if ratio == 1.0 else (_even(h / ratio), _even(w / ratio))
+    if min(coarse) < SMALLEST_px:
+        raise FileFormatError(
+            f"is only {coarse[1]} × {coarse[0]} px of {pixel_size:g} Å", path=item.name, hint="leave it out"
+        )
+    size = item.pixel_size * math.sqrt(h * w / (coarse[0] * coarse[1]))
+    flips = None
+    if flip:
+        if item.optics is None:
+            raise FileFormatError("has no CTF to flip phases by", path=item.name, hint="run ctf first")
+        flips = torch.where(ctf(coarse, pixel_size=size, **item.optics) < 0, -1.0, 1.0)
+    images = []
+    for spectrum in spectra:
+        if coarse != shape:
+            spectrum = resize_spectrum(spectrum, shape=shape, new_shape=coarse)
+        images.append(irfft2(spectrum if flips is None else spectrum * flips, shape=coarse).numpy())
+    background = np.stack([local_mean(image, _SPREAD_px) for image in images])
+    flat = np.stack(images) - background
+    deviation = np.sqrt(local_mean(np.square(flat).mean(0), _SPREAD_px))
+    deviation = np.maximum(deviation, 1e-3 * float(np.median(deviation)) + 1e-12).astype(np.float32)
+    values, below, spread = (torch.from_numpy(array) for array in (flat / deviation, background, deviation))
+    whole = torch.from_numpy((even + odd) / 2)
+    return Halves(values, below, spread, size, shape, flips, correlation, whole)
+
+
+def highest_correlation(even: Tensor, odd: Tensor, *, shape: tuple[int, int]) -> float:
+    """Correlation of two images beyond three quarters of their Nyquist frequency, from their spectra."""
+    beyond = slice(math.ceil(_HIGHEST * max(shape) / 2), max(shape) // 2)
+    rows = (even * odd.conj()).real, even.abs().square(), odd.abs().square()
+    both, one, other = (float((radial_average(row, shape=shape)[beyond].double()).sum()) for row in rows)
+    return both / math.sqrt(one * other) if one > 0 and other > 0 else math.nan
+
+
+def _read(item: HalvesItem) -> list[NDArray[np.float32]]:
+    return [mended(np.asarray(read_image(path), np.float32), str(path)) for path in (item.even, item.odd)]
+
+
+def _counts_parted(item: HalvesItem) -> list[NDArray[np.float32]]:
+    """Each electron of a counted image into one of two halves, whose noise is then independent.
+
+    Notes
+    -----
+    Of a number that is Poisson distributed, those that a coin chooses and the others are so too, and
+    independent of each other.
+    """
+    counts = np.asarray(read_image(item.even))
+    sample = counts[::7, ::5].astype(np.float64)
+    whole = np.abs(sample - np.round(sample)) < 1e-3
+    if not (np.isfinite(sample).all() and whole.mean() > 0.99 and sample.min() >= 0):
+        message = "does not hold counts: numbers of electrons, 0 and above, before any gain or filter"
+        raise FileFormatError(message, path=item.name, hint="denoise from the movie's even and odd sums")
+    if float(sample.var()) < 0.5 * float(sample.mean()):
+        raise FileFormatError("scatters less than counts do", path=item.name, hint="leave it out")
+    rng = np.random.default_rng(item.seed)
+    numbers = np.clip(np.round(np.nan_to_num(counts)), 0, None).astype(np.int64)
+    even = rng.binomial(numbers, 0.5)
+    parted = even.astype(np.float32), (numbers - even).astype(np.float32)
+    return [mended(half, item.name) for half in parted]
+
+
+def _even(length: float) -> int:
+    return max(2, 2 * round(length / 2))
+
+
+def _size(image: NDArray) -> str:
+    return f"{image.shape[1]} × {image.shape[0]}"

@@ -1,0 +1,264 @@
+"""Denoising: halves and back, dependent halves refused, a small training, what is measured of its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halfmap.data import MicrographSet
+from halfmap.errors import FileFormatError, HalfmapError, ItemsFailedError, ParameterError, TableError
+from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.tables import read_micrographs, write_micrographs
+from halfmap.ops.filters import low_pass
+from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.ops.signal_bias import HalfPowers
+from halfmap.project import Project
+from halfmap.steps import load_steps
+from halfmap.steps.denoise import apply, halves
+from halfmap.steps.denoise.step import DenoiseApply, DenoiseTrain
+
+load_steps()
+
+SHAPE, PIXEL, COARSE = (320, 384), 1.0, 2.0
+
+
+def blobs(seed: int) -> NDArray[np.float32]:
+    """Dark discs of 16 px in places by chance: what there is to be learned."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros(SHAPE)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    for cy, cx in zip(rng.uniform(0, SHAPE[0], 60), rng.uniform(0, SHAPE[1], 60), strict=True):
+        image -= 1.0 / (1.0 + np.exp(np.hypot(y - cy, x - cx) - 8.0))
+    return image.astype(np.float32)
+
+
+def noise(seed: int, scale: float = 1.5) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, scale, SHAPE).astype(np.float32)
+
+
+def write_halves(
+    root: Path, number: int, *, pattern: NDArray | None = None, same: bool = False
+) -> dict[str, str]:
+    signal = blobs(number) + (0.0 if pattern is None else pattern)
+    even = 50.0 + signal + noise(100 + number)
+    odd = even if same else 50.0 + signal + noise(200 + number)
+    names = {}
+    for label, image, end in (
+        ("rlnMicrographName", even + odd, ""),
+        ("rlnMicrographNameEven", even, "_EVN"),
+        ("rlnMicrographNameOdd", odd, "_ODD"),
+    ):
+        names[label] = f"m{number}{end}.mrc"
+        write_mrc(root / names[label], image, pixel_size=PIXEL)
+    return names
+
+
+def table(root: Path, numbers, **how) -> Path:
+    rows = [write_halves(root, number, **how) | {"rlnOpticsGroup": 1} for number in numbers]
+    optics = {
+        "rlnOpticsGroup": [1],
+        "rlnOpticsGroupName": ["one"],
+        "rlnMicrographPixelSize": [PIXEL],
+        "rlnMicrographOriginalPixelSize": [PIXEL],
+        "rlnVoltage": [300.0],
+        "rlnSphericalAberration": [2.7],
+        "rlnAmplitudeContrast": [0.1],
+    }
+    write_micrographs(root / "micrographs.star", MicrographSet(pl.DataFrame(optics), pl.DataFrame(rows)))
+    return Path("micrographs.star")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    return Project.open(tmp_path)
+
+
+def loaded(root: Path, pixel_size: float = COARSE) -> halves.Halves:
+    path = root / table(root, [1])
+    (item,) = halves.list_halves(read_micrographs(path), lambda name: root / name, use_ctf=False)
+    return halves.load_halves(item, pixel_size)
+
+
+def test_halves_are_normalised_about_each_place_and_come_back(project: Project):
+    seen = loaded(project.root)
+    assert seen.values.shape == (2, SHAPE[0] // 2, SHAPE[1] // 2)
+    assert seen.pixel_size == pytest.approx(2.0)
+    assert float(seen.values.mean().abs()) < 0.02
+    assert float(seen.values.std()) == pytest.approx(1.0, abs=0.05)
+    even = torch.from_numpy(read_mrc(project.root / "m1_EVN.mrc").squeeze())
+    odd = torch.from_numpy(read_mrc(project.root / "m1_ODD.mrc").squeeze())
+    back = seen.restored(seen.values.mean(0))
+    keeps = low_pass(SHAPE, pixel_size=PIXEL, resolution=6.0)
+    wanted, found = (irfft2(rfft2(image) * keeps, shape=SHAPE) for image in ((even + odd) / 2, back))
+    torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0)
+    assert abs(seen.correlation) < 0.03
+
+
+def test_nothing_is_invented_beyond_the_coarse_pixels(project: Project):
+    seen = loaded(project.root)
+    spectrum = rfft2(seen.restored(seen.values.mean(0))).abs()
+    assert float(spectrum[SHAPE[0] // 4 + 1 : SHAPE[0] // 2].max()) < 1e-2 * float(
+        spectrum[1:10, 1:10].mean()
+    )
+
+
+def test_phases_are_flipped_back(project: Project):
+    path = project.root / table(project.root, [1])
+    (item,) = halves.list_halves(read_micrographs(path), lambda name: project.root / name, use_ctf=False)
+    optics = {"defocus_u": 8000.0, "defocus_v": 8000.0, "defocus_angle": 0.0, "voltage_kV": 300.0}
+    optics |= {"cs_mm": 2.7, "amplitude_contrast": 0.1}
+    flipped = halves.load_halves(halves.HalvesItem(**{**vars(item), "optics": optics}), COARSE, flip=True)
+    plain = halves.load_halves(item, COARSE)
+    assert not torch.allclose(flipped.values, plain.values, atol=0.5)
+    torch.testing.assert_close(
+        flipped.restored(flipped.values.mean(0)), plain.restored(plain.values.mean(0)), atol=2e-3, rtol=0
+    )
+    with pytest.raises(FileFormatError, match="no CTF to flip"):
+        halves.load_halves(item, COARSE, flip=True)
+
+
+TINY = {"pixel_size": COARSE, "patch": 64, "batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"same": True}, "even and odd sums are one image"),
+        ({"pattern": noise(7, 1.0)}, "noise of even and odd sums is related"),
+        ({"pattern": noise(7, 0.45)}, "micrographs have a pattern in common"),
+    ],
+)
+def test_halves_that_are_not_independent_are_refused(project: Project, how, said: str):
+    with pytest.raises(ParameterError, match=said):
+        project.run(DenoiseTrain(micrographs=(table(project.root, [1, 2, 3], **how),), steps=1, **TINY))
+
+
+def test_a_table_without_halves_is_refused(project: Project):
+    path = table(project.root, [1, 2])
+    kept = read_micrographs(project.root / path)
+    write_micrographs(
+        project.root / path, MicrographSet(kept.optics, kept.rows.drop("rlnMicrographNameEven", strict=False))
+    )
+    with pytest.raises(TableError, match="names no sums of even and odd frames"):
+        project.run(DenoiseTrain(micrographs=(path,), steps=1, **TINY))
+
+
+def test_counts_are_parted_into_independent_halves(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(20.0 + 4.0 * blobs(1)).astype(np.float32)
+    write_mrc(tmp_path / "counts.mrc", counts, pixel_size=PIXEL)
+    item = halves.HalvesItem(
+        "counts.mrc", "counts", tmp_path / "counts.mrc", tmp_path / "counts.mrc", PIXEL, None, 3
+    )
+    seen = halves.load_halves(item, PIXEL)
+    assert abs(seen.correlation) < 0.03
+    low = low_pass(SHAPE, pixel_size=PIXEL, resolution=20.0)
+    even, odd = (irfft2(rfft2(half) * low, shape=SHAPE).flatten() for half in seen.values)
+    assert float(torch.corrcoef(torch.stack([even, odd]))[0, 1]) > 0.6
+    write_mrc(tmp_path / "gained.mrc", counts * 1.07, pixel_size=PIXEL)
+    item = halves.HalvesItem(**{**vars(item), "even": tmp_path / "gained.mrc"})
+    with pytest.raises(FileFormatError, match="does not hold counts"):
+        halves.load_halves(item, PIXEL)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path]:
+    root = tmp_path_factory.mktemp("denoise")
+    project = Project.open(root)
+    table(root, range(1, 7))
+    step = DenoiseTrain(micrographs=(root / "micrographs.star",), steps=150, learning_rate=4e-3, **TINY)
+    return project, project.run(step).outputs["model"]
+
+
+def truth_correlation(image: Tensor, number: int) -> float:
+    signal = torch.from_numpy(blobs(number))
+    return float(torch.corrcoef(torch.stack([image.flatten(), signal.flatten()]))[0, 1])
+
+
+def test_a_network_finds_what_halves_have_in_common(trained: tuple[Project, Path]):
+    project, model = trained
+    table(project.root, [11, 12])
+    job = project.run(DenoiseApply(micrographs=project.root / "micrographs.star", model=model))
+    made = read_micrographs(job.outputs["micrographs"])
+    names = made.rows["hmMicrographNameDenoised"].to_list()
+    for number, name in zip((11, 12), names, strict=True):
+        raw = torch.from_numpy(read_mrc(project.root / f"m{number}.mrc").squeeze().astype(np.float32))
+        best = max(
+            truth_correlation(
+                irfft2(rfft2(raw) * low_pass(SHAPE, pixel_size=PIXEL, resolution=d), shape=SHAPE), number
+            )
+            for d in (8.0, 12.0, 16.0, 20.0, 28.0)
+        )
+        denoised = torch.from_numpy(read_mrc(project.root / name).squeeze())
+        assert truth_correlation(denoised, number) > best, "better than the best low-pass filter"
+    powers, pixel_size = apply.read_powers(job.folder / "powers/m11.npz")
+    assert pixel_size == pytest.approx(2.0)
+    whole = powers.total()
+    assert float(whole.noise_after) < 0.2 * float(whole.noise_before)
+    row = made.rows.to_dicts()[0]
+    assert row["hmSnrDenoised"] > 5 * row["hmSnrRaw"]
+    assert 0 < row["hmSignalToNoiseAndBias"] < row["hmSnrDenoised"]
+    assert (job.folder / "pictures/m11.png").exists() and (job.folder / "summary.png").exists()
+
+
+def test_a_merged_micrograph_is_the_raw_one_beyond_where_they_meet(trained: tuple[Project, Path]):
+    project, model = trained
+    table(project.root, [11, 12])
+    job = project.run(
+        DenoiseApply(micrographs=project.root / "micrographs.star", model=model, pictures=False)
+    )
+    row = read_micrographs(job.outputs["micrographs"]).rows.to_dicts()[0]
+    merged = torch.from_numpy(read_mrc(project.root / row["hmMicrographNameMerged"]).squeeze())
+    raw = torch.from_numpy(read_mrc(project.root / "m11.mrc").squeeze().astype(np.float32))
+    meets = row["hmMergedResolution"]
+    assert 2 * COARSE < meets < 60
+    difference = rfft2(merged - raw).abs()
+    frequency = np.hypot(np.fft.fftfreq(SHAPE[0])[:, None], np.fft.rfftfreq(SHAPE[1]))
+    beyond = torch.from_numpy(frequency > 1.3 / meets + 0.03)
+    assert float(difference[beyond].square().mean()) < 0.01 * float(rfft2(raw).abs()[beyond].square().mean())
+    # What is raw in both would hide it.
+    keeps = low_pass(SHAPE, pixel_size=PIXEL, resolution=meets)
+    low = [irfft2(rfft2(image) * keeps, shape=SHAPE) for image in (merged, raw)]
+    assert truth_correlation(low[0], 11) > truth_correlation(low[1], 11) + 0.05
+
+
+def test_rings_where_the_network_errs_more_are_raw():
+    """Signal 1 everywhere, noise 4; from ring 40 on the network adds bias of its own."""
+    counts = torch.ones(65, dtype=torch.float64)
+    bias = torch.where(torch.arange(65) >= 40, 8.0, 0.0).double()
+    rows = [torch.full((65,), 5.0).double(), torch.ones(65).double()]
+    rows += [0.25 + bias + 0.1, 0.25 + bias, torch.full((65,), 0.5).double()]
+    powers = HalfPowers(torch.stack(rows)[None], counts)
+    ring, gain = apply.joined_at(powers)
+    assert 36 <= ring <= 44
+    torch.testing.assert_close(gain[:30], torch.full((30,), 2.0).double())
+
+
+def test_a_training_goes_on_with_a_model_as_it_was_made(trained: tuple[Project, Path]):
+    project, model = trained
+    table(project.root, [21, 22])
+    path = project.root / "micrographs.star"
+    job = project.run(DenoiseTrain(micrographs=(path,), model=model, steps=2, **TINY))
+    assert job.outputs["model"].exists()
+    with pytest.raises(ParameterError, match="was trained at 2 Å/px"):
+        project.run(DenoiseTrain(micrographs=(path,), model=model, steps=2, **TINY | {"pixel_size": 3.0}))
+
+
+def test_one_bad_half_stops_no_other(trained: tuple[Project, Path]):
+    project, model = trained
+    table(project.root, [11, 12])
+    (project.root / "m12_ODD.mrc").write_bytes(b"no image")
+    job = project.run(
+        DenoiseApply(micrographs=project.root / "micrographs.star", model=model, pictures=False)
+    )
+    assert len(read_micrographs(job.outputs["micrographs"]).rows) == 1
+    (project.root / "m11_EVN.mrc").unlink()
+    with pytest.raises((ItemsFailedError, HalfmapError)):
+        project.run(DenoiseApply(micrographs=project.root / "micrographs.star", model=model))
