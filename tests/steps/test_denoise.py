@@ -13,6 +13,7 @@ from torch import Tensor
 
 from halfmap.data import MicrographSet
 from halfmap.errors import FileFormatError, HalfmapError, ItemsFailedError, ParameterError, TableError
+from halfmap.io.micrographs import list_micrographs
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.ops.filters import low_pass
@@ -239,6 +240,19 @@ def test_rings_where_the_network_errs_more_are_raw():
     ring, gain = apply.joined_at(powers)
     assert 36 <= ring <= 44
     torch.testing.assert_close(gain[:30], torch.full((30,), 2.0).double())
+
+
+def test_what_follows_takes_the_images_that_are_asked_for(project: Project):
+    path = project.root / table(project.root, [1, 2])
+    kept = read_micrographs(path)
+    new = pl.Series("hmMicrographNameDenoised", ["d1.mrc", "d2.mrc"])
+    micrographs = MicrographSet(kept.optics, kept.rows.with_columns(new))
+    for images, names in (("raw", ["m1.mrc", "m2.mrc"]), ("denoised", ["d1.mrc", "d2.mrc"])):
+        items = list_micrographs(micrographs, Path, use_ctf=False, images=images)
+        assert [item.path.name for item in items] == names
+        assert [item.name for item in items] == ["m1.mrc", "m2.mrc"]
+    with pytest.raises(TableError, match="row 1: names no merged micrograph; make them with"):
+        list_micrographs(micrographs, Path, use_ctf=False, images="merged")
 
 
 def test_a_training_goes_on_with_a_model_as_it_was_made(trained: tuple[Project, Path]):

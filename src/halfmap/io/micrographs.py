@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.ndimage
@@ -36,6 +36,15 @@ _CTF = {
     "amplitude_contrast": "rlnAmplitudeContrast",
 }
 _SUSPECT = "no Thon rings"
+
+ImageKind = Literal["raw", "denoised", "merged"]
+"""Images that there may be of a micrograph."""
+
+_IMAGES: dict[ImageKind, str] = {
+    "raw": "rlnMicrographName",
+    "denoised": "hmMicrographNameDenoised",
+    "merged": "hmMicrographNameMerged",
+}
 
 _OUTLIER = 6.0
 """Robust standard deviations from the median at which a pixel is hot or dead."""
@@ -111,8 +120,38 @@ class Image:
         return -ctf((h, w), pixel_size=self.pixel_size, **self.optics).numpy()
 
 
+def image_of(row: Mapping[str, Any], kind: ImageKind, *, table: Path | None = None, number: int = 1) -> str:
+    """Name of the file that holds a micrograph's image of a kind.
+
+    Parameters
+    ----------
+    row : mapping
+        Of the table of micrographs.
+    kind : str
+        ``raw``, or what `halfmap denoise apply` has made of it.
+    table : path, optional
+        File of the table, for messages.
+    number : int
+        Of the row, from 1, for messages.
+
+    Raises
+    ------
+    TableError
+        If there is no such image.
+    """
+    name = row.get(_IMAGES[kind])
+    if not name:
+        hint = "make them with halfmap denoise apply, and give the table that it writes"
+        raise TableError(f"names no {kind} micrograph", path=table, row=number, hint=hint)
+    return str(name)
+
+
 def list_micrographs(
-    micrographs: MicrographSet, resolve: Callable[[str], Path], *, use_ctf: bool = True
+    micrographs: MicrographSet,
+    resolve: Callable[[str], Path],
+    *,
+    use_ctf: bool = True,
+    images: ImageKind = "raw",
 ) -> list[MicrographItem]:
     """Every micrograph with its mask and its CTF, where the table has them.
 
@@ -124,11 +163,14 @@ def list_micrographs(
         Where a file named in it lies.
     use_ctf : bool
         Whether the CTF is wanted.
+    images : str
+        Which image of each is wanted.
 
     Raises
     ------
     TableError
-        If a micrograph has no positive pixel size, or is listed twice, or a column of the CTF is missing.
+        If a micrograph has no such image or no positive pixel size, or is listed twice, or a column of the
+        CTF is missing.
     """
     if use_ctf:
         _refuse_half_a_ctf(micrographs)
@@ -149,7 +191,7 @@ def list_micrographs(
             MicrographItem(
                 name=name,
                 key=keys[number - 1],
-                path=resolve(name),
+                path=resolve(image_of(row, images, table=micrographs.path, number=number)),
                 pixel_size=float(size),
                 mask=None if mask in (None, "", "None") else resolve(str(mask)),
                 optics=_optics(settings) if use_ctf else None,

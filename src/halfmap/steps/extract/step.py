@@ -39,6 +39,13 @@ class ExtractStep(Step, name="extract", label="relion.extract"):
         "table of picking or import, or particles to be cut anew",
         node="MicrographCoordsGroup.star.relion",
     )
+    images: Literal["raw", "denoised", "merged"] = Param(
+        "raw",
+        "images to cut from: raw, or those of denoise apply, which are not for final maps",
+        unit="none",
+        section=CONTRAST,
+        advanced=True,
+    )
     diameter: float | None = Param(
         None, "longest diameter of the particle; default: the picker's", unit="Å", section=SIZE, ge=20
     )

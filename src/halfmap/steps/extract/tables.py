@@ -18,6 +18,7 @@ from halfmap.data.optics import GROUP
 from halfmap.data.versions import row_versions
 from halfmap.errors import HalfmapError, ParameterError, TableError
 from halfmap.io.atomic import write_text
+from halfmap.io.micrographs import image_of
 from halfmap.io.names import unique_stems
 from halfmap.log import log
 from halfmap.steps.extract import coordinates
@@ -214,7 +215,7 @@ def list_items(step: ExtractStep, ctx: Context, picks: Picks, plan: Plan) -> lis
                 key=keys[name],
                 # By the name, not the place in the list: a part of the data gives the same.
                 seed=zlib.crc32(name.encode()),
-                path=ctx.resolve(name),
+                path=ctx.resolve(image_of(row, step.images, table=picks.micrographs.path)),
                 mask=None if mask in (None, "", "None") else ctx.resolve(mask),
                 cut=cut,
                 place=cut - shift,

@@ -35,6 +35,9 @@ class PickMicrographs(Step):
     micrographs: Path = Input(
         "table of micrographs, with their CTF if it is known", node="MicrographGroupMetadata.star.relion"
     )
+    images: Literal["raw", "denoised", "merged"] = Param(
+        "raw", "images to pick in: raw, or those of denoise apply", unit="none", section=PARTICLE
+    )
     probability: float = Param(0.5, "least probability of a pick", unit="none", section=SELECTION, gt=0, lt=1)
     use_ctf: bool = Param(
         True, "make use of the CTF, where the table has it", unit="none", section=PARTICLE, advanced=True
@@ -71,7 +74,7 @@ class PickMicrographs(Step):
         from halfmap.steps.pick import micrograph, pictures, tables
 
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
-        items = list_micrographs(micrographs, ctx.resolve, use_ctf=self.use_ctf)
+        items = list_micrographs(micrographs, ctx.resolve, use_ctf=self.use_ctf, images=self.images)
         method = self.method(ctx, items)
         versions = micrograph.versions(micrographs, method)
         for folder in (tables.CANDIDATES, tables.FOLDER, micrograph.PICTURES):
