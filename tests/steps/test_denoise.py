@@ -15,6 +15,7 @@ from halfmap.data import MicrographSet
 from halfmap.errors import FileFormatError, HalfmapError, ItemsFailedError, ParameterError, TableError
 from halfmap.io.micrographs import list_micrographs
 from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft2, rfft2
@@ -22,7 +23,8 @@ from halfmap.ops.signal_bias import HalfPowers
 from halfmap.project import Project
 from halfmap.steps import load_steps
 from halfmap.steps.denoise import apply, halves
-from halfmap.steps.denoise.step import DenoiseApply, DenoiseTrain
+from halfmap.steps.denoise.measure import Defoci
+from halfmap.steps.denoise.step import DenoiseApply, DenoiseMeasure, DenoiseTrain
 
 load_steps()
 
@@ -276,3 +278,30 @@ def test_one_bad_half_stops_no_other(trained: tuple[Project, Path]):
     (project.root / "m11_EVN.mrc").unlink()
     with pytest.raises((ItemsFailedError, HalfmapError)):
         project.run(DenoiseApply(micrographs=project.root / "micrographs.star", model=model))
+
+
+def test_what_denoising_did_is_measured(trained: tuple[Project, Path]):
+    project, model = trained
+    table(project.root, [11, 12])
+    done = project.run(
+        DenoiseApply(micrographs=project.root / "micrographs.star", model=model, pictures=False)
+    )
+    job = project.run(DenoiseMeasure(micrographs=done.outputs["micrographs"], defocus=False))
+    blocks = read_star(job.outputs["table"])
+    each, rings = blocks["micrographs"], blocks["rings"]
+    assert isinstance(each, pl.DataFrame) and isinstance(rings, pl.DataFrame)
+    assert each["rlnMicrographName"].to_list() == ["m11.mrc", "m12.mrc"]
+    assert len(rings) == 80 and rings["rlnAngstromResolution"][-1] == pytest.approx(2 * COARSE)
+    low = rings.filter(pl.col("rlnAngstromResolution") > 20)
+    assert (low["hmNoisePowerDenoised"] < low["hmNoisePowerRaw"]).all()
+    assert low["hmSignalTransfer"].median() == pytest.approx(1.0, abs=0.3)
+    assert (low["hmSsnrDenoised"].median() or 0) > (low["hmSsnrRaw"].median() or 0)
+    assert (rings["hmBiasPowerError"] > 0).all()
+    with pytest.raises(TableError, match="has no hmMicrographNameDenoised"):
+        project.run(DenoiseMeasure(micrographs=project.root / "micrographs.star"))
+
+
+def test_defoci_that_differ_are_counted():
+    names = [f"{i}" for i in range(4)]
+    found = Defoci(names, np.array([1e4, 1e4, 2e4, 2e4]), np.array([10150.0, 9700.0, 20000.0, 25000.0]))
+    assert found.agree.tolist() == [True, False, True, False]

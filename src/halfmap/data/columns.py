@@ -87,10 +87,23 @@ rlnMicrographNameEven str none micrograph summed from even frames
 rlnMicrographNameOdd str none micrograph summed from odd frames
 hmMicrographNameDenoised str none denoised micrograph, on the scale of the sum without dose weighting
 hmMicrographNameMerged str none micrograph of denoised low and raw high frequencies, on the same scale
+hmDenoisingPowers str none file with the powers of a micrograph's halves before and after denoising
 hmSnrRaw float none power of the signal over that of the noise in a micrograph, all frequencies together
 hmSnrDenoised float none the same of the denoised micrograph, its bias left aside
 hmSignalToNoiseAndBias float none power of the signal over that of noise and bias in the denoised micrograph
 hmSignalTransfer float none amplitude of the signal after denoising over that before
+hmSignalPower float none power of the signal in a ring, in units of the normalised halves
+hmSignalPowerError float none its standard error
+hmNoisePowerRaw float none power of the noise in a ring of the mean of the raw halves
+hmNoisePowerRawError float none its standard error
+hmNoisePowerDenoised float none the same of the denoised halves
+hmNoisePowerDenoisedError float none its standard error
+hmBiasPower float none mean squared difference in a ring of the signal and what denoised halves have in common
+hmBiasPowerError float none its standard error
+hmSignalTransferError float none standard error of the transfer
+hmSsnrRaw float none FRC / (1 - FRC) of the raw halves in a ring
+hmSsnrDenoised float none the same of the denoised halves, which bias raises
+hmDefocusDifference float Å mean defocus found in the denoised micrograph less that found in the raw one
 hmMergedResolution float Å where the merged micrograph goes over from the denoised to the raw one
 rlnMicrographMetadata str none STAR file with the micrograph's motion tracks
 rlnImageSizeX int px columns of a movie's frames or a micrograph

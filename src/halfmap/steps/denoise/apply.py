@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +29,15 @@ if TYPE_CHECKING:
 
 IMAGES, POWERS, PICTURES = "Micrographs", "powers", "pictures"
 DENOISED, MERGED = "hmMicrographNameDenoised", "hmMicrographNameMerged"
+MEASURED = "hmDenoisingPowers"
 
 WINDOW_px = 256
 """Side of the windows that powers are means of, at the most."""
 
 _JOIN = 4
 """Rings of such a window, to each side, over which a merged micrograph changes over."""
+
+_NOWHERE = 999.0
 
 _RINGS = 4
 """Rings that are looked at together where images are compared."""
@@ -149,7 +151,7 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
     image : Tensor
         In the micrograph's pixels.
     resolution : float
-        Where one goes over into the other, Å; infinite if all is raw.
+        Where one goes over into the other, Å; 999 if all is raw.
     """
     ring, gain = joined_at(powers)
     shape, window = tuple(denoised.shape), 2 * (len(powers.counts) - 1)
@@ -163,7 +165,7 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
     # What the raw image has beyond the coarse pixels stays: only the difference is brought to it.
     difference = irfft2(change, shape=shape) * halves.deviation
     whole = 2 * (halves.whole + halves.finer(difference))
-    return whole, (window * halves.pixel_size / ring if ring > 0 else math.inf)
+    return whole, (window * halves.pixel_size / ring if ring > 0 else _NOWHERE)
 
 
 def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
@@ -222,7 +224,8 @@ def _table(ctx: Context, table: MicrographSet, done: list[dict[str, Any]], *, me
     def names(kind: str) -> list[str]:
         return [ctx.relative(ctx.folder / IMAGES / f"{row['key']}_{kind}.mrc") for row in each]
 
-    columns = [pl.Series(DENOISED, names("denoised"))]
+    powers = [ctx.relative(ctx.folder / POWERS / f"{row['key']}.npz") for row in each]
+    columns = [pl.Series(DENOISED, names("denoised")), pl.Series(MEASURED, powers)]
     if merge:
         columns.append(pl.Series(MERGED, names("merged")))
     columns += [

@@ -98,9 +98,9 @@ def draw_micrograph(path: Path, name: str, halves: Halves, denoised: Tensor, pow
 def draw_summary(path: Path, each: Sequence[tuple[HalfPowers, float]]) -> None:
     """Draw powers and signal-to-noise ratios of all micrographs by frequency, and those of each."""
     figure = new_figure(MARGIN + 3 * (_PANEL + _SPACE), HEIGHT)
-    powers, pixel_size = each[0]
-    for more, _ in each[1:]:
-        powers = powers + more
+    from halfmap.steps.denoise.measure import together
+
+    powers, pixel_size = together(each)
     lefts = [MARGIN + i * (_PANEL + _SPACE) for i in range(3)]
     axes = [add_panel(figure, left + 50, _BELOW, _PANEL - 50, TOP - _BELOW) for left in lefts]
     add_head(figure, lefts[0], "Power by frequency", f"of the mean of both halves; {len(each)} micrographs")
@@ -111,6 +111,27 @@ def draw_summary(path: Path, each: Sequence[tuple[HalfPowers, float]]) -> None:
     _draw_ratios(axes[1], powers, pixel_size)
     add_head(figure, lefts[2], "Signal-to-noise ratio of each micrograph", "all frequencies together")
     _draw_each(axes[2], [one for one, _ in each])
+    save(figure, path)
+
+
+def draw_defocus(path: Path, raw: NDArray, denoised: NDArray, alike_A: float) -> None:
+    """Draw the defoci of denoised micrographs over those of raw ones, and how they differ."""
+    figure = new_figure(MARGIN + 2 * (_PANEL + _SPACE), HEIGHT)
+    lefts = [MARGIN + i * (_PANEL + _SPACE) for i in range(2)]
+    axes = [add_panel(figure, left + 50, _BELOW, _PANEL - 50, TOP - _BELOW) for left in lefts]
+    agree = np.abs(denoised - raw) <= alike_A
+    add_head(figure, lefts[0], "Defocus", f"denoised over raw, µm; {int(agree.sum())} of {len(raw)} agree")
+    ends = [float(min(raw.min(), denoised.min())) / 1e4, float(max(raw.max(), denoised.max())) / 1e4]
+    axes[0].plot(ends, ends, color=_BEFORE, lw=1)
+    for which, colour in ((agree, _AFTER), (~agree, _BIAS)):
+        axes[0].plot(raw[which] / 1e4, denoised[which] / 1e4, ".", color=colour, ms=6)
+    dress(axes[0], "raw, µm")
+    add_head(figure, lefts[1], "Difference", "denoised less raw, Å; those further out are in the last bins")
+    bins = np.linspace(-2 * alike_A, 2 * alike_A, 41)
+    axes[1].hist(np.clip(denoised - raw, bins[0], bins[-1]), bins.tolist(), color=_AFTER)
+    for edge in (-alike_A, alike_A):
+        axes[1].axvline(edge, color=_BEFORE, lw=1, ls=":")
+    dress(axes[1], "Å")
     save(figure, path)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from halfmap.engine import Context, Input, Out, Param, Step
 
 NETWORK, TRAINING, IMAGES, OUTPUT = "Network", "Training", "Images", "Output"
+MEASURED = "Measured"
 
 MODEL = "Model.npz.halfmap.denoiser"
 
@@ -127,3 +128,35 @@ class DenoiseApply(Step, name="denoise apply", label="halfmap.denoise.apply"):
         from halfmap.steps.denoise import apply
 
         apply.run(self, ctx)
+
+
+class DenoiseMeasure(Step, name="denoise measure", label="halfmap.denoise.measure"):
+    """Measure what denoising did to a data set: signal, noise and bias by frequency, defocus, picks.
+
+    The powers are those that ``denoise apply`` found in the halves of each micrograph; standard errors come
+    from leaving out one window after the other. The CTF is estimated in the denoised micrographs and compared
+    with that of the raw ones: what denoises well keeps the Thon rings.
+
+    References
+    ----------
+    .. [1] Palovcak, Asarnow, Campbell, Yu & Cheng 2020, IUCrJ 7, 1142-1150, DOI 10.1107/S2052252520013184
+    """
+
+    outputs = {
+        "table": Out("measured.star", "Measured.star.halfmap.denoising"),
+        "picture": Out("measured.png", "Image2D.png.halfmap.overview"),
+        "defocus": Out("defocus.png", "Image2D.png.halfmap.overview", optional=True),
+    }
+
+    micrographs: Path = Input("table that denoise apply wrote", node="MicrographGroupMetadata.star.relion")
+    defocus: bool = Param(True, "compare defoci", unit="none", section=MEASURED)
+    picking: bool = Param(False, "compare picks without references", unit="none", section=MEASURED)
+    diameter: float | None = Param(
+        None, "diameter of the particle, for the picks; default: found", unit="Å", section=MEASURED, ge=20
+    )
+
+    def run(self, ctx: Context) -> None:
+        """Gather powers, compare defoci and picks, write the table, name outliers, and draw."""
+        from halfmap.steps.denoise import measure
+
+        measure.run(self, ctx)
