@@ -197,19 +197,17 @@ def _say(
     )
     for name, value in values.items():
         spread = 1.4826 * float(np.median(np.abs(value - middle[name])))
-        for i in np.flatnonzero(np.abs(value - middle[name]) > _OUTLIER * max(spread, 1e-9)):
-            if spread > 0:
-                label = FIGURES[name]
-                log.info(
-                    "%s is unlike the others: %s %.3g, median %.3g", names[i], label, value[i], middle[name]
-                )
+        odd = np.abs(value - middle[name]) > _OUTLIER * spread if spread > 0 else np.zeros(len(value), bool)
+        for i in map(int, np.flatnonzero(odd)):
+            said = "%s is unlike the others: %s %.3g, median %.3g"
+            log.info(said, names[i], FIGURES[name], value[i], middle[name])
     if defoci is not None:
         agree = defoci.agree
         log.info(
             "defocus of the denoised within %.0f Å of that of the raw one in %d of %d micrographs",
             *(ALIKE_A, int(agree.sum()), len(agree)),
         )
-        for i in np.flatnonzero(~agree):
+        for i in map(int, np.flatnonzero(~agree)):
             log.info("%s: defocus differs by %.0f Å", defoci.names[i], defoci.difference[i])
     if picks is not None:
         log.info("%d picks in raw micrographs, %d in denoised ones", picks["raw"], picks["denoised"])
