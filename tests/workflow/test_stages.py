@@ -163,10 +163,28 @@ def test_a_group_that_makes_particles_no_likelier_is_not_used(monkeypatch, found
     assert chain.steps["first-refine"].reference == Path("/p/abinitio/map.star")
 
 
+NOT_THERE = {"hmVerdict": "no", "hmSearchCorrelation": 0.5, "hmNullCorrelation": 0.1, "hmNullStd": 0.01}
+
+
+@pytest.mark.parametrize(("search", "tried"), [(0.6, "D2"), (0.13, None)])
+def test_a_group_that_is_nearly_there_is_put_to_the_particles(monkeypatch, search: float, tried: str | None):
+    nearly = NOT_THERE | {"hmVerdict": "nearly", "hmSearchCorrelation": search}
+    rows = [
+        {"rlnSymmetryGroup": "C2", "hmGroupOrder": 2, "hmWeakestCorrelation": 0.85, **nearly},
+        {"rlnSymmetryGroup": "D2", "hmGroupOrder": 4, "hmWeakestCorrelation": 0.8, **nearly},
+        {"rlnSymmetryGroup": "D4", "hmGroupOrder": 8, "hmWeakestCorrelation": 0.3, **NOT_THERE},
+    ]
+    general = [{"rlnSymmetryGroup": "C1", "hmSignalCorrelation": 0.95}]
+    blocks = {"symmetry_groups": rows, "symmetry_general": general}
+    chain = walk(monkeypatch, blocks, evidence(abinitio=20.0, symmetric=30.0))
+    assert chain.has("symmetric") == (tried is not None)
+    assert chain.steps["refine"].symmetry == (tried or "C1")
+
+
 def test_a_group_is_looked_for_in_half_maps_and_what_came_nearest_is_said(monkeypatch):
     rows = [
-        {"rlnSymmetryGroup": "C2", "hmWeakestCorrelation": 0.4},
-        {"rlnSymmetryGroup": "D2", "hmWeakestCorrelation": 0.53},
+        {"rlnSymmetryGroup": "C2", "hmWeakestCorrelation": 0.4, **NOT_THERE},
+        {"rlnSymmetryGroup": "D2", "hmWeakestCorrelation": 0.53, **NOT_THERE},
     ]
     general = [{"rlnSymmetryGroup": "C1", "hmSignalCorrelation": 0.99}]
     chain = walk(monkeypatch, {"symmetry_groups": rows, "symmetry_general": general})

@@ -27,6 +27,9 @@ _WITHIN = {
 _SURE = 3.0
 """Standard errors of a gain in log-likelihood from which on it counts."""
 
+_ABOVE_NULL = 5.0
+"""Standard deviations that a group which is nearly there correlates above maps of random phases."""
+
 _SAMPLE = 2_000
 """Particles that groups are tried with."""
 
@@ -102,7 +105,7 @@ def trial(stage: str) -> Callable[[Chain], Plan | None]:
             return None
         others = ", ".join(each for each in _tried(chain) if each != "C1")
         is_round = "class averages are round, as those of such groups are"
-        why = is_round if _is_round(chain) else "it was found in the first map"
+        why = is_round if _is_round(chain) else "it is in the first map, or nearly so"
         made = Decision(f"{others} tried beside no symmetry", why, _GROUP)
         return _trial(chain, stage, group, (made,))
 
@@ -195,11 +198,28 @@ def _map_in(chain: Chain, group: str) -> Plan:
 
 
 def _found(chain: Chain) -> str:
-    """The group that was found in the first map."""
+    """The group that was found in the first map, or the largest one that is nearly there."""
     if not chain.has("symmetry"):
         return "C1"
-    scores = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")
-    return str(scores[0]["rlnSymmetryGroup"])
+    scores = chain.output("symmetry", "scores")
+    (general,) = measured.read_block(scores, "symmetry_general")
+    if general["rlnSymmetryGroup"] != "C1":
+        return str(general["rlnSymmetryGroup"])
+    nearly = [row for row in measured.read_block(scores, "symmetry_groups") if _is_nearly_there(row)]
+    if not nearly:
+        return "C1"
+    best = max(nearly, key=lambda row: (int(row["hmGroupOrder"]), float(row["hmWeakestCorrelation"])))
+    return str(best["rlnSymmetryGroup"])
+
+
+def _is_nearly_there(row: dict[str, Any]) -> bool:
+    """Whether a group comes so near that particles should be asked.
+
+    Without symmetry equal views are sorted apart by noise, and poses crowd in some of them: maps are less
+    symmetric than their half maps agree. The less symmetric a particle is, the surer its images tell so.
+    """
+    null, spread = float(row["hmNullCorrelation"]), float(row["hmNullStd"])
+    return row["hmVerdict"] == "nearly" and float(row["hmSearchCorrelation"]) > null + _ABOVE_NULL * spread
 
 
 def _nearest(chain: Chain) -> str:
