@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,12 @@ def run(step: DenoiseTrain, ctx: Context) -> None:
         prepare, folder=ctx.folder / PREPARED, pixel_size=step.pixel_size, flip=step.phase_flip
     )
     done = ctx.map(work, items, key=lambda item: item.key, unit="micrograph")
-    images = [kept(ctx.folder / PREPARED / f"{row['key']}.npy") for row in done]
+    by_key = {item.key: item for item in items}
+    paths = {row["key"]: ctx.folder / PREPARED / f"{row['key']}.npy" for row in done}
+    for key, path in paths.items():
+        if not path.exists():  # a training that had ended goes on
+            work(by_key[key])
+    images = [kept(path) for path in paths.values()]
     refuse_dependent([row["correlation"] for row in done], images)
     trained, held_out = _parted(images, step.patch, step.held_out)
     network, before = _network(step, ctx)
@@ -95,6 +101,9 @@ def run(step: DenoiseTrain, ctx: Context) -> None:
     pictures.draw_training(
         ctx.folder / "training.png", network, held_out[0], losses, progress.losses, step.steps
     )
+    # As large as all micrographs together.
+    del images, trained, held_out
+    shutil.rmtree(ctx.folder / PREPARED)
 
 
 def prepare(item: HalvesItem, *, folder: Path, pixel_size: float, flip: bool) -> dict[str, Any]:
