@@ -34,6 +34,9 @@ from halfmap.workflow.settings import RunSettings
 from halfmap.workflow.stages import STAGES
 
 DISTINCT = 12
+LABEL = slice(1016, 1024)
+"""The end of an MRC header: of its last label."""
+
 LAST = "first-extract"
 
 
@@ -72,14 +75,17 @@ class Replay:
 
 
 def feed(folder: Path, first: int, last: int) -> None:
-    """Movies of numbers first, ..., last - 1: links to a dozen of them."""
+    """Movies of numbers first, ..., last - 1: a dozen of them, each with its number in the header."""
     for number in range(first, last):
         content = number % DISTINCT
         one = folder.parent / "made" / f"{content:02d}.mrc"
         if not one.exists():
             write_movie(one, content)
         folder.mkdir(exist_ok=True)
-        (folder / f"c{content:02d}_{number:06d}.mrc").hardlink_to(one)
+        # Files that hold the same would be left out as copies.
+        data = bytearray(one.read_bytes())
+        data[LABEL] = f"{number:08d}".encode()
+        (folder / f"c{content:02d}_{number:06d}.mrc").write_bytes(data)
 
 
 def bring_up_to_date(project: Project, folder: Path, replay: Replay, *, growing: bool) -> dict[str, float]:
