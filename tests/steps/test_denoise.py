@@ -305,3 +305,22 @@ def test_defoci_that_differ_are_counted():
     names = [f"{i}" for i in range(4)]
     found = Defoci(names, np.array([1e4, 1e4, 2e4, 2e4]), np.array([10150.0, 9700.0, 20000.0, 25000.0]))
     assert found.agree.tolist() == [True, False, True, False]
+
+
+def test_a_micrograph_that_is_denoised_badly_stays_raw(project: Project):
+    """No signal is passed on at low frequencies: nothing is joined."""
+    seen = loaded(project.root)
+    counts = torch.ones(65, dtype=torch.float64)
+    ones = torch.ones(65).double()
+    powers = HalfPowers(torch.stack([5 * ones, ones, 0.3 * ones, 0.2 * ones, 0 * ones])[None], counts)
+    image, resolution = apply.merged(seen, seen.values.mean(0), powers)
+    assert resolution == 999.0
+    torch.testing.assert_close(image, 2 * seen.whole)
+
+
+def test_fainter_images_have_no_better_ratio():
+    ones = torch.ones(65).double()
+    rows = [5 * ones, ones, 0.3 * ones, 0.25 * ones, 0.5 * ones]
+    fainter = [rows[0], rows[1], 0.01 * rows[2], 0.01 * rows[3], 0.1 * rows[4]]
+    one, other = (apply.figures(HalfPowers(torch.stack(each)[None], ones)) for each in (rows, fainter))
+    assert one["snr_after"] == pytest.approx(other["snr_after"])

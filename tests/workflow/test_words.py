@@ -33,6 +33,7 @@ load_steps()
             "see: halfmap refine --help; --sample 9",
             "see: halfmap refine --help; --set refine.sample=9",
         ),
+        ("hand", "hand", "give --mirror=always", "give --set hand.mirror=always"),
         ("ctf", "ctf", "--defocus-max=40000", "--set ctf.defocus-max=40000"),
     ],
 )

@@ -139,7 +139,9 @@ class Chain:
         for name, _, plan_stage in stages:
             force = force or name == self.settings.anew
             plan = plan_stage(self)
-            decisions = () if plan is None else tuple(map(self._as_asked, plan.decisions))
+            decisions = () if plan is None else plan.decisions
+            if isinstance(plan, Plan):
+                decisions = tuple(map(self._as_asked, decisions))
             for decision in decisions:
                 log.info("%s: %s", name, decision)
             job = ""

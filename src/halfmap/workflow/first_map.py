@@ -201,14 +201,19 @@ def _map_in(chain: Chain, group: str) -> Plan:
     return Plan(values, is_optional=True)
 
 
-def _found(chain: Chain) -> str:
-    """The group that was found in the first map, or the largest one that is nearly there."""
+def _surely_found(chain: Chain) -> str:
+    """The group that was found in the first map."""
     if not chain.has("symmetry"):
         return "C1"
+    (general,) = measured.read_block(chain.output("symmetry", "scores"), "symmetry_general")
+    return str(general["rlnSymmetryGroup"])
+
+
+def _found(chain: Chain) -> str:
+    """The group that was found in the first map, or the largest one that is nearly there."""
+    if not chain.has("symmetry") or _surely_found(chain) != "C1":
+        return _surely_found(chain)
     scores = chain.output("symmetry", "scores")
-    (general,) = measured.read_block(scores, "symmetry_general")
-    if general["rlnSymmetryGroup"] != "C1":
-        return str(general["rlnSymmetryGroup"])
     nearly = [row for row in measured.read_block(scores, "symmetry_groups") if _is_nearly_there(row)]
     if not nearly:
         return "C1"
@@ -232,6 +237,7 @@ def _nearest(chain: Chain) -> str:
         return ""
     scores = chain.output("symmetry", "scores")
     rows = measured.read_block(scores, "symmetry_groups")
+    rows = [row for row in rows if math.isfinite(float(row["hmWeakestCorrelation"]))]
     if not rows:
         return ""
     nearest = max(rows, key=lambda row: float(row["hmWeakestCorrelation"]))
@@ -244,11 +250,11 @@ def _nearest(chain: Chain) -> str:
 
 
 def _is_round(chain: Chain) -> bool:
-    """Whether particles are as round as those of T, O and I, and neither O nor I was found in the first map.
+    """Whether particles are as round as those of T, O and I, and neither O nor I is surely in the first map.
 
     Views of such particles are all alike, and runs without symmetry agree in a shape that is none.
     """
-    if chain.settings.symmetry or _found(chain) in ("O", "I2"):
+    if chain.settings.symmetry or _surely_found(chain) in ("O", "I2"):
         return False
     return measured.roundness(chain.output("select", "averages"), chain.project.root) >= _ROUND
 
@@ -279,8 +285,11 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
     trials = {group: f"{stage}-trial" for group, stage in _tried(chain).items()}
     tables = {group: chain.output(trial, "particles") for group, trial in trials.items() if chain.has(trial)}
     if "C1" not in tables or len(tables) == 1:
-        why = "no point group was found in the first map"
-        return "C1", Decision("symmetry C1", f"{why}{_nearest(chain)}", _GROUP)
+        found = _found(chain)
+        why = f"no point group was found in the first map{_nearest(chain)}"
+        if found != "C1":
+            why = f"{found} was found in the first map, but could not be tried"
+        return "C1", Decision("symmetry C1", why, _GROUP)
 
     from halfmap.ops.symmetry import order
 

@@ -9,6 +9,9 @@ from typing import Any
 
 _LIKELY = "rlnLogLikeliContribution"
 
+_TWO_ERRORS = 0.97725
+"""Part of the normal distribution below two standard deviations."""
+
 _AT_75, _AT_95 = 0.6745, 1.6449
 """Quantiles of the normal distribution."""
 
@@ -108,6 +111,7 @@ def gain(particles: Path, over: Path | None = None, *, folds: float = 1.0) -> tu
     of micrographs if that is larger.
     """
     import polars as pl
+    from scipy.stats import t as student
 
     name, value, micrograph = "rlnImageName", _LIKELY, "rlnMicrographName"
     rows = _evidence(particles, 1.0)
@@ -124,6 +128,8 @@ def gain(particles: Path, over: Path | None = None, *, folds: float = 1.0) -> tu
         n = len(apart)
         if n > 1:
             together = math.sqrt(float((apart * apart).sum()) * n / (n - 1)) / len(each)
+            # The scatter of few is not well known: two errors are to be as sure as if it were.
+            together *= float(student.ppf(_TWO_ERRORS, n - 1)) / 2
             error = max(error, together)
     return mean, error
 

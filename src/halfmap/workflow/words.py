@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from halfmap.engine import Step
@@ -14,7 +14,10 @@ from halfmap.errors import HalfmapError
 from halfmap.log import log
 
 _COMMAND = re.compile(r"(`halfmap [^`]*`|halfmap [a-z]\w* [^;,)]*)")
-_OPTION = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(?:[ =](?P<value>-?\d+(?:[.,]\d+)*|[A-Z]+\b))?")
+_OPTION = re.compile(
+    r"--(?P<name>[a-z][a-z0-9-]*)"
+    r"(?:=(?P<word>[^\s;,)]+)|[ ](?P<value>-?\d+(?:[.,]\d+)*|[A-Z]+\b))?"
+)
 
 _THE_SAME = {"diameter", "symmetry", "seed", "controls"}
 """Options of steps that `halfmap run` has under the same name, for all of them."""
@@ -50,7 +53,7 @@ class Words:
 
     def _one(self, match: re.Match[str]) -> str:
         known = {parameter.name: parameter for parameter in self.step.parameters()}
-        word, value = match["name"].replace("-", "_"), match["value"]
+        word, value = match["name"].replace("-", "_"), match["word"] or match["value"]
         is_off = word not in known and word.startswith("no_")
         name = word.removeprefix("no_") if is_off else word
         if name not in known or self._means_the_same(name):
@@ -73,7 +76,8 @@ def log_in(words: Words) -> Iterator[None]:
     """Translate what is logged in the block."""
 
     def translated(record: logging.LogRecord) -> bool:
-        record.msg, record.args = words.translate(record.getMessage()), None
+        with suppress(TypeError, ValueError):  # handlers say what is wrong with it
+            record.msg, record.args = words.translate(record.getMessage()), None
         return True
 
     log.addFilter(translated)

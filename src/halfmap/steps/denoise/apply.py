@@ -128,7 +128,8 @@ def figures(powers: HalfPowers) -> dict[str, float]:
     signal, before, after = (float(value) for value in (whole.signal, whole.noise_before, whole.noise_after))
     return {
         "snr_before": 2 * signal / before,
-        "snr_after": 2 * signal / max(after, 1e-12),
+        # Fainter images have less noise, and less signal too.
+        "snr_after": 2 * max(float(whole.transfer), 0.0) ** 2 * signal / max(after, 1e-12),
         "snbr": signal / max(after / 2 + float(whole.bias), 1e-12),
         "transfer": float(whole.transfer),
     }
@@ -154,6 +155,8 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
         Where one goes over into the other, Å; 999 if all is raw.
     """
     ring, gain = joined_at(powers)
+    if ring <= 0:
+        return 2 * halves.whole, _NOWHERE
     shape, window = tuple(denoised.shape), 2 * (len(powers.counts) - 1)
     # Rings of windows, at the frequencies of the whole image.
     rings = torch.arange(max(shape) // 2 + 1, dtype=torch.float64) * window / max(shape)
@@ -165,7 +168,7 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
     # What the raw image has beyond the coarse pixels stays: only the difference is brought to it.
     difference = irfft2(change, shape=shape) * halves.deviation
     whole = 2 * (halves.whole + halves.finer(difference))
-    return whole, (window * halves.pixel_size / ring if ring > 0 else _NOWHERE)
+    return whole, window * halves.pixel_size / ring
 
 
 def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
