@@ -158,7 +158,7 @@ def _draw_ratios(axes: Axes, powers: HalfPowers, pixel_size: float) -> None:
     coarse = powers.coarser(_RINGS)
     frequency = _frequencies(powers, pixel_size)
     before = (2 * coarse.signal / coarse.noise_before).numpy()
-    after = (2 * coarse.signal / coarse.noise_after).numpy()
+    after = (2 * coarse.transfer.clamp(min=0).square() * coarse.signal / coarse.noise_after).numpy()
     with_bias = (coarse.signal / (coarse.noise_after / 2 + coarse.bias)).numpy()
     axes.plot(frequency, before, color=_BEFORE, lw=1.4, label="before")
     axes.plot(frequency, after, color=_AFTER, lw=1.4, label="after")
