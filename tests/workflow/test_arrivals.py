@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -118,17 +120,22 @@ def test_who_starts_again_knows_what_was_taken(tmp_path: Path, clock: list[float
     assert watch(tmp_path).taken == 1
 
 
-def test_the_last_look_takes_broken_ones_too_but_none_that_is_being_written(
+def test_the_last_look_takes_broken_ones_too_but_none_that_may_still_be_written(
     tmp_path: Path, clock: list[float]
 ):
-    path = tmp_path / "in/a.mrc"
-    path.parent.mkdir()
-    path.write_bytes(movie(path)[:-50])
+    for name in ("old", "stalled"):
+        path = tmp_path / f"in/{name}.mrc"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(movie(path)[:-50])
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "in/old.mrc", (an_hour_ago, an_hour_ago))
     seen = watch(tmp_path)
     assert seen.take() == 0
-    assert (seen.take(is_last=True), seen.waiting) == (0, 1)
+    assert (seen.take(is_last=True), seen.waiting) == (0, 2)
     clock[0] += 10
-    assert (seen.take(is_last=True), seen.waiting) == (1, 0)
+    assert (seen.take(is_last=True), seen.waiting) == (1, 1)
+    assert linked(tmp_path) == ["old.mrc"]
+    assert seen.left == "1 file still written: left out; the same command takes them"
 
 
 def test_a_folder_that_links_lead_to_is_visited_once(tmp_path: Path, clock: list[float]):

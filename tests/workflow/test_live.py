@@ -393,6 +393,12 @@ def test_a_chain_takes_what_has_come_since_the_session_ended(project: Project, m
         run_chain(project, {}, RunOptions())
     assert (project.root / "Arrived/late.mrc").exists()
     assert "1 movie taken that came into" in caplog.text
+    whole = (folder / "late.mrc").read_bytes()
+    (folder / "stalled.mrc").write_bytes(whole[:-50])
+    with caplog.at_level("INFO", "halfmap"):
+        run_chain(project, {}, RunOptions())
+    assert not (project.root / "Arrived/stalled.mrc").is_symlink()
+    assert "1 file still written: left out" in caplog.text
     folder.rename(project.root / "unmounted")
     run_chain(project, {}, RunOptions())
     assert "out of reach" in caplog.text

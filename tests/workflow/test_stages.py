@@ -15,9 +15,10 @@ from halfmap.engine import RunOptions, parse_step
 from halfmap.io.mrc import write_mrc
 from halfmap.io.star import write_star
 from halfmap.io.tables import write_particles
+from halfmap.ops.symmetry import operators
 from halfmap.project import Project
 from halfmap.steps import load_steps
-from halfmap.workflow import measured, stages
+from halfmap.workflow import first_map, measured, stages
 from halfmap.workflow.chain import Chain, Plan, Skip
 from halfmap.workflow.record import Stage
 from halfmap.workflow.settings import RunSettings
@@ -96,9 +97,11 @@ def run_stages(chain: Known) -> list[str]:
 
 def test_every_stage_from_movies_is_a_step_that_takes_what_is_planned(monkeypatch):
     chain = walk(monkeypatch, movies=(Path("m*.tif"),), dose_per_frame=1.0, pixel_size=1.1)
-    left_out = {"symmetric", "symmetric-trial", "class3d", "clean"}
+    left_out = {"class3d", "clean"}
     assert run_stages(chain) == [
-        name for name, _, _ in stages.STAGES if name not in left_out and not name.startswith("round-")
+        name
+        for name, _, _ in stages.STAGES
+        if name not in left_out and not name.startswith(("round-", "symmetric", "less-symmetric"))
     ]
     assert chain.steps["refine"].particles == Path("/p/full-extract/particles.star")
     assert chain.steps["hand"].half1 == Path("/p/refine/half1.star")
@@ -166,19 +169,49 @@ def test_a_group_that_makes_particles_no_likelier_is_not_used(monkeypatch, found
 NOT_THERE = {"hmVerdict": "no", "hmSearchCorrelation": 0.5, "hmNullCorrelation": 0.1, "hmNullStd": 0.01}
 
 
+def scores(found: str = "C1", *, search: float = 0.6, **nearly: float) -> dict[str, Any]:
+    """What the search for a group says: what it found, and correlations of those that are nearly there."""
+    there = NOT_THERE | {"hmVerdict": "nearly", "hmSearchCorrelation": search}
+    rows = [{"rlnSymmetryGroup": group, "hmWeakestCorrelation": c, **there} for group, c in nearly.items()]
+    rows += [{"rlnSymmetryGroup": "D4", "hmWeakestCorrelation": 0.3, **NOT_THERE}]
+    general = [{"rlnSymmetryGroup": found, "hmSignalCorrelation": 0.95}]
+    return {"symmetry_groups": rows, "symmetry_general": general}
+
+
 @pytest.mark.parametrize(("search", "tried"), [(0.6, "D2"), (0.13, None)])
 def test_a_group_that_is_nearly_there_is_put_to_the_particles(monkeypatch, search: float, tried: str | None):
-    nearly = NOT_THERE | {"hmVerdict": "nearly", "hmSearchCorrelation": search}
-    rows = [
-        {"rlnSymmetryGroup": "C2", "hmGroupOrder": 2, "hmWeakestCorrelation": 0.85, **nearly},
-        {"rlnSymmetryGroup": "D2", "hmGroupOrder": 4, "hmWeakestCorrelation": 0.8, **nearly},
-        {"rlnSymmetryGroup": "D4", "hmGroupOrder": 8, "hmWeakestCorrelation": 0.3, **NOT_THERE},
-    ]
-    general = [{"rlnSymmetryGroup": "C1", "hmSignalCorrelation": 0.95}]
-    blocks = {"symmetry_groups": rows, "symmetry_general": general}
-    chain = walk(monkeypatch, blocks, evidence(abinitio=20.0, symmetric=30.0))
+    known = evidence(abinitio=20.0, symmetric=30.0, less_symmetric=25.0)
+    chain = walk(monkeypatch, scores(search=search, C2=0.85, D2=0.8), known)
     assert chain.has("symmetric") == (tried is not None)
     assert chain.steps["refine"].symmetry == (tried or "C1")
+
+
+@pytest.mark.parametrize("found", ["C1", "C3"])
+def test_a_group_within_one_that_is_nearly_there_may_be_all_there_is(monkeypatch, found: str):
+    nearly = {"D3": 0.7, "C2": 0.72} | ({"C3": 0.8} if found == "C1" else {})
+    known = evidence(abinitio=20.0, symmetric=22.0, less_symmetric=30.0)
+    chain = walk(monkeypatch, scores(found, **nearly), known)
+    assert (chain.steps["symmetric"].symmetry, chain.steps["less-symmetric"].symmetry) == ("D3", "C3")
+    assert chain.steps["refine"].symmetry == "C3"
+    assert chain.steps["first-refine"].reference == Path("/p/less-symmetric/map.star")
+    assert "-8.00 ± 0.10 in D3" in chain.done["first-refine"].decisions[0].why
+
+
+def test_a_group_is_not_lost_because_its_own_parts_are_as_likely(monkeypatch):
+    known = evidence(abinitio=20.0, symmetric=30.1, less_symmetric=30.0)
+    chain = walk(monkeypatch, scores(D6=0.75, D3=0.85), known)
+    assert chain.steps["refine"].symmetry == "D6"
+
+
+@pytest.mark.parametrize(
+    ("group", "parts"),
+    [("C6", "C2 C3"), ("D2", "C2"), ("D4", "C2 C4 D2"), ("D3", "C2 C3"), ("C5", ""), ("D7", "C2 C7")],
+)
+def test_groups_within_another_are_those_whose_operators_it_has(group: str, parts: str):
+    assert first_map._parts(group) == set(parts.split())
+    turns = {name: len(operators(name)) for name in (group, *parts.split())}
+    for part in parts.split():
+        assert turns[group] % turns[part] == 0
 
 
 def test_a_group_is_looked_for_in_half_maps_and_what_came_nearest_is_said(monkeypatch):
@@ -319,6 +352,9 @@ def test_a_map_that_its_sphere_cut_is_refined_in_a_larger_one(monkeypatch):
         general = {key: value for key, value in wide.items() if key != "hmMapDiameter"} | other
         assert "refine" not in run_stages(walk(monkeypatch, {"model_general": [general]}))
     assert "refine" not in run_stages(walk(monkeypatch, {"model_general": [wide]}, diameter=130.0))
+    chain = walk(monkeypatch, {"model_general": [wide]}, set=("refine.diameter=150",))
+    assert "full-extract" not in run_stages(chain), "no wider boxes for a sphere that a person has set"
+    assert chain.has("refine")
 
 
 def particles(tmp_path: Path, **columns: Any) -> Path:

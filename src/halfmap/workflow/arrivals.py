@@ -15,6 +15,7 @@ from halfmap.engine.parameters import Form
 from halfmap.errors import HalfmapError, ParameterError
 from halfmap.io.atomic import atomic_path, writing
 from halfmap.io.movies import MOVIE_SUFFIXES, open_movie
+from halfmap.project.outcome import count
 
 if TYPE_CHECKING:
     from halfmap.workflow.settings import RunSettings
@@ -159,8 +160,7 @@ class Arrivals:
         Parameters
         ----------
         is_last : bool
-            No more looks follow: of files that have settled, those too that cannot be read are taken, however
-            young they are.
+            No more looks follow: of files that cannot be read those are taken that are as old by their dates.
         """
         now, found = time.monotonic(), dict(self._files())
         self._candidates = {name: each for name, each in self._candidates.items() if name in found}
@@ -174,7 +174,8 @@ class Arrivals:
             each = self._candidates[name]
             age = now - each.since
             settled = age >= self.settle_s
-            given_up = age >= self.patience_s or (is_last and settled)
+            unchanged = time.time() - each.stamp[1] / 1e9 if is_last and settled else age
+            given_up = unchanged >= self.patience_s
             if (each.state is None and settled) or (each.state == "broken" and given_up):
                 each.state = _look_into(self.folder / name)
             if each.state == "whole" or (each.state == "broken" and given_up):
@@ -195,6 +196,12 @@ class Arrivals:
             time.sleep(self.settle_s)
             new += self.take(is_last=True)
         return new
+
+    @property
+    def left(self) -> str:
+        """What to say of files that may become whole when no one looks any more; "" if there are none."""
+        files = count(self.waiting, "file")
+        return f"{files} still written: left out; the same command takes them" if self.waiting else ""
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names below the folder, with size and date, of files that are not known to be whole."""

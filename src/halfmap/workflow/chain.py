@@ -100,9 +100,9 @@ class Chain:
         """Whether a stage has a job, in this run of the chain or kept from an earlier one."""
         return stage in self.done and bool(self.done[stage].job)
 
-    def asked(self, stage: str) -> bool:
-        """Whether anything of a stage was set by hand."""
-        return bool(overrides(self.settings.set, stage))
+    def asked(self, stage: str) -> dict[str, str]:
+        """What of a stage was set by hand, by its names."""
+        return overrides(self.settings.set, stage)
 
     def job(self, stage: str) -> Job:
         """The job of a stage."""
@@ -195,14 +195,14 @@ class Chain:
             return decision
         target = decision.override.removeprefix("--set ").partition("=")[0]
         stage, parameter, _ = parse_override(f"{target}=")
-        value = overrides(self.settings.set, stage).get(parameter)
+        value = self.asked(stage).get(parameter)
         if value is None:
             return decision
         return Decision(f"{parameter.replace('_', ' ')} {value}", "as asked", f"--set {target}=")
 
     def _say_stopped(self, stage: str) -> None:
         log.info("stopped at %s; any option of its step: --set %s.OPTION=VALUE", stage, stage)
-        asked = [f"{stage}.{name.replace('_', '-')}" for name in overrides(self.settings.set, stage)]
+        asked = [f"{stage}.{name.replace('_', '-')}" for name in self.asked(stage)]
         if asked:
             log.info(
                 "set by hand, and kept until it is taken back: %s (--set %s=)", ", ".join(asked), asked[0]
@@ -212,7 +212,7 @@ class Chain:
         """The step of a stage, with what was set by hand in the place of what was planned."""
         values = {name: value for name, value in plan.values.items() if value is not None}
         parameters = {parameter.name: parameter for parameter in cls.parameters()}
-        for name, text in overrides(self.settings.set, stage).items():
+        for name, text in self.asked(stage).items():
             values[name] = value_of(text, parameters[name])
         return parse_step(cls, values)
 

@@ -22,7 +22,7 @@ _WITHIN = {
     "O": {"C2", "C3", "C4", "D2", "D3", "D4", "T"},
     "I2": {"C2", "C3", "C5", "D2", "D3", "D5", "T"},
 }
-"""Groups that have part of the operators of another one, which is not to be told from them by likelihood."""
+"""Groups that have part of the operators of these, which are not to be told from them by likelihood."""
 
 _SURE = 2.0
 """Standard errors of a gain in log-likelihood from which on it counts.
@@ -85,17 +85,21 @@ def symmetry(chain: Chain) -> Plan | Skip | None:
     return Plan(values, is_optional=True)
 
 
-def symmetric(chain: Chain) -> Plan | None:
-    """Make the first map anew in the group that was found in it."""
-    group = _found(chain)
-    return None if group == "C1" else _map_in(chain, group)
+def symmetric(stage: str) -> Callable[[Chain], Plan | None]:
+    """Stage that makes the first map anew in a group that is in it, or nearly so."""
+
+    def plan(chain: Chain) -> Plan | None:
+        group = next((group for group, made in _seen(chain).items() if made == stage), None)
+        return None if group is None else _map_in(chain, group)
+
+    return plan
 
 
 def round_map(group: str) -> Callable[[Chain], Plan | None]:
     """Stage that makes a first map of round particles in a group."""
 
     def plan(chain: Chain) -> Plan | None:
-        return _map_in(chain, group) if _is_round(chain) and group != _found(chain) else None
+        return _map_in(chain, group) if _is_round(chain) and group not in _seen(chain) else None
 
     return plan
 
@@ -181,7 +185,7 @@ def sphere_of(chain: Chain) -> float | None:
 
 def beyond_sphere(chain: Chain) -> tuple[float, Decision] | None:
     """Diameter in Å of the first refined map, if none was given and the sphere about it is too small."""
-    if chain.settings.diameter is not None:
+    if chain.settings.diameter is not None or "diameter" in chain.asked("refine"):
         return None
     (general,) = measured.read_block(chain.output("first-refine", "model"), "model_general")
     wide, sphere = float(general.get("hmMapDiameter", 0.0)), float(general.get("rlnParticleDiameter", 0.0))
@@ -209,16 +213,30 @@ def _surely_found(chain: Chain) -> str:
     return str(general["rlnSymmetryGroup"])
 
 
-def _found(chain: Chain) -> str:
-    """The group that was found in the first map, or the largest one that is nearly there."""
-    if not chain.has("symmetry") or _surely_found(chain) != "C1":
-        return _surely_found(chain)
-    scores = chain.output("symmetry", "scores")
-    nearly = [row for row in measured.read_block(scores, "symmetry_groups") if _is_nearly_there(row)]
-    if not nearly:
-        return "C1"
-    best = max(nearly, key=lambda row: (int(row["hmGroupOrder"]), float(row["hmWeakestCorrelation"])))
-    return str(best["rlnSymmetryGroup"])
+def _seen(chain: Chain) -> dict[str, str]:
+    """Groups that are in the first map, or nearly so, and the stages that make a map in each.
+
+    Those are the largest one, and of smaller ones the one that was found, or else is there best: a group
+    that is nearly there may be the particle's, or have more operators than it.
+    """
+    from halfmap.ops.symmetry import order
+
+    found = _surely_found(chain)
+    nearly = dict[str, float]()
+    if chain.has("symmetry"):
+        rows = measured.read_block(chain.output("symmetry", "scores"), "symmetry_groups")
+        there = [row for row in rows if _is_nearly_there(row)]
+        nearly = {str(row["rlnSymmetryGroup"]): float(row["hmWeakestCorrelation"]) for row in there}
+    groups = [each for each in nearly if order(each) > order(found)]
+    groups += [found] if found != "C1" else []
+    if not groups:
+        return {}
+    largest = max(groups, key=lambda each: (order(each), nearly.get(each, math.inf)))
+    less = [each for each in groups if order(each) < order(largest)]
+    if not less:
+        return {largest: "symmetric"}
+    best = max(less, key=lambda each: nearly.get(each, math.inf))
+    return {largest: "symmetric", best: "less-symmetric"}
 
 
 def _is_nearly_there(row: dict[str, Any]) -> bool:
@@ -263,17 +281,27 @@ def _tried(chain: Chain) -> dict[str, str]:
     """Groups that there are to choose from, and the stages of their maps; none where there is no choice."""
     if chain.settings.symmetry:
         return {}
-    found = _found(chain)
-    groups = {} if found == "C1" else {found: "symmetric"}
+    groups = _seen(chain)
     if _is_round(chain):
-        groups |= {group: f"round-{group}" for group in _ROUND_GROUPS if group != found}
+        groups |= {group: f"round-{group}" for group in _ROUND_GROUPS if group not in groups}
     groups = {group: stage for group, stage in groups.items() if chain.has(stage)}
     return {"C1": "abinitio", **groups} if groups else {}
 
 
 def _related(one: str, other: str) -> bool:
     """Whether one of two groups is part of the other."""
-    return other in _WITHIN.get(one, ()) or one in _WITHIN.get(other, ())
+    return other in _parts(one) or one in _parts(other)
+
+
+def _parts(group: str) -> set[str]:
+    """Groups that have part of the operators of this one."""
+    if group in _WITHIN:
+        return _WITHIN[group]
+    folds = int(group[1:])
+    divisors = [n for n in range(2, folds + 1) if folds % n == 0]
+    cyclic = {f"C{n}" for n in divisors}
+    dihedral = {"C2"} | {f"D{n}" for n in divisors} if group[0] == "D" else set()
+    return (cyclic | dihedral) - {group}
 
 
 def _likeliest(chain: Chain) -> tuple[str, Decision]:
@@ -285,10 +313,10 @@ def _likeliest(chain: Chain) -> tuple[str, Decision]:
     trials = {group: f"{stage}-trial" for group, stage in _tried(chain).items()}
     tables = {group: chain.output(trial, "particles") for group, trial in trials.items() if chain.has(trial)}
     if "C1" not in tables or len(tables) == 1:
-        found = _found(chain)
+        seen = " and ".join(_seen(chain))
         why = f"no point group was found in the first map{_nearest(chain)}"
-        if found != "C1":
-            why = f"{found} was found in the first map, but could not be tried"
+        if seen:
+            why = f"{seen} seen in the first map could not be tried"
         return "C1", Decision("symmetry C1", why, _GROUP)
 
     from halfmap.ops.symmetry import order

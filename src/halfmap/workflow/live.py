@@ -27,7 +27,6 @@ from halfmap.errors import (
 from halfmap.log import log, terminal_filtered
 from halfmap.project import Project
 from halfmap.project.locks import chain_locked
-from halfmap.project.outcome import count
 from halfmap.workflow.arrivals import ARRIVED, Arrivals, Watch
 from halfmap.workflow.chain import Chain
 from halfmap.workflow.live_page import FEWEST, PAGE, look, write_page
@@ -169,10 +168,8 @@ class Session:
     def _take_last(self) -> None:
         """Take what is whole, waiting once for files that may still be written."""
         self.arrivals.take_last()
-        if self.arrivals.waiting:
-            _say(
-                f"{count(self.arrivals.waiting, 'file')} still written: left out; the same command takes them"
-            )
+        if self.arrivals.left:
+            _say(self.arrivals.left)
 
     def _finish(self) -> None:
         self._bring_up_to_date(LAST_OF_ROUND, growing=False)

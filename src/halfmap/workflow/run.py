@@ -69,9 +69,12 @@ def _take_arrived(project: Project, settings: RunSettings, record: Record) -> No
     if not watch.folder.is_dir():
         log.warning("%s is out of reach: what has come since is not taken", watch.folder)
         return
-    new = watch.arrivals(project.root, settings).take_last()
+    arrivals = watch.arrivals(project.root, settings)
+    new = arrivals.take_last()
     if new:
         log.info("%s taken that came into %s since", count(new, "movie"), watch.folder)
+    if arrivals.left:
+        log.warning("%s: %s", watch.folder, arrivals.left)
 
 
 def _report(chain: Chain) -> None:

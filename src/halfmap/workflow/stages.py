@@ -217,7 +217,7 @@ def refine(chain: Chain) -> Plan | Skip:
     """Refine the whole images, those that are left, or within a sphere that holds the map."""
     last = next((stage for stage in ("full-extract", "clean") if chain.has(stage)), "select")
     wider = beyond_sphere(chain)
-    if last == "select" and wider is None:
+    if last == "select" and wider is None and not chain.asked("refine"):
         return Skip()
     particles = chain.output(last, "particles")
     values = first_map.common(chain)
@@ -287,11 +287,13 @@ STAGES: tuple[Rule, ...] = (
     ("abinitio", "abinitio", first_map.abinitio),
     ("abinitio-trial", "refine", first_map.first_trial),
     ("symmetry", "symmetry", first_map.symmetry),
-    ("symmetric", "abinitio", first_map.symmetric),
+    ("symmetric", "abinitio", first_map.symmetric("symmetric")),
+    ("less-symmetric", "abinitio", first_map.symmetric("less-symmetric")),
     ("round-T", "abinitio", first_map.round_map("T")),
     ("round-O", "abinitio", first_map.round_map("O")),
     ("round-I2", "abinitio", first_map.round_map("I2")),
     ("symmetric-trial", "refine", first_map.trial("symmetric")),
+    ("less-symmetric-trial", "refine", first_map.trial("less-symmetric")),
     ("round-T-trial", "refine", first_map.trial("round-T")),
     ("round-O-trial", "refine", first_map.trial("round-O")),
     ("round-I2-trial", "refine", first_map.trial("round-I2")),
