@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_phases_are_flipped_back(project: Project):
     (item,) = halves.list_halves(read_micrographs(path), lambda name: project.root / name, use_ctf=False)
     optics = {"defocus_u": 8000.0, "defocus_v": 8000.0, "defocus_angle": 0.0, "voltage_kV": 300.0}
     optics |= {"cs_mm": 2.7, "amplitude_contrast": 0.1}
-    flipped = halves.load_halves(halves.HalvesItem(**{**vars(item), "optics": optics}), COARSE, flip=True)
+    flipped = halves.load_halves(replace(item, optics=optics), COARSE, flip=True)
     plain = halves.load_halves(item, COARSE)
     assert not torch.allclose(flipped.values, plain.values, atol=0.5)
     torch.testing.assert_close(
@@ -157,8 +158,9 @@ def test_counts_are_parted_into_independent_halves(tmp_path: Path):
     rng = np.random.default_rng(1)
     counts = rng.poisson(20.0 + 4.0 * blobs(1)).astype(np.float32)
     write_mrc(tmp_path / "counts.mrc", counts, pixel_size=PIXEL)
+    path = tmp_path / "counts.mrc"
     item = halves.HalvesItem(
-        "counts.mrc", "counts", tmp_path / "counts.mrc", tmp_path / "counts.mrc", PIXEL, None, 3
+        name="counts.mrc", key="counts", path=path, pixel_size=PIXEL, even=path, odd=path, seed=3
     )
     seen = halves.load_halves(item, PIXEL)
     assert abs(seen.correlation) < 0.03
@@ -166,9 +168,8 @@ def test_counts_are_parted_into_independent_halves(tmp_path: Path):
     even, odd = (irfft2(rfft2(half) * low, shape=SHAPE).flatten() for half in seen.values)
     assert float(torch.corrcoef(torch.stack([even, odd]))[0, 1]) > 0.6
     write_mrc(tmp_path / "gained.mrc", counts * 1.07, pixel_size=PIXEL)
-    item = halves.HalvesItem(**{**vars(item), "even": tmp_path / "gained.mrc"})
     with pytest.raises(FileFormatError, match="does not hold counts"):
-        halves.load_halves(item, PIXEL)
+        halves.load_halves(replace(item, even=tmp_path / "gained.mrc"), PIXEL)
 
 
 @pytest.fixture(scope="module")

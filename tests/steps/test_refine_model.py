@@ -159,7 +159,7 @@ def test_what_is_compared_with_images_is_where_they_are_and_the_rest_is_not(tmp_
     model.save(tmp_path / "a.npz")
     loaded = Model.load(tmp_path / "a.npz", "meta")
     there = {name for name, value in vars(loaded).items() if getattr(value, "is_meta", False)}
-    assert there == {"noise", "scale"}
+    assert there == {"noise", "scale", "searched", "transfer"}
     assert torch.equal(loaded.curves, model.curves)
 
 

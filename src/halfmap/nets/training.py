@@ -132,11 +132,7 @@ def train(
     """
     device = next(network.parameters()).device
     trained = [weight for weight in network.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": weight_decay},
-        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=learning_rate)
+    optimiser = _optimiser(trained, learning_rate, weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=steps + 1, pct_start=warm_up, final_div_factor=4.0
     )
@@ -166,3 +162,11 @@ def train(
     if progress is not None and progress.best[1]:
         network.load_state_dict(progress.best[1])
     return means
+
+
+def _optimiser(trained: list[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    groups = [
+        {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": weight_decay},
+        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from halfmap.errors import ShapeError
 from halfmap.ops.fourier import rfft2
 from halfmap.ops.grids import ring_sums
+
+RINGS = 4
+"""Rings that are looked at together where images are compared."""
+
+_SEEN = 0.05
+"""Amplitude after denoising over that before, below which nothing counts as left."""
 
 _RAW, _RAW_COMMON, _DENOISED, _DENOISED_COMMON, _ACROSS = range(5)
 """Rows of `HalfPowers.sums`."""
@@ -96,6 +104,10 @@ class HalfPowers:
         power = (self._mean(_DENOISED) * self._mean(_RAW_COMMON)).clamp(min=0).sqrt()
         return self._mean(_ACROSS) / power
 
+    def pooled(self) -> HalfPowers:
+        """All windows as one, their mean."""
+        return HalfPowers(self.sums.mean(0, keepdim=True), self.counts)
+
     def total(self) -> HalfPowers:
         """All rings but that of the mean as one."""
         sums, counts = self.sums[..., 1:].sum(-1, keepdim=True), self.counts[1:].sum()[None]
@@ -125,10 +137,8 @@ class HalfPowers:
         if n < 2:
             return whole, torch.full_like(whole, math.nan)
         all_sums = self.sums.sum(0)
-        # Sums of the others as one window: the mean over windows is the same.
-        others = torch.stack(
-            [value(HalfPowers((all_sums - one)[None], self.counts * (n - 1))) for one in self.sums]
-        )
+        # Sums of the others as one window, for each that is left out.
+        others = value(HalfPowers((all_sums - self.sums)[None], self.counts * (n - 1)))
         error = ((n - 1) / n * (others - others.mean(0)).square().sum(0)).sqrt()
         return whole, error
 
@@ -139,7 +149,7 @@ class HalfPowers:
         return HalfPowers(torch.cat([self.sums, other.sums]), self.counts)
 
     def _mean(self, row: int) -> Tensor:
-        return self.sums[:, row].sum(0) / (len(self.sums) * self.counts)
+        return self.sums[..., row, :].sum(0) / (len(self.sums) * self.counts)
 
 
 def half_powers(
@@ -183,6 +193,59 @@ def half_powers(
         found.append(_sums(rfft2(windows * taper), size) / norm)
     counts = ring_sums(torch.ones(size, size // 2 + 1, dtype=torch.float64), shape=(size, size))
     return HalfPowers(torch.stack(found), counts)
+
+
+def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
+    """Ring from which on the raw image is the nearer to the signal, and what brings the denoised one to it.
+
+    Both errors are of the mean of the halves: noise of the raw one; noise and bias of the denoised one, at
+    the amplitude of the signal.
+
+    Returns
+    -------
+    ring : float
+        Of a window; 0 if it is the nearer everywhere.
+    gain : Tensor (r,)
+        Of each ring, the inverse of the transfer.
+    """
+    coarse = powers.coarser(RINGS)
+    transfer = coarse.transfer.clamp(min=1e-3)
+    raw = coarse.noise_before / 2
+    other = (coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)) / transfer.square()
+    worse = ((other > raw) | (coarse.signal <= 0) | (coarse.transfer < _SEEN)).nonzero()
+    first = int(worse[0]) if len(worse) else len(raw)
+    places = 1 + RINGS * torch.arange(len(raw), dtype=torch.float64) + (RINGS - 1) / 2
+    rings = torch.arange(len(powers.counts), dtype=torch.float64)
+    # Beyond, the transfer is that of nothing.
+    known = slice(0, max(first, 1))
+    gain = np.interp(rings.numpy(), places[known].numpy(), (1 / transfer[known]).numpy())
+    return float(RINGS * first), torch.from_numpy(gain)
+
+
+def error_power(powers: HalfPowers, kind: Literal["denoised", "merged"]) -> tuple[Tensor, Tensor]:
+    """Power of noise and bias in the mean of both halves, in groups of rings.
+
+    Parameters
+    ----------
+    powers : HalfPowers
+        Of the halves.
+    kind : str
+        Denoised, or merged as `joined_at` says: at the amplitude of the signal, and raw beyond a ring.
+
+    Returns
+    -------
+    places : Tensor (g,)
+        Ring in the middle of each group.
+    power : Tensor (g,)
+        Of noise, and of the bias beside the signal.
+    """
+    coarse = powers.coarser(RINGS)
+    places = 1 + RINGS * torch.arange(len(coarse.counts), dtype=torch.float64) + (RINGS - 1) / 2
+    error = coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)
+    if kind == "merged":
+        beyond = places >= joined_at(powers)[0]
+        error = torch.where(beyond, coarse.noise_before / 2, error / coarse.transfer.square())
+    return places, error
 
 
 def _sums(spectra: Tensor, size: int) -> Tensor:

@@ -60,14 +60,14 @@ class Source:
         return _ctf(self)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _images(source: Source) -> ParticleImages:
     pixels = None if source.box is None else functools.partial(resample, new_shape=(source.box, source.box))
     particles = read_particles(source.table)
     return ParticleImages(particles, source.project, memory=source.memory, transform=pixels)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _ctf(source: Source) -> CTFParameters:
     return read_particles(source.table).ctf
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from halfmap.data import MicrographSet
-from halfmap.io.atomic import atomic_path
+from halfmap.io.denoised import read_powers, write_powers
 from halfmap.io.mrc import write_mrc
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.log import log
-from halfmap.nets.denoiser import Denoiser, denoise, load_denoiser
+from halfmap.nets.denoiser import KIND, Denoiser, denoise, load_denoiser
 from halfmap.nets.training import bfloat16_pays
+from halfmap.nets.weights import shipped
 from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
-from halfmap.ops.signal_bias import HalfPowers, half_powers
+from halfmap.ops.signal_bias import HalfPowers, half_powers, joined_at
 from halfmap.steps.denoise.halves import Halves, HalvesItem, list_halves, load_halves
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ _JOIN = 4
 
 _NOWHERE = 999.0
 
-_RINGS = 4
-"""Rings that are looked at together where images are compared."""
-
 FIGURES = {
     "snr_before": "hmSnrRaw",
     "snr_after": "hmSnrDenoised",
@@ -56,7 +54,7 @@ def run(step: DenoiseApply, ctx: Context) -> None:
     """Denoise every micrograph half by half, measure, write the table, and draw."""
     from halfmap.steps.denoise import pictures
 
-    model = ctx.resolve(step.model)
+    model = shipped(KIND) if step.model is None else ctx.resolve(step.model)
     _, record = load_denoiser(model)
     table = read_micrographs(ctx.resolve(step.micrographs))
     flip = bool(record["phase_flipped"])
@@ -169,47 +167,6 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
     difference = irfft2(change, shape=shape) * halves.deviation
     whole = 2 * (halves.whole + halves.finer(difference))
     return whole, window * halves.pixel_size / ring
-
-
-def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
-    """Ring from which on the raw image is the nearer to the signal, and what brings the denoised one to it.
-
-    Both errors are of the mean of the halves: noise of the raw one; noise and bias of the denoised one, at
-    the amplitude of the signal.
-
-    Returns
-    -------
-    ring : float
-        Of a window; 0 if it is the nearer everywhere.
-    gain : Tensor (r,)
-        Of each ring, the inverse of the transfer.
-    """
-    coarse = powers.coarser(_RINGS)
-    transfer = coarse.transfer.clamp(min=1e-3)
-    raw = coarse.noise_before / 2
-    other = (coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)) / transfer.square()
-    worse = ((other > raw) | (coarse.signal <= 0) | (coarse.transfer < 0.05)).nonzero()
-    first = int(worse[0]) if len(worse) else len(raw)
-    places = 1 + _RINGS * torch.arange(len(raw), dtype=torch.float64) + (_RINGS - 1) / 2
-    rings = torch.arange(len(powers.counts), dtype=torch.float64)
-    # Beyond, the transfer is that of nothing.
-    known = slice(0, max(first, 1))
-    gain = np.interp(rings.numpy(), places[known].numpy(), (1 / transfer[known]).numpy())
-    return float(_RINGS * first), torch.from_numpy(gain)
-
-
-def write_powers(path: Path, powers: HalfPowers, pixel_size: float) -> None:
-    """Keep the powers of a micrograph, whole or not at all."""
-    with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
-        sums = powers.sums.numpy().astype(np.float32)
-        np.savez(file, sums=sums, counts=powers.counts.numpy(), pixel_size=pixel_size)
-
-
-def read_powers(path: Path) -> tuple[HalfPowers, float]:
-    """Powers of a micrograph, and the pixel size that they are of, Å."""
-    with np.load(path, allow_pickle=False) as file:
-        sums, counts = torch.from_numpy(file["sums"].astype(np.float64)), torch.from_numpy(file["counts"])
-        return HalfPowers(sums, counts), float(file["pixel_size"])
 
 
 @functools.lru_cache(maxsize=1)

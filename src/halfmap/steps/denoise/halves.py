@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfmap.errors import FileFormatError, ShapeError, TableError
 from halfmap.io.images import read_image
-from halfmap.io.micrographs import SMALLEST_px, list_micrographs, local_mean, mended
+from halfmap.io.micrographs import MicrographItem, SMALLEST_px, list_micrographs, local_mean, mended
 from halfmap.ops.ctf import ctf
 from halfmap.ops.filters import radial_average
 from halfmap.ops.fourier import irfft2, resize_spectrum, rfft2
@@ -39,30 +39,20 @@ _HIGHEST = 0.75
 """Part of the Nyquist frequency beyond which halves that are independent have nothing in common."""
 
 
-@dataclass(frozen=True)
-class HalvesItem:
+@dataclass(frozen=True, kw_only=True)
+class HalvesItem(MicrographItem):
     """A micrograph with its halves; plain data for a worker.
 
     Attributes
     ----------
-    name, key : str
-        As in the table, and for files of its own.
     even, odd : path
-        Sums of its even and odd frames. The same file where counts are to be thinned.
-    pixel_size : float
-        In Å.
-    optics : dict or None
-        Arguments of `halfmap.ops.ctf.ctf`; None without a CTF.
+        Sums of its even and odd frames. The micrograph itself where its counts are to be thinned.
     seed : int or None
         Of the thinning of a counted image into halves; None where there are two files.
     """
 
-    name: str
-    key: str
     even: Path
     odd: Path
-    pixel_size: float
-    optics: dict[str, Any] | None = field(default=None, hash=False)
     seed: int | None = None
 
 
@@ -155,10 +145,7 @@ def list_halves(
         zip(rows, list_micrographs(micrographs, resolve, use_ctf=use_ctf), strict=True), start=1
     ):
         if thin:
-            found = HalvesItem(
-                item.name, item.key, item.path, item.path, item.pixel_size, item.optics, seed + number
-            )
-            items.append(found)
+            items.append(HalvesItem(**vars(item), even=item.path, odd=item.path, seed=seed + number))
             continue
         even, odd = row.get(EVEN), row.get(ODD)
         if not even or not odd:
@@ -170,9 +157,7 @@ def list_halves(
             )
         if even == odd:
             raise TableError("names one file as even and as odd sum", path=micrographs.path, row=number)
-        items.append(
-            HalvesItem(item.name, item.key, resolve(even), resolve(odd), item.pixel_size, item.optics)
-        )
+        items.append(HalvesItem(**vars(item), even=resolve(even), odd=resolve(odd)))
     return items
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,12 @@ from torch import Tensor
 
 from halfmap.data import MicrographSet
 from halfmap.errors import TableError
+from halfmap.io.denoised import read_powers
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.log import log
 from halfmap.ops.signal_bias import HalfPowers
-from halfmap.steps.denoise.apply import DENOISED, FIGURES, MEASURED, figures, read_powers
+from halfmap.steps.denoise.apply import DENOISED, FIGURES, MEASURED, figures
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -126,13 +129,12 @@ def _write(
 
 
 def together(each: Sequence[tuple[HalfPowers, float]]) -> tuple[HalfPowers, float]:
-    """Powers of all micrographs whose windows are of the commonest size and pixels."""
+    """Powers of all micrographs whose windows are of the commonest size and pixels, each as one window."""
     kinds = [(len(powers.counts), round(pixel_size, 4)) for powers, pixel_size in each]
     kind = max(set(kinds), key=kinds.count)
     alike = [powers for (powers, _), other in zip(each, kinds, strict=True) if other == kind]
-    whole = alike[0]
-    for more in alike[1:]:
-        whole = whole + more
+    # Errors are those of means of micrographs, which differ by more than their windows do.
+    whole = alike[0] if len(alike) == 1 else functools.reduce(operator.add, [p.pooled() for p in alike])
     return whole, each[kinds.index(kind)][1]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +30,9 @@ from halfmap.steps.denoise.halves import Halves
 _PANEL, _SPACE, _BELOW = 440, 70, 45
 _SIGNAL, _BEFORE, _AFTER, _BIAS = "#222222", "#9aa7b5", "#2f7ed8", "#c0392b"
 _RINGS = 2
+_SURE = 3.0
+"""Standard errors above which the power of the signal is drawn."""
+
 _SHOWN_px = 384
 
 
@@ -136,15 +140,17 @@ def draw_defocus(path: Path, raw: NDArray, denoised: NDArray, alike_A: float) ->
 
 
 def _draw_powers(axes: Axes, powers: HalfPowers, pixel_size: float) -> None:
-    coarse = powers.coarser(_RINGS)
+    coarse, is_seen = powers.coarser(_RINGS), _is_seen(powers)
     frequency = _frequencies(powers, pixel_size)
     for label, colour, value in (
-        ("signal", _SIGNAL, lambda p: p.signal),
         ("noise before", _BEFORE, lambda p: p.noise_before / 2),
         ("noise after", _AFTER, lambda p: p.noise_after / 2),
+        ("signal", _SIGNAL, lambda p: p.signal),
         ("bias", _BIAS, lambda p: p.bias),
     ):
         found, error = (each.numpy() for each in coarse.with_error(value))
+        if not label.startswith("noise"):
+            found = np.where(is_seen, found, np.nan)
         axes.plot(frequency, found, color=colour, lw=1.4, label=label)
         axes.fill_between(frequency, found - error, found + error, color=colour, alpha=0.25, lw=0)
     highest = float(torch.maximum(coarse.noise_before / 2, coarse.signal).max())
@@ -155,11 +161,14 @@ def _draw_powers(axes: Axes, powers: HalfPowers, pixel_size: float) -> None:
 
 
 def _draw_ratios(axes: Axes, powers: HalfPowers, pixel_size: float) -> None:
-    coarse = powers.coarser(_RINGS)
+    coarse, is_seen = powers.coarser(_RINGS), _is_seen(powers)
     frequency = _frequencies(powers, pixel_size)
-    before = (2 * coarse.signal / coarse.noise_before).numpy()
-    after = (2 * coarse.transfer.clamp(min=0).square() * coarse.signal / coarse.noise_after).numpy()
-    with_bias = (coarse.signal / (coarse.noise_after / 2 + coarse.bias)).numpy()
+    ratios = (
+        2 * coarse.signal / coarse.noise_before,
+        2 * coarse.transfer.clamp(min=0).square() * coarse.signal / coarse.noise_after,
+        coarse.signal / (coarse.noise_after / 2 + coarse.bias),
+    )
+    before, after, with_bias = (np.where(is_seen, ratio.numpy(), np.nan) for ratio in ratios)
     axes.plot(frequency, before, color=_BEFORE, lw=1.4, label="before")
     axes.plot(frequency, after, color=_AFTER, lw=1.4, label="after")
     axes.plot(frequency, with_bias, color=_BIAS, lw=1.4, label="after, over noise and bias")
@@ -182,7 +191,14 @@ def _draw_each(axes: Axes, each: Sequence[HalfPowers]) -> None:
         axes.plot(np.arange(1, len(values) + 1), values, ".", color=colour, ms=5, label=label)
     axes.set_yscale("log")
     axes.legend(fontsize=8, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes, "micrograph")
+
+
+def _is_seen(powers: HalfPowers) -> NDArray[np.bool_]:
+    """Groups of rings in which there surely is a signal; of others nothing can be said of it."""
+    signal, error = powers.coarser(_RINGS).with_error(lambda p: p.signal)
+    return (signal > _SURE * error).numpy()
 
 
 def _frequencies(powers: HalfPowers, pixel_size: float) -> NDArray[np.floating]:

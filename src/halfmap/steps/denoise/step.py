@@ -49,6 +49,9 @@ class DenoiseTrain(Step, name="denoise train", label="halfmap.denoise.train"):
         False, "flip phases by the sign of the CTF first", unit="none", section=IMAGES, advanced=True
     )
     model: Path | None = Input("model to go on with; default: train anew", node=MODEL, default=None)
+    general: bool = Param(
+        False, "go on with the general model, for fewer --steps", unit="none", section=TRAINING
+    )
     network: Literal["wide", "plain"] = Param(
         "wide", "residual blocks wide at their rectifiers, or a plain U-Net", unit="none", section=NETWORK
     )
@@ -112,7 +115,9 @@ class DenoiseApply(Step, name="denoise apply", label="halfmap.denoise.apply"):
     micrographs: Path = Input(
         "table of motion-corrected micrographs", node="MicrographGroupMetadata.star.relion"
     )
-    model: Path = Input("model that denoise train wrote", node=MODEL)
+    model: Path | None = Input(
+        "model that denoise train wrote; default: the general one, for 1.5 Å/px", node=MODEL, default=None
+    )
     thin: bool = Param(
         False,
         "part the counts of counted images at random into halves, where there are no movies",

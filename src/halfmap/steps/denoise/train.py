@@ -6,6 +6,7 @@ import functools
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from halfmap.errors import ParameterError
 from halfmap.io.names import unique_stems
 from halfmap.io.tables import read_micrographs
 from halfmap.log import log
-from halfmap.nets.denoiser import FULL, SMALL, Denoiser, Shape, load_denoiser, save_denoiser
+from halfmap.nets.denoiser import FULL, KIND, SMALL, Denoiser, Shape, load_denoiser, save_denoiser
 from halfmap.nets.training import Progress, bfloat16_pays, train
+from halfmap.nets.weights import shipped
 from halfmap.steps.denoise.halves import HalvesItem, list_halves, load_halves
 from halfmap.steps.denoise.independence import refuse_dependent
 from halfmap.steps.denoise.patches import drawn, endless, keep, kept
@@ -120,7 +122,7 @@ def _chosen(step: DenoiseTrain, ctx: Context) -> list[HalvesItem]:
         table = read_micrographs(ctx.resolve(path))
         items += list_halves(table, ctx.resolve, use_ctf=step.phase_flip, thin=step.thin, seed=step.seed)
     keys = unique_stems([str(item.even) for item in items])
-    items = [HalvesItem(**{**vars(item), "key": key}) for item, key in zip(items, keys, strict=True)]
+    items = [replace(item, key=key) for item, key in zip(items, keys, strict=True)]
     if len(items) > step.most:
         rng = np.random.default_rng(step.seed)
         items = [items[i] for i in sorted(rng.choice(len(items), step.most, replace=False).tolist())]
@@ -148,17 +150,20 @@ def _parted(images: Sequence[NDArray], patch: int, share: float) -> tuple[list[N
 
 def _network(step: DenoiseTrain, ctx: Context) -> tuple[Denoiser, str]:
     torch.manual_seed(step.seed)
-    if step.model is not None:
-        network, record = load_denoiser(ctx.resolve(step.model))
+    if step.general and step.model is not None:
+        raise ParameterError("there are two models to go on with", hint="give --model or --general")
+    if step.general or step.model is not None:
+        path = shipped(KIND) if step.model is None else ctx.resolve(step.model)
+        network, record = load_denoiser(path)
         wanted = step.pixel_size, step.phase_flip
         if (record["pixel_size"], record["phase_flipped"]) != wanted:
             raise ParameterError(
                 f"was trained at {record['pixel_size']:g} Å/px, phases "
                 f"{'' if record['phase_flipped'] else 'not '}flipped",
-                path=step.model,
+                path=path,
                 hint="go on as it was made",
             )
-        return network.train().to(ctx.device), step.model.as_posix()
+        return network.train().to(ctx.device), "the general one" if step.general else path.as_posix()
     size = step.size if step.size != "auto" else ("full" if ctx.device.startswith("cuda") else "small")
     shape = (_WIDE if step.network == "wide" else _PLAIN)[size]
     return Denoiser(shape).to(ctx.device), ""

@@ -46,6 +46,7 @@ STATISTICS = (
     "hmParticleSkewness",
 )
 OUTLYING = "hmParticleZScore"
+POWERS = "hmDenoisingPowers"
 
 _TYPICAL = "typical.json"
 _DIGITS = 6
@@ -316,6 +317,10 @@ def tabulate(
         *(pl.Series(label, values) for label, values in zip(STATISTICS, statistics.T, strict=True)),
         pl.Series(OUTLYING, outlyingness(statistics[:, 2:])),
     )
+    kept = kept.drop(POWERS, strict=False)
+    if step.images != "raw":
+        measured = picks.micrographs.rows.select(MICROGRAPH, POWERS)
+        kept = kept.join(measured, on=MICROGRAPH, how="left", maintain_order="left")
     return ParticleSet(_optics(step, picks, plan, kept), kept)
 
 
@@ -367,6 +372,7 @@ def _optics(step: ExtractStep, picks: Picks, plan: Plan, rows: pl.DataFrame) -> 
         "rlnImageDimensionality": 2,
         "rlnCtfDataArePhaseFlipped": step.phase_flip,
         "rlnCtfDataAreCtfPremultiplied": False,
+        "hmImageKind": step.images,
     }
     if step.invert_contrast:
         columns[BRIGHT] = 1

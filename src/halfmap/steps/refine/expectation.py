@@ -29,6 +29,7 @@ from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.sampling import DirectionSearch
 from halfmap.search.stages import ascents, coarse_grid
 from halfmap.search.stored_sums import store
+from halfmap.steps.refine.searched import SearchedSums
 
 if TYPE_CHECKING:
     from halfmap.steps.refine.model import Model
@@ -122,6 +123,7 @@ def expect(
     reference = np.load(reference_file(folder, model.iteration, part.half, part.number))
     work = _Work.of(plan, model, part, torch.from_numpy(reference).to(plan.device))
     poses = None if poses_file is None else load_poses(poses_file, poses_file.stat().st_mtime_ns)
+    searched = None if plan.searched is None else SearchedSums.empty(plan.n_groups, work.disc.radius + 1)
     sums = Backprojection.empty(
         work.disc.box,
         work.disc.radius,
@@ -132,23 +134,17 @@ def expect(
     noise = NoiseSums.empty(plan.n_groups, work.disc.radius + 1)
     best, maxima = [], []
     for rows, pictures in plan.source.images.stream(part.rows, work.batch):
-        ready = prepare(
-            pictures.to(plan.device),
-            plan.image_mask(),
-            plan.source.ctf[torch.from_numpy(rows)],
-            work.disc,
-            work.pixel_size,
-            phase_flipped=torch.from_numpy(plan.flipped[rows]),
-        )
-        transfer = ring_means(work.disc, ready.ctf.square())
-        power = work.noise(rows, transfer)
-        masked = power.maximum(power @ work.leakage.T)
-        found = work.find(rows, pictures, ready, masked, poses)
-        left = work.left(rows, ready, found)
+        raw = work.view(rows, pictures)
+        seen = work.searched_view(rows) or raw
+        found = work.find(rows, seen, poses)
+        left, group = work.left(rows, raw, found), torch.from_numpy(plan.groups[rows])
+        noise.add(left.power / left.count, raw.transfer, group)
+        if searched is not None:
+            left_there = work.left(rows, seen, found)
+            searched.add(left_there, seen.transfer, seen.error, scale=work.scale(rows), group=group)
         found = work.in_one_frame(work.as_sure(rows, found))
-        work.put_back(rows, ready, power, found, sums)
-        noise.add(left.power / left.count, transfer, torch.from_numpy(plan.groups[rows]))
-        best.append(work.table(rows, found, left, masked, poses))
+        work.put_back(rows, raw, found, sums)
+        best.append(work.table(rows, found, left, raw.masked, poses))
         maxima.append(work.kept(rows, found))
     del work  # Its volume is as large as the sums are.
     whole = sums if symmetry.order(plan.step.symmetry) == 1 else sums.symmetrised()
@@ -157,8 +153,36 @@ def expect(
     with atomic_path(path, durable=False) as temporary, temporary.open("wb") as file:
         together = {name: np.concatenate([each[name] for each in maxima]) for name in maxima[0]}
         arrays = {"noise": noise.moments.numpy(), "best": np.concatenate(best), **together}
+        if searched is not None:
+            arrays |= {"searched": searched.noise.moments.numpy(), "match": searched.match.numpy()}
         np.savez(file, allow_pickle=False, **arrays)
     return {"part": part.name, "half": part.half, "sizes": sizes}
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Images of a batch, as they are and made ready.
+
+    Attributes
+    ----------
+    pictures : Tensor (b, n, n)
+    flipped : Tensor (b,) of bool
+    amplitude : Tensor (b, nyquist + 1)
+        Of the signal over that of the map, on all rings.
+    ready : PreparedImages
+    transfer, error, power, masked : Tensor (b, rings)
+        Mean squared CTF; power of noise and bias in their micrographs over that of all; power of the noise of
+        whole and of masked images.
+    """
+
+    pictures: Tensor
+    flipped: Tensor
+    amplitude: Tensor
+    ready: PreparedImages
+    transfer: Tensor
+    error: Tensor
+    power: Tensor
+    masked: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,25 +239,59 @@ class _Work:
     def deviation_px(self) -> float:
         return float(self.model.deviation_A[self.half]) / self.pixel_size
 
-    def noise(self, rows: NDArray[np.intp], transfer: Tensor) -> Tensor:
-        """Power of the noise (b, rings), by the mean squared CTF on the rings."""
-        noise = LensNoise(*self.model.noise[self.half])
-        return noise.of_images(torch.from_numpy(self.plan.groups[rows]).to(transfer.device), transfer)
+    def view(self, rows: NDArray[np.intp], pictures: Tensor) -> _View:
+        """Raw images made ready."""
+        one = torch.ones(1, 1, device=self.plan.device)
+        amplitude, error = one.expand(len(rows), self.plan.nyquist + 1), one
+        return self.made_ready(rows, pictures, self.plan.flipped, amplitude, error, self.model.noise)
+
+    def searched_view(self, rows: NDArray[np.intp]) -> _View | None:
+        """The images that poses are searched in, if those are others.
+
+        Maps, which raw images make, leave their noise and their bias. How these differ from micrograph to
+        micrograph is known by measurement.
+        """
+        searched, model = self.plan.searched, self.model
+        if searched is None:
+            return None
+        amplitude = model.transfer[self.half, torch.from_numpy(self.plan.groups[rows])]
+        error = searched.error[torch.from_numpy(self.plan.micrographs[rows]), : self.disc.radius + 1]
+        pictures, error = searched.pictures(rows), error.to(self.plan.device)
+        return self.made_ready(rows, pictures, searched.flipped, amplitude, error, model.searched)
+
+    def made_ready(
+        self,
+        rows: NDArray[np.intp],
+        pictures: Tensor,
+        flipped: NDArray[np.bool_],
+        amplitude: Tensor,
+        error: Tensor,
+        noise: Tensor,
+    ) -> _View:
+        """A view of images, from the noise (2, 2, groups, rings) of their kind."""
+        multiplied = torch.from_numpy(flipped[rows])
+        ready = prepare(
+            pictures.to(self.plan.device),
+            self.plan.image_mask(),
+            self.plan.source.ctf[torch.from_numpy(rows)],
+            self.disc,
+            self.pixel_size,
+            phase_flipped=multiplied,
+        )
+        ready = replace(ready, ctf=ready.ctf * amplitude[:, self.disc.rings])
+        transfer = ring_means(self.disc, ready.ctf.square())
+        group = torch.from_numpy(self.plan.groups[rows]).to(transfer.device)
+        power = LensNoise(*noise[self.half]).of_images(group, transfer) * error
+        masked = power.maximum(power @ self.leakage.T)
+        return _View(pictures, multiplied, amplitude, ready, transfer, error, power, masked)
 
     def scale(self, rows: NDArray[np.intp]) -> Tensor:
         return self.model.scale[self.half, torch.from_numpy(self.plan.micrographs[rows])]
 
-    def find(
-        self,
-        rows: NDArray[np.intp],
-        pictures: Tensor,
-        ready: PreparedImages,
-        noise: Tensor,
-        poses: dict[str, NDArray] | None,
-    ) -> Maxima:
+    def find(self, rows: NDArray[np.intp], seen: _View, poses: dict[str, NDArray] | None) -> Maxima:
         """Maxima of the posterior of each image."""
         scale = self.scale(rows)
-        images = ready.weighted(ready.masked, scale, noise)
+        images = seen.ready.weighted(seen.ready.masked, scale, seen.masked)
         how = {"radii": self.radii, "deviation_px": self.deviation_px, "group": self.plan.step.symmetry}
         if self.search is None:
             assert poses is not None
@@ -251,14 +309,15 @@ class _Work:
                 **how,
             )
         samples, transfer = on_rings(
-            pictures.to(self.plan.device),
+            seen.pictures.to(self.plan.device),
             self.plan.image_mask(),
             self.plan.source.ctf[torch.from_numpy(rows)],
             self.search.grid,
             self.pixel_size,
-            phase_flipped=torch.from_numpy(self.plan.flipped[rows]),
+            phase_flipped=seen.flipped,
         )
-        on_grid = samples, transfer * scale[:, None, None], noise[:, : self.search.grid.rings]
+        transfer = transfer * seen.amplitude[:, : transfer.shape[1], None]
+        on_grid = samples, transfer * scale[:, None, None], seen.masked[:, : self.search.grid.rings]
         centres = None if poses is None else self.before(poses, rows)[1] / self.pixel_size
         maxima, _ = search_everywhere(
             self.search, self.volume, images, *on_grid, centres_px=centres, starts=_STARTS, **how
@@ -273,13 +332,12 @@ class _Work:
     def put_back(
         self,
         rows: NDArray[np.intp],
-        ready: PreparedImages,
-        noise: Tensor,
+        raw: _View,
         found: Maxima,
         sums: Backprojection,
     ) -> None:
         """Add images at their poses to the sums."""
-        weighted = ready.weighted(ready.whole, self.scale(rows), noise)
+        weighted = raw.ready.weighted(raw.ready.whole, self.scale(rows), raw.power)
         weighted = self.trusted(weighted, found.poses, found.best)
         poses = found.poses.rotations, found.poses.shifts_px
         sums.add(weighted, *poses, found.shares, owner=found.owner)
@@ -302,10 +360,10 @@ class _Work:
         rotations, shifts = motion.of_poses(poses.rotations, poses.shifts_px, part)
         return replace(found, poses=replace(poses, rotations=rotations, shifts_px=shifts))
 
-    def left(self, rows: NDArray[np.intp], ready: PreparedImages, found: Maxima) -> ResidualSums:
+    def left(self, rows: NDArray[np.intp], seen: _View, found: Maxima) -> ResidualSums:
         """What the map leaves of each image (b, rings)."""
         rotations, shifts, owner = found.poses.rotations, found.poses.shifts_px, found.owner
-        disc, scale = self.disc, self.scale(rows)
+        disc, scale, ready = self.disc, self.scale(rows), seen.ready
         known = disc.count(self.model.radius)
         slices = ready.whole.new_zeros(len(rotations), len(disc.points))
         slices[:, :known] = sample_slices(self.volume, rotations, disc.points[:known])

@@ -23,11 +23,15 @@ from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST, Part, expect, reference_file
 from halfmap.steps.refine.model import THRESHOLD, Maps, Model, maximise
 from halfmap.steps.refine.plan import PARTS, Plan
+from halfmap.steps.refine.searched import SearchedSums
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
 
 _WAYS = {"everywhere": "all directions", "near": "near the poses before", "last": "all frequencies put back"}
+
+_SUMMED = {"noise", "searched", "match"}
+"""Arrays of parts that are added up."""
 
 _UNEVEN = 0.9
 """Part of the squared correlation with the truth that is left, below which missing views are told of."""
@@ -86,13 +90,13 @@ def iterate(ctx: Context, plan: Plan, model: Model) -> Model:
     done = ctx.map(work, parts, key=_name, unit="part")
     if len(done) < len(parts):
         raise ItemsFailedError("a part of the particles failed", hint="see the errors above; then resume")
-    noise, best, poses = _collected(folder, done)
+    noise, searched, best, poses = _collected(folder, done)
     sums = [
         StoredSums.open([folder / f"{one['part']}_sums.npy"], one["sizes"], device=plan.device)
         for one in done
     ]
     keep = functools.partial(_keep, folder, model.iteration + 1)
-    new, maps = maximise(plan, model, (sums[:PARTS], sums[PARTS:]), noise, best, keep)
+    new, maps = maximise(plan, model, (sums[:PARTS], sums[PARTS:]), noise, best, keep, searched)
     _say(folder, plan, model, new, best)
     save_arrays(poses_file(folder, new.iteration), best=best, **poses)
     if maps is not None:
@@ -129,22 +133,37 @@ def _keep(folder: Path, iteration: int, half: int, number: int, volume: Tensor) 
 
 def _collected(
     folder: Path, done: list[dict[str, Any]]
-) -> tuple[tuple[NoiseSums, NoiseSums], NDArray[np.float64], dict[str, NDArray]]:
+) -> tuple[
+    tuple[NoiseSums, NoiseSums],
+    tuple[SearchedSums, SearchedSums] | None,
+    NDArray[np.float64],
+    dict[str, NDArray],
+]:
     """What the parts found of the noise, and of each particle in the order of the table."""
-    noise: list[NDArray | float] = [0.0, 0.0]
+    totals: dict[str, list[NDArray | float]] = {}
     best, maxima = [], []
     for one in done:
         half = one["half"]
         arrays = load_arrays(folder / f"{one['part']}.npz")
-        noise[half] = noise[half] + arrays.pop("noise")
+        for name in _SUMMED & arrays.keys():
+            both = totals.setdefault(name, [0.0, 0.0])
+            both[half] = both[half] + arrays.pop(name)
         best.append(arrays.pop("best"))
         maxima.append(arrays)
     table = np.concatenate(best)
     table = table[np.argsort(table[:, 0])]
     together = {name: np.concatenate([each[name] for each in maxima]) for name in maxima[0]}
     order = np.argsort(together["owner"], kind="stable")
-    sums = [NoiseSums(torch.as_tensor(moments)) for moments in noise]
-    return (sums[0], sums[1]), table, {name: array[order] for name, array in together.items()}
+    sums = {name: [torch.as_tensor(half) for half in both] for name, both in totals.items()}
+    first, second = (NoiseSums(half) for half in sums["noise"])
+    searched = None
+    if "searched" in sums:
+        one, other = (
+            SearchedSums(NoiseSums(noise), match)
+            for noise, match in zip(sums["searched"], sums["match"], strict=True)
+        )
+        searched = one, other
+    return (first, second), searched, table, {name: array[order] for name, array in together.items()}
 
 
 def _conclude(plan: Plan, model: Model) -> None:

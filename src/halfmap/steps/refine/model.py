@@ -21,6 +21,7 @@ from halfmap.search.shared_map import added
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST
 from halfmap.steps.refine.plan import PARTS, Plan
+from halfmap.steps.refine.searched import SearchedSums
 from halfmap.steps.refine.solvent import solvent_mask
 
 Keep = Callable[[int, int, Tensor], None]
@@ -32,6 +33,12 @@ _JOIN_A = 40.0
 
 _LEAKED = 5.0
 """Power of masked images over that of whole ones on a ring that holds nothing of its own."""
+
+_FAINT, _STRONG = 0.02, 2.0
+"""Range of amplitudes of denoised images over those of raw ones."""
+
+_ALIKE = 0.1
+"""Standard deviation of their differences from ring to ring that is expected."""
 
 _MORE = 2
 """Rings that are compared over those that have signal."""
@@ -70,6 +77,10 @@ class Model(Checkpoint):
     noise : Tensor (2, 2, groups, rings)
         Power of the noise of each half set and optics group, on all rings: that of the detector and that of
         the specimen; see `lens_noise`.
+    searched : Tensor (2, 2, groups, rings)
+        The same of the images that poses are searched in, if those are others; empty without.
+    transfer : Tensor (2, groups, rings)
+        Amplitude of their signal over that of the maps, for each half set; empty without.
     scale : Tensor (2, micrographs)
         Strength of the particles' signal in each micrograph; 1 in the mean over particles.
     deviation_A : Tensor (2,)
@@ -97,7 +108,7 @@ class Model(Checkpoint):
         Whether it ends for want of iterations.
     """
 
-    on_device = "noise", "scale"
+    on_device = "noise", "scale", "searched", "transfer"
     iteration: int
     stage: Stage
     radius: int
@@ -114,6 +125,8 @@ class Model(Checkpoint):
     apart: Tensor
     information: Tensor = field(default_factory=nothing_but_signal)
     evenness: Tensor = field(default_factory=lambda: torch.ones(1))
+    searched: Tensor = field(default_factory=lambda: torch.zeros(0))
+    transfer: Tensor = field(default_factory=lambda: torch.zeros(0))
     limited: bool = False
 
     @property
@@ -159,6 +172,7 @@ def maximise(
     noise: tuple[NoiseSums, NoiseSums],
     best: NDArray[np.float64],
     keep: Keep,
+    searched: tuple[SearchedSums, SearchedSums] | None = None,
 ) -> tuple[Model, Maps | None]:
     """Estimate the model anew from what the images of both half sets add up to.
 
@@ -176,6 +190,8 @@ def maximise(
         Takes the maps that the next iteration compares with: half set, part, filtered and masked map in the
         box of its resolution. Each part of a half set has one that its own particles had no share in: they
         would fit their own noise in it.
+    searched : pair of SearchedSums, optional
+        Of the images that poses are searched in, where those are others.
 
     Returns
     -------
@@ -192,7 +208,8 @@ def maximise(
     curves[3, _empty_from(plan, noise) :] = 0
     prior = sums.prior(believed(curves[3]))
     masked = first * mask, second * mask
-    powers = _noise(model, noise)
+    powers = _noise(model.noise, noise)
+    model = model if searched is None else _with_searched(model, searched)
     new = replace(
         model,
         iteration=model.iteration + 1,
@@ -206,8 +223,7 @@ def maximise(
         information=pose_information(
             *masked,
             correlation=curves[1] * (believed(curves[3]) > 0),
-            # Of images of the mean squared CTF, one half.
-            noise=(powers[:, 0] + powers[:, 1] / 2).mean((0, 1)),
+            noise=_compared_noise(powers if searched is None else model.searched, model.transfer),
             share=1 - 1 / PARTS,
         ),
         **_changes(plan, best),
@@ -316,9 +332,35 @@ def _empty_from(plan: Plan, sums: tuple[NoiseSums, NoiseSums]) -> int:
     return int(empty.int().argmax()) if bool(empty.any()) else plan.box
 
 
-def _noise(model: Model, sums: tuple[NoiseSums, NoiseSums]) -> Tensor:
+def _compared_noise(powers: Tensor, transfer: Tensor) -> Tensor:
+    """Noise (rings,) of images of the mean squared CTF, one half, at the amplitude of raw images."""
+    power = powers[:, 0] + powers[:, 1] / 2
+    return (power if not len(transfer) else power / transfer.square().clamp_min(_FAINT**2)).mean((0, 1))
+
+
+def _with_searched(model: Model, searched: tuple[SearchedSums, SearchedSums]) -> Model:
+    """Noise and amplitude of the images that poses are searched in, where they were seen."""
+    noise = _noise(model.searched, (searched[0].noise, searched[1].noise))
+    transfer = model.transfer.clone()
+    power = (noise[:, 0] + noise[:, 1] / 2).double()
+    for half, each in enumerate(searched):
+        before, (cross, norm) = transfer[half].double(), each.match.to(power)
+        rings = norm.shape[1]
+        # As functions of the amplitude, which the models had: what it is by the images, and how surely.
+        found = before[:, :rings] * cross / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        sure = norm / (before[:, :rings].square() * power[half, :, :rings])
+        for ring in range(2, model.radius + 1):
+            like = 1 / _ALIKE**2
+            mean = sure[:, ring] * found[:, ring] + like * before[:, ring - 1]
+            before[:, ring] = mean / (sure[:, ring] + like)
+        before[:, model.radius + 1 :] = before[:, model.radius, None]
+        transfer[half] = before.to(transfer)
+    return replace(model, searched=noise, transfer=transfer.clamp(_FAINT, _STRONG))
+
+
+def _noise(before: Tensor, sums: tuple[NoiseSums, NoiseSums]) -> Tensor:
     """Power of what maps do not explain, where it was seen."""
-    noise = model.noise.clone()
+    noise = before.clone()
     for half, each in enumerate(sums):
         found = each.fit()
         rings = found.detector.shape[1]

@@ -37,6 +37,7 @@ from halfmap.search.source import (
 )
 from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.given import GivenPoses, given_poses
+from halfmap.steps.refine.searched import Searched, make_searched, refuse_denoised
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -97,6 +98,8 @@ class Plan:
         Of this mask, or of the sphere of the particle's diameter.
     given : GivenPoses or None
         Of a local refinement.
+    searched : Searched or None
+        Other images of the particles, in which poses are searched.
     padding : float
         Of transforms, over the box.
     device : str
@@ -117,6 +120,7 @@ class Plan:
     mask: Path | None
     extent: Extent
     given: GivenPoses | None
+    searched: Searched | None
     padding: float
     device: str
 
@@ -195,6 +199,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         If memory does not suffice.
     """
     _ = symmetry.order(step.symmetry)
+    refuse_denoised(particles)
     refuse_stretched(particles.ctf, particles.path)
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size
@@ -218,6 +223,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     padding = affordable_padding(whole.box, step.memory * 1e9, ctx.options)
     each = map_bytes(whole.box, padding)
     memory = image_memory(step.memory * 1e9, ctx.options, each=each, purpose="refinement")
+    memory //= 1 if step.searched is None else 2
     plan = Plan(
         step=step,
         source=Source.of(particles.path or ctx.resolve(step.particles), ctx.project, memory),
@@ -234,6 +240,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         mask=mask,
         extent=extent,
         given=given,
+        searched=make_searched(step, ctx, particles, micrographs, memory),
         padding=padding,
         device=ctx.device,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from halfmap.search import reference
+from halfmap.search.lens_noise import LensNoise, NoiseSums
 from halfmap.search.reference import grey_scale, in_box, noise_around, read_mask
 from halfmap.steps.refine.model import Model
 from halfmap.steps.refine.plan import Plan
@@ -60,15 +61,13 @@ def first_model(plan: Plan, volume: Tensor) -> tuple[Model, Tensor]:
     noise, whole = noise_around(plan.source, plan.groups, disc, **how)
     limit = plan.ring(plan.step.initial_lowpass)
     factor = grey_scale(volume, noise, whole, limit=limit, seed=seed)
-    # Signal that the reference does not have yet is noise to the comparison.
-    everything = whole.fit()
-    beyond = torch.arange(disc.radius + 1) >= limit
-    powers = torch.stack(
-        [
-            torch.where(beyond, everything.detector, noise.detector),
-            torch.where(beyond, everything.specimen, noise.specimen),
-        ]
-    ).to(plan.device)
+    powers = _powers(noise, whole, limit).to(plan.device)
+    searched, transfer = torch.zeros(0), torch.zeros(0)
+    if plan.searched is not None:
+        found = _powers(*noise_around(plan.searched.source, plan.groups, disc, **how), limit)
+        # On the grey scale of the raw images, as all the comparisons are.
+        searched = (found * plan.searched.factor.square().median()).to(plan.device)
+        transfer = torch.ones(2, *searched.shape[2:], device=plan.device)
     radius = min(limit + 2, plan.nyquist)
     first = plan.disc(radius)
     micrographs = int(plan.micrographs.max()) + 1
@@ -77,7 +76,9 @@ def first_model(plan: Plan, volume: Tensor) -> tuple[Model, Tensor]:
         stage="everywhere" if plan.given is None else "near",
         radius=radius,
         padding=plan.padding,
-        noise=powers.expand(2, -1, -1, -1).clone(),
+        noise=powers,
+        searched=searched,
+        transfer=transfer,
         scale=torch.ones(2, micrographs, device=plan.device),
         deviation_A=torch.full((2,), plan.shift_range / 2, dtype=torch.float64),
         curves=torch.zeros(4, plan.box // 2 + 1),
@@ -89,3 +90,15 @@ def first_model(plan: Plan, volume: Tensor) -> tuple[Model, Tensor]:
         apart=torch.zeros(2, 3, dtype=torch.float64),
     )
     return model, in_box(volume, first.box) * factor
+
+
+def _powers(noise: LensNoise, whole: NoiseSums, limit: int) -> Tensor:
+    """Noise (2, 2, groups, rings) that both half sets begin with: that around the particles.
+
+    Signal that the reference does not have yet is noise to the comparison.
+    """
+    everything = whole.fit()
+    beyond = torch.arange(noise.detector.shape[1]) >= limit
+    around = torch.stack([noise.detector, noise.specimen])
+    first = torch.where(beyond, torch.stack([everything.detector, everything.specimen]), around)
+    return torch.stack([first, first])

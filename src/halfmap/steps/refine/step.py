@@ -23,6 +23,10 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
     by a normal prior about a fulcrum. Relaxed, it chooses between a pose's equivalents under a point group
     that the particle has nearly.
 
+    Poses may be searched in denoised or merged images of the same particles (--searched), whose noise is what
+    maps leave of them, in each micrograph as it was measured to be noisier or more biased than others. Maps,
+    and so half maps and resolutions, are made of the raw images alone.
+
     References
     ----------
     .. [1] Scheres 2012, J. Struct. Biol. 180, 519-530, DOI 10.1016/j.jsb.2012.09.006
@@ -44,6 +48,12 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
     }
 
     particles: Path = Input("table of particles", node="ParticleGroupMetadata.star.relion")
+    searched: Path | None = Input(
+        "the same particles cut from denoised or merged micrographs, to find poses in; maps are made of the "
+        "raw ones",
+        default=None,
+        node="ParticleGroupMetadata.star.relion",
+    )
     reference: Path = Input("map to begin with, of any scale and pixel size", node="DensityMap.mrc")
     symmetry: str = Param("C1", "point group of the particle", unit="none", section=MAP)
     mask: Path | None = Input(
