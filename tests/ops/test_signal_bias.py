@@ -9,7 +9,7 @@ from torch import Tensor
 from halfmap.errors import ShapeError
 from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
-from halfmap.ops.signal_bias import HalfPowers, half_powers
+from halfmap.ops.signal_bias import HalfPowers, error_power, half_powers, joined_at
 
 SHAPE, SIZE = (768, 1024), 128
 
@@ -126,3 +126,21 @@ def test_windows_of_two_images_add_up(powers: HalfPowers):
     assert len(double.sums) == 2 * len(powers.sums)
     with pytest.raises(ShapeError, match="different sizes"):
         powers + half_powers(*images(), size=64)
+
+
+def test_errors_are_noise_and_bias_of_the_denoised_part_and_noise_of_the_raw_one():
+    """Signal 1, noise 4; of amplitude a half, noise 0.2 and bias 0.25 after, and bias 8 from ring 40 on."""
+    ones = torch.ones(65, dtype=torch.float64)
+    bias = torch.where(torch.arange(65) >= 40, 8.0, 0.25).double()
+    common = 0.25 + bias
+    found = HalfPowers(torch.stack([5 * ones, ones, common + 0.2, common, 0.5 * ones])[None], ones)
+    places, denoised, amplitude = error_power(found, "denoised")
+    clear = places < 36
+    torch.testing.assert_close(denoised[clear], torch.full((int(clear.sum()),), 0.35).double())
+    assert float(denoised[-1]) == pytest.approx(8.1)
+    torch.testing.assert_close(amplitude[clear], torch.full((int(clear.sum()),), 0.5).double())
+    _, merged, amplitude = error_power(found, "merged")
+    assert bool((amplitude == 1).all())
+    torch.testing.assert_close(merged[clear], denoised[clear] / 0.25)
+    beyond = places >= joined_at(found)[0]
+    torch.testing.assert_close(merged[beyond], torch.full((int(beyond.sum()),), 2.0).double())

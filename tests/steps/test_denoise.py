@@ -14,13 +14,14 @@ from torch import Tensor
 
 from halfmap.data import MicrographSet
 from halfmap.errors import FileFormatError, HalfmapError, ItemsFailedError, ParameterError, TableError
+from halfmap.io.denoised import read_powers
 from halfmap.io.micrographs import list_micrographs
 from halfmap.io.mrc import read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft2, rfft2
-from halfmap.ops.signal_bias import HalfPowers
+from halfmap.ops.signal_bias import HalfPowers, joined_at
 from halfmap.project import Project
 from halfmap.steps import load_steps
 from halfmap.steps.denoise import apply, halves
@@ -202,7 +203,7 @@ def test_a_network_finds_what_halves_have_in_common(trained: tuple[Project, Path
         )
         denoised = torch.from_numpy(read_mrc(project.root / name).squeeze())
         assert truth_correlation(denoised, number) > best, "better than the best low-pass filter"
-    powers, pixel_size = apply.read_powers(job.folder / "powers/m11.npz")
+    powers, pixel_size = read_powers(job.folder / "powers/m11.npz")
     assert pixel_size == pytest.approx(2.0)
     whole = powers.total()
     assert float(whole.noise_after) < 0.2 * float(whole.noise_before)
@@ -240,7 +241,7 @@ def test_rings_where_the_network_errs_more_are_raw():
     rows = [torch.full((65,), 5.0).double(), torch.ones(65).double()]
     rows += [0.25 + bias + 0.1, 0.25 + bias, torch.full((65,), 0.5).double()]
     powers = HalfPowers(torch.stack(rows)[None], counts)
-    ring, gain = apply.joined_at(powers)
+    ring, gain = joined_at(powers)
     assert 36 <= ring <= 44
     torch.testing.assert_close(gain[:30], torch.full((30,), 2.0).double())
 

@@ -121,21 +121,29 @@ def test_who_starts_again_knows_what_was_taken(tmp_path: Path, clock: list[float
 
 
 def test_the_last_look_takes_broken_ones_too_but_none_that_may_still_be_written(
-    tmp_path: Path, clock: list[float]
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("old", "stalled"):
         path = tmp_path / f"in/{name}.mrc"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(movie(path)[:-50])
-    an_hour_ago = time.time() - 3600
-    os.utime(tmp_path / "in/old.mrc", (an_hour_ago, an_hour_ago))
+    written = {"old.mrc": time.time() - 3600, "stalled.mrc": time.time()}
     seen = watch(tmp_path)
+    monkeypatch.setattr(seen, "_age", lambda name: time.time() - written[name])
     assert seen.take() == 0
     assert (seen.take(is_last=True), seen.waiting) == (0, 2)
     clock[0] += 10
     assert (seen.take(is_last=True), seen.waiting) == (1, 1)
     assert linked(tmp_path) == ["old.mrc"]
     assert seen.left == "1 file still written: left out; the same command takes them"
+
+
+def test_a_file_is_as_old_as_its_name_is_in_the_folder(tmp_path: Path):
+    movie(tmp_path / "in/copied.mrc")
+    # As of a copy that keeps the date of what it copies.
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "in/copied.mrc", (an_hour_ago, an_hour_ago))
+    assert watch(tmp_path)._age("copied.mrc") < 60
 
 
 def test_a_folder_that_links_lead_to_is_visited_once(tmp_path: Path, clock: list[float]):

@@ -87,6 +87,7 @@ rlnMicrographNameEven str none micrograph summed from even frames
 rlnMicrographNameOdd str none micrograph summed from odd frames
 hmMicrographNameDenoised str none denoised micrograph, on the scale of the sum without dose weighting
 hmImageKind str none micrographs that particles were cut from: raw, denoised or merged
+hmIsNormalised bool none whether images were divided by the standard deviation of their background
 hmMicrographNameMerged str none micrograph of denoised low and raw high frequencies, on the same scale
 hmDenoisingPowers str none file with the powers of a micrograph's halves before and after denoising
 hmSnrRaw float none power of the signal over that of the noise in a micrograph, all frequencies together

@@ -222,8 +222,8 @@ def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
     return float(RINGS * first), torch.from_numpy(gain)
 
 
-def error_power(powers: HalfPowers, kind: Literal["denoised", "merged"]) -> tuple[Tensor, Tensor]:
-    """Power of noise and bias in the mean of both halves, in groups of rings.
+def error_power(powers: HalfPowers, kind: Literal["denoised", "merged"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Power of noise and bias in the mean of both halves, in groups of rings, and amplitude of the signal.
 
     Parameters
     ----------
@@ -237,15 +237,22 @@ def error_power(powers: HalfPowers, kind: Literal["denoised", "merged"]) -> tupl
     places : Tensor (g,)
         Ring in the middle of each group.
     power : Tensor (g,)
-        Of noise, and of the bias beside the signal.
+        Of noise, and of the bias beside the signal. NaN where too little signal is seen to tell.
+    amplitude : Tensor (g,)
+        Of the signal over that of the raw image; NaN there, too.
     """
     coarse = powers.coarser(RINGS)
     places = 1 + RINGS * torch.arange(len(coarse.counts), dtype=torch.float64) + (RINGS - 1) / 2
     error = coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)
+    signal, noise = coarse.with_error(lambda each: each.signal)
+    seen = (signal > 2 * noise.nan_to_num(0.0)) & (coarse.transfer > _SEEN)
+    amplitude = torch.where(seen, coarse.transfer, math.nan)
+    error = torch.where(seen, error, math.nan)
     if kind == "merged":
         beyond = places >= joined_at(powers)[0]
-        error = torch.where(beyond, coarse.noise_before / 2, error / coarse.transfer.square())
-    return places, error
+        error = torch.where(beyond, coarse.noise_before / 2, error / amplitude.square())
+        amplitude = torch.where(beyond, 1.0, amplitude / amplitude)
+    return places, error, amplitude
 
 
 def _sums(spectra: Tensor, size: int) -> Tensor:

@@ -21,6 +21,7 @@ from halfmap.ops.fourier import resample
 from halfmap.search.particles import ParticleImages
 
 DIAMETER, MICROGRAPH = "hmParticleDiameter", "rlnMicrographName"
+KIND = "hmImageKind"
 _FLIPPED, _MULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 
 _MASK = 1.15
@@ -60,16 +61,35 @@ class Source:
         return _ctf(self)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def _images(source: Source) -> ParticleImages:
     pixels = None if source.box is None else functools.partial(resample, new_shape=(source.box, source.box))
     particles = read_particles(source.table)
     return ParticleImages(particles, source.project, memory=source.memory, transform=pixels)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def _ctf(source: Source) -> CTFParameters:
     return read_particles(source.table).ctf
+
+
+def refuse_denoised(particles: ParticleSet) -> None:
+    """Refuse to make maps of what a network has touched.
+
+    Raises
+    ------
+    ParameterError
+        If images were cut from denoised or merged micrographs.
+    """
+    kinds = particles.optics[KIND].to_list() if KIND in particles.optics.columns else []
+    touched = next((kind for kind in kinds if kind in ("denoised", "merged")), None)
+    if touched is not None:
+        raise ParameterError(
+            f"holds particles of {touched} micrographs: no map, and no resolution, is made of what a network "
+            "has touched",
+            path=particles.path,
+            hint="give the raw particles; refine searches poses in these by --searched",
+        )
 
 
 def phase_flipped(particles: ParticleSet) -> NDArray[np.bool_]:

@@ -174,8 +174,7 @@ class Arrivals:
             each = self._candidates[name]
             age = now - each.since
             settled = age >= self.settle_s
-            unchanged = time.time() - each.stamp[1] / 1e9 if is_last and settled else age
-            given_up = unchanged >= self.patience_s
+            given_up = (self._age(name) if is_last and settled else age) >= self.patience_s
             if (each.state is None and settled) or (each.state == "broken" and given_up):
                 each.state = _look_into(self.folder / name)
             if each.state == "whole" or (each.state == "broken" and given_up):
@@ -202,6 +201,14 @@ class Arrivals:
         """What to say of files that may become whole when no one looks any more; "" if there are none."""
         files = count(self.waiting, "file")
         return f"{files} still written: left out; the same command takes them" if self.waiting else ""
+
+    def _age(self, name: str) -> float:
+        """Seconds since a file was written, or came under its name with an older date."""
+        try:
+            stat = (self.folder / name).stat()
+        except OSError:
+            return 0.0
+        return time.time() - max(stat.st_mtime, stat.st_ctime)
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names below the folder, with size and date, of files that are not known to be whole."""

@@ -216,8 +216,8 @@ def _surely_found(chain: Chain) -> str:
 def _seen(chain: Chain) -> dict[str, str]:
     """Groups that are in the first map, or nearly so, and the stages that make a map in each.
 
-    Those are the largest one, and of smaller ones the one that was found, or else is there best: a group
-    that is nearly there may be the particle's, or have more operators than it.
+    Those are the largest one, and of the others the one that was found, or else is there best: a group that
+    is nearly there may be the particle's, or have more operators than it.
     """
     from halfmap.ops.symmetry import order
 
@@ -232,7 +232,7 @@ def _seen(chain: Chain) -> dict[str, str]:
     if not groups:
         return {}
     largest = max(groups, key=lambda each: (order(each), nearly.get(each, math.inf)))
-    less = [each for each in groups if order(each) < order(largest)]
+    less = [each for each in groups if each != largest]
     if not less:
         return {largest: "symmetric"}
     best = max(less, key=lambda each: nearly.get(each, math.inf))

@@ -21,7 +21,14 @@ from halfmap.ops.fourier import resample
 from halfmap.ops.masks import soft_circle, soft_sphere
 from halfmap.search.disc import FourierDisc
 from halfmap.search.particles import ParticleImages
-from halfmap.search.source import Source, image_memory, mask_diameter, numbered, phase_flipped
+from halfmap.search.source import (
+    Source,
+    image_memory,
+    mask_diameter,
+    numbered,
+    phase_flipped,
+    refuse_denoised,
+)
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -250,6 +257,7 @@ def make_plan(step: AbInitioStep, ctx: Context, particles: ParticleSet) -> tuple
         If memory does not suffice.
     """
     _ = symmetry.order(step.symmetry)
+    refuse_denoised(particles)
     if len(particles) < _FEWEST:
         raise TableError(
             f"{len(particles)} particles: at least {_FEWEST} are needed",

@@ -32,6 +32,7 @@ from halfmap.search.source import (
     mask_diameter,
     numbered,
     phase_flipped,
+    refuse_denoised,
 )
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
     """
     _ = symmetry.order(step.symmetry)
     refuse_stretched(particles.ctf, particles.path)
+    refuse_denoised(particles)
     classes = _classes(step, particles)
     whole = ParticleImages(particles, ctx.project, memory=0)
     side = whole.box * whole.pixel_size

@@ -373,6 +373,7 @@ def _optics(step: ExtractStep, picks: Picks, plan: Plan, rows: pl.DataFrame) -> 
         "rlnCtfDataArePhaseFlipped": step.phase_flip,
         "rlnCtfDataAreCtfPremultiplied": False,
         "hmImageKind": step.images,
+        "hmIsNormalised": step.background != "none",
     }
     if step.invert_contrast:
         columns[BRIGHT] = 1

@@ -29,7 +29,7 @@ from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.search.sampling import DirectionSearch
 from halfmap.search.stages import ascents, coarse_grid
 from halfmap.search.stored_sums import store
-from halfmap.steps.refine.searched import SearchedSums
+from halfmap.steps.refine.searched import FAINT, SearchedSums
 
 if TYPE_CHECKING:
     from halfmap.steps.refine.model import Model
@@ -135,13 +135,20 @@ def expect(
     best, maxima = [], []
     for rows, pictures in plan.source.images.stream(part.rows, work.batch):
         raw = work.view(rows, pictures)
-        seen = work.searched_view(rows) or raw
+        seen = work.searched_view(rows, raw) or raw
         found = work.find(rows, seen, poses)
         left, group = work.left(rows, raw, found), torch.from_numpy(plan.groups[rows])
         noise.add(left.power / left.count, raw.transfer, group)
         if searched is not None:
-            left_there = work.left(rows, seen, found)
-            searched.add(left_there, seen.transfer, seen.error, scale=work.scale(rows), group=group)
+            searched.add(
+                work.left(rows, seen, found),
+                left,
+                amplitude=seen.amplitude[:, : work.disc.radius + 1],
+                transfer=seen.transfer,
+                error=seen.error,
+                scale=work.scale(rows),
+                group=group,
+            )
         found = work.in_one_frame(work.as_sure(rows, found))
         work.put_back(rows, raw, found, sums)
         best.append(work.table(rows, found, left, raw.masked, poses))
@@ -166,17 +173,17 @@ class _View:
     Attributes
     ----------
     pictures : Tensor (b, n, n)
-    flipped : Tensor (b,) of bool
+    flipped : array (b,) of bool
     amplitude : Tensor (b, nyquist + 1)
-        Of the signal over that of the map, on all rings.
+        Of the signal over that of the raw images, on all rings.
     ready : PreparedImages
     transfer, error, power, masked : Tensor (b, rings)
-        Mean squared CTF; power of noise and bias in their micrographs over that of all; power of the noise of
-        whole and of masked images.
+        Mean squared CTF of the microscope; power of noise and bias in their micrographs over that of all;
+        power of the noise of whole and of masked images.
     """
 
     pictures: Tensor
-    flipped: Tensor
+    flipped: NDArray[np.bool_]
     amplitude: Tensor
     ready: PreparedImages
     transfer: Tensor
@@ -242,48 +249,58 @@ class _Work:
     def view(self, rows: NDArray[np.intp], pictures: Tensor) -> _View:
         """Raw images made ready."""
         one = torch.ones(1, 1, device=self.plan.device)
-        amplitude, error = one.expand(len(rows), self.plan.nyquist + 1), one
-        return self.made_ready(rows, pictures, self.plan.flipped, amplitude, error, self.model.noise)
+        ready = self.made_ready(rows, pictures, self.plan.flipped)
+        transfer = ring_means(self.disc, ready.ctf.square())
+        power = self.noise(rows, transfer, self.model.noise)
+        amplitude = one.expand(len(rows), self.plan.nyquist + 1)
+        return _View(
+            pictures, self.plan.flipped[rows], amplitude, ready, transfer, one, power, self.leaked(power)
+        )
 
-    def searched_view(self, rows: NDArray[np.intp]) -> _View | None:
+    def searched_view(self, rows: NDArray[np.intp], raw: _View) -> _View | None:
         """The images that poses are searched in, if those are others.
 
         Maps, which raw images make, leave their noise and their bias. How these differ from micrograph to
-        micrograph is known by measurement.
+        micrograph is known by measurement. What a network makes of an image cannot say more of its pose than
+        the image does: at the signal's amplitude there is no less noise than in the raw one.
         """
         searched, model = self.plan.searched, self.model
         if searched is None:
             return None
-        amplitude = model.transfer[self.half, torch.from_numpy(self.plan.groups[rows])]
-        error = searched.error[torch.from_numpy(self.plan.micrographs[rows]), : self.disc.radius + 1]
-        pictures, error = searched.pictures(rows), error.to(self.plan.device)
-        return self.made_ready(rows, pictures, searched.flipped, amplitude, error, model.searched)
+        of_micrograph = torch.from_numpy(self.plan.micrographs[rows])
+        fitted = model.transfer[self.half, torch.from_numpy(self.plan.groups[rows])]
+        amplitude = torch.where(fitted > FAINT, fitted, 0.0) * searched.amplitude[of_micrograph].to(fitted)
+        pictures = searched.pictures(rows)
+        ready = self.made_ready(rows, pictures, searched.flipped)
+        ready = replace(ready, ctf=ready.ctf * amplitude[:, self.disc.rings])
+        rings = self.disc.radius + 1
+        error = searched.error[of_micrograph, :rings].to(fitted)
+        power = self.noise(rows, raw.transfer, model.searched) * error
+        power = power.maximum(raw.power * amplitude[:, :rings].square())
+        return _View(
+            pictures, searched.flipped[rows], amplitude, ready, raw.transfer, error, power, self.leaked(power)
+        )
 
     def made_ready(
-        self,
-        rows: NDArray[np.intp],
-        pictures: Tensor,
-        flipped: NDArray[np.bool_],
-        amplitude: Tensor,
-        error: Tensor,
-        noise: Tensor,
-    ) -> _View:
-        """A view of images, from the noise (2, 2, groups, rings) of their kind."""
-        multiplied = torch.from_numpy(flipped[rows])
-        ready = prepare(
+        self, rows: NDArray[np.intp], pictures: Tensor, flipped: NDArray[np.bool_]
+    ) -> PreparedImages:
+        return prepare(
             pictures.to(self.plan.device),
             self.plan.image_mask(),
             self.plan.source.ctf[torch.from_numpy(rows)],
             self.disc,
             self.pixel_size,
-            phase_flipped=multiplied,
+            phase_flipped=torch.from_numpy(flipped[rows]),
         )
-        ready = replace(ready, ctf=ready.ctf * amplitude[:, self.disc.rings])
-        transfer = ring_means(self.disc, ready.ctf.square())
+
+    def noise(self, rows: NDArray[np.intp], transfer: Tensor, parts: Tensor) -> Tensor:
+        """Power of the noise (b, rings) of one kind of images, by the mean squared CTF on the rings."""
         group = torch.from_numpy(self.plan.groups[rows]).to(transfer.device)
-        power = LensNoise(*noise[self.half]).of_images(group, transfer) * error
-        masked = power.maximum(power @ self.leakage.T)
-        return _View(pictures, multiplied, amplitude, ready, transfer, error, power, masked)
+        return LensNoise(*parts[self.half]).of_images(group, transfer)
+
+    def leaked(self, power: Tensor) -> Tensor:
+        """Power of the noise of masked images."""
+        return power.maximum(power @ self.leakage.T)
 
     def scale(self, rows: NDArray[np.intp]) -> Tensor:
         return self.model.scale[self.half, torch.from_numpy(self.plan.micrographs[rows])]
@@ -314,7 +331,7 @@ class _Work:
             self.plan.source.ctf[torch.from_numpy(rows)],
             self.search.grid,
             self.pixel_size,
-            phase_flipped=seen.flipped,
+            phase_flipped=torch.from_numpy(seen.flipped),
         )
         transfer = transfer * seen.amplitude[:, : transfer.shape[1], None]
         on_grid = samples, transfer * scale[:, None, None], seen.masked[:, : self.search.grid.rings]

@@ -21,7 +21,7 @@ from halfmap.search.shared_map import added
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST
 from halfmap.steps.refine.plan import PARTS, Plan
-from halfmap.steps.refine.searched import SearchedSums
+from halfmap.steps.refine.searched import FAINT, SearchedSums
 from halfmap.steps.refine.solvent import solvent_mask
 
 Keep = Callable[[int, int, Tensor], None]
@@ -34,8 +34,8 @@ _JOIN_A = 40.0
 _LEAKED = 5.0
 """Power of masked images over that of whole ones on a ring that holds nothing of its own."""
 
-_FAINT, _STRONG = 0.02, 2.0
-"""Range of amplitudes of denoised images over those of raw ones."""
+_STRONG = 2.0
+"""Amplitude of denoised images over that of raw ones, at the most."""
 
 _ALIKE = 0.1
 """Standard deviation of their differences from ring to ring that is expected."""
@@ -80,7 +80,7 @@ class Model(Checkpoint):
     searched : Tensor (2, 2, groups, rings)
         The same of the images that poses are searched in, if those are others; empty without.
     transfer : Tensor (2, groups, rings)
-        Amplitude of their signal over that of the maps, for each half set; empty without.
+        Amplitude of their signal over that of the raw images, for each half set; empty without.
     scale : Tensor (2, micrographs)
         Strength of the particles' signal in each micrograph; 1 in the mean over particles.
     deviation_A : Tensor (2,)
@@ -335,7 +335,7 @@ def _empty_from(plan: Plan, sums: tuple[NoiseSums, NoiseSums]) -> int:
 def _compared_noise(powers: Tensor, transfer: Tensor) -> Tensor:
     """Noise (rings,) of images of the mean squared CTF, one half, at the amplitude of raw images."""
     power = powers[:, 0] + powers[:, 1] / 2
-    return (power if not len(transfer) else power / transfer.square().clamp_min(_FAINT**2)).mean((0, 1))
+    return (power if not len(transfer) else power / transfer.square().clamp_min(FAINT**2)).mean((0, 1))
 
 
 def _with_searched(model: Model, searched: tuple[SearchedSums, SearchedSums]) -> Model:
@@ -344,18 +344,18 @@ def _with_searched(model: Model, searched: tuple[SearchedSums, SearchedSums]) ->
     transfer = model.transfer.clone()
     power = (noise[:, 0] + noise[:, 1] / 2).double()
     for half, each in enumerate(searched):
-        before, (cross, norm) = transfer[half].double(), each.match.to(power)
+        before, (cross, norm) = transfer[half].double(), each.match.to(power).clamp_min(0)
         rings = norm.shape[1]
-        # As functions of the amplitude, which the models had: what it is by the images, and how surely.
+        # What it is by the images, and how surely.
         found = before[:, :rings] * cross / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         sure = norm / (before[:, :rings].square() * power[half, :, :rings])
-        for ring in range(2, model.radius + 1):
+        for ring in range(1, model.radius + 1):
             like = 1 / _ALIKE**2
             mean = sure[:, ring] * found[:, ring] + like * before[:, ring - 1]
             before[:, ring] = mean / (sure[:, ring] + like)
         before[:, model.radius + 1 :] = before[:, model.radius, None]
         transfer[half] = before.to(transfer)
-    return replace(model, searched=noise, transfer=transfer.clamp(_FAINT, _STRONG))
+    return replace(model, searched=noise, transfer=transfer.clamp(FAINT, _STRONG))
 
 
 def _noise(before: Tensor, sums: tuple[NoiseSums, NoiseSums]) -> Tensor:

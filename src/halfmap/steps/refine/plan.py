@@ -34,10 +34,11 @@ from halfmap.search.source import (
     mask_diameter,
     numbered,
     phase_flipped,
+    refuse_denoised,
 )
 from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.given import GivenPoses, given_poses
-from halfmap.steps.refine.searched import Searched, make_searched, refuse_denoised
+from halfmap.steps.refine.searched import Searched, make_searched
 
 if TYPE_CHECKING:
     from halfmap.engine import Context

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.data import ParticleSet
-from halfmap.errors import ParameterError, TableError
+from halfmap.data.optics import GROUP
+from halfmap.errors import TableError
 from halfmap.io.denoised import read_powers
 from halfmap.io.tables import read_particles, write_particles
 from halfmap.ops.signal_bias import error_power
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.noise import ResidualSums
 from halfmap.search.particles import ParticleImages
-from halfmap.search.source import MICROGRAPH, Source, phase_flipped
+from halfmap.search.source import KIND, MICROGRAPH, Source, phase_flipped
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.refine.step import RefineStep
 
-KIND = "hmImageKind"
 POWERS = "hmDenoisingPowers"
 _PLACE = MICROGRAPH, "rlnCoordinateX", "rlnCoordinateY"
 _SPREAD = "hmBackgroundStd"
 _TABLE = "searched.star"
+FAINT = 0.02
+"""Amplitude of denoised images over that of raw ones up to which they show nothing."""
+
 _RANGE = 0.25, 4.0
-"""Of the power of noise and bias in a micrograph over that of all, which is believed."""
+_AMPLITUDES = 0.5, 2.0
+"""Of noise and bias in a micrograph over those of all, which are believed, and of the amplitude."""
+
+NORMALISED = "hmIsNormalised"
+"""Whether images were divided by the standard deviation of their background."""
 
 _EXTRACT = "cut both with halfmap extract from the same coordinates: raw, and with --images"
 
@@ -48,18 +57,20 @@ class Searched:
         Brings each on the grey scale of the raw one.
     flipped : array (n,) of bool
         Which were multiplied by the sign of their CTF.
-    error : Tensor (micrographs, rings)
-        Power of noise and bias that was measured in each micrograph, over its mean of all particles.
+    error, amplitude : Tensor (micrographs, rings)
+        Power of noise and bias, and amplitude of the signal, that were measured in each micrograph, over
+        their geometric means of all particles.
     """
 
     source: Source
     factor: Tensor
     flipped: NDArray[np.bool_]
     error: Tensor
+    amplitude: Tensor
 
     def pictures(self, rows: NDArray[np.intp]) -> Tensor:
         """Images (b, n, n) of some of the particles, on the grey scale of the raw ones."""
-        return self.source.images.get(rows) * self.factor[torch.from_numpy(rows), None, None]
+        return _images(self.source).get(rows) * self.factor[torch.from_numpy(rows), None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +82,8 @@ class SearchedSums:
     noise : NoiseSums
         Of what the map leaves of them.
     match : Tensor (2, groups, rings), float64
-        Of images times their models, and of squared models.
+        Of images times their models; and what the same would be if their signal had the amplitude that the
+        models have over that of the raw images.
     """
 
     noise: NoiseSums
@@ -83,41 +95,31 @@ class SearchedSums:
         return cls(NoiseSums.empty(groups, rings), torch.zeros(2, groups, rings, dtype=torch.float64))
 
     def add(
-        self, left: ResidualSums, transfer: Tensor, error: Tensor, *, scale: Tensor, group: Tensor
+        self,
+        left: ResidualSums,
+        raw: ResidualSums,
+        *,
+        amplitude: Tensor,
+        transfer: Tensor,
+        error: Tensor,
+        scale: Tensor,
+        group: Tensor,
     ) -> None:
         """Add what the map left of images, in place.
 
         Parameters
         ----------
-        left : ResidualSums
-            Of each image (b, rings).
-        transfer, error : Tensor (b, rings)
-            Their mean squared CTF, and what their noise is multiplied by.
+        left, raw : ResidualSums
+            Of each image (b, rings), and of the raw one.
+        amplitude, transfer, error : Tensor (b, rings)
+            Amplitude that the images' models had over those of the raw ones, mean squared CTF, and what the
+            noise of their group is multiplied by in them.
         scale, group : Tensor (b,)
             Of the signal in their micrographs; their optics groups.
         """
-        self.noise.add(left.power / left.count / error.cpu(), transfer, group)
-        scale = scale.double().cpu()[:, None]
-        self.match.index_add_(1, group, torch.stack([left.cross.cpu() * scale, left.model.cpu() * scale**2]))
-
-
-def refuse_denoised(particles: ParticleSet) -> None:
-    """Refuse to make maps of what a network has touched.
-
-    Raises
-    ------
-    ParameterError
-        If images were cut from denoised or merged micrographs.
-    """
-    kinds = particles.optics[KIND].to_list() if KIND in particles.optics.columns else []
-    touched = next((kind for kind in kinds if kind in ("denoised", "merged")), None)
-    if touched is not None:
-        raise ParameterError(
-            f"holds particles of {touched} micrographs: no map, and no resolution, is made of what a network "
-            "has touched",
-            path=particles.path,
-            hint="give the raw particles, and these by --searched",
-        )
+        self.noise.add(left.power / left.count / error, transfer, group)
+        both = torch.stack([left.cross, raw.cross * amplitude.to(raw.cross).square()]).cpu()
+        self.match.index_add_(1, group, both * scale.to(both)[:, None])
 
 
 def make_searched(
@@ -143,7 +145,9 @@ def make_searched(
     """
     if step.searched is None:
         return None
-    found = _in_order(particles, read_particles(ctx.resolve(step.searched)))
+    given = read_particles(ctx.resolve(step.searched))
+    found = _in_order(particles, given)
+    _ = _deviation(given)
     path = ctx.folder / _TABLE
     write_particles(path, found)
     found = read_particles(path)
@@ -155,37 +159,80 @@ def make_searched(
             path=step.searched,
             hint=_EXTRACT,
         )
-    first = np.unique(micrographs, return_index=True)[1]
-    kinds = dict(zip(found.optics["rlnOpticsGroup"], found.optics[KIND], strict=True))
-    rows = found.rows[first]
-    frequencies = np.arange(raw.box // 2) / (raw.box * raw.pixel_size)
-    error = [
-        _error(ctx.resolve(name), kinds[group], frequencies)
-        for name, group in zip(rows[POWERS], rows["rlnOpticsGroup"], strict=True)
-    ]
-    factor = (found.rows[_SPREAD] / particles.rows[_SPREAD]).to_numpy()
+    other.check()
+    factor = _deviation(found) / _deviation(particles)
+    error, amplitude = _measured(ctx, step.searched, found, micrographs, raw)
     return Searched(
         Source.of(path, ctx.project, memory),
         torch.from_numpy(factor.astype(np.float32)),
         phase_flipped(found),
-        torch.from_numpy(_over_mean(np.stack(error), micrographs)),
+        torch.from_numpy(error),
+        torch.from_numpy(amplitude),
     )
 
 
-def _error(
+@functools.lru_cache(maxsize=1)
+def _images(source: Source) -> ParticleImages:
+    """Beside the raw ones, which the cache of `source` holds."""
+    return ParticleImages(read_particles(source.table), source.project, memory=source.memory)
+
+
+def _deviation(particles: ParticleSet) -> NDArray[np.float64]:
+    """What pixels of each image were divided by when it was cut."""
+    values = particles.rows[_SPREAD].cast(pl.Float64).to_numpy()
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        row = int(bad.argmax())
+        message = f"_{_SPREAD} of {values[row]:g} is no standard deviation"
+        raise TableError(message, path=particles.path, row=row + 1, hint=_EXTRACT)
+    if NORMALISED in particles.optics.columns:
+        is_so = dict(zip(particles.optics[GROUP], particles.optics[NORMALISED].cast(bool), strict=True))
+        values = np.where([is_so[group] for group in particles.rows[GROUP]], values, 1.0)
+    return values
+
+
+def _measured(
+    ctx: Context,
+    searched: Path,
+    found: ParticleSet,
+    micrographs: NDArray[np.intp],
+    images: ParticleImages,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Noise and bias, and amplitude of the signal, (micrographs, rings) over their means."""
+    frequencies = np.arange(images.box // 2) / (images.box * images.pixel_size)
+    kinds = dict(zip(found.optics[GROUP], found.optics[KIND], strict=True))
+    curves = []
+    for row in np.unique(micrographs, return_index=True)[1].tolist():
+        name = found.rows[POWERS][row]
+        path = None if name is None else ctx.resolve(name)
+        if path is None or not path.exists():
+            message = f"nothing was measured of {found.rows[MICROGRAPH][row]}: there is no file {name}"
+            hint = "denoise apply writes it; cut the particles anew"
+            raise TableError(message, path=ctx.resolve(searched), hint=hint)
+        curves.append(_curves(path, kinds[found.rows[GROUP][row]], frequencies))
+    error, amplitude = np.stack(curves, axis=1)
+    return _over_mean(error, micrographs, _RANGE), _over_mean(amplitude, micrographs, _AMPLITUDES)
+
+
+def _curves(
     path: Path, kind: Literal["denoised", "merged"], frequencies: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Power of noise and bias in a micrograph's image, at frequencies (rings,) in 1/Å."""
+    """Error and amplitude (2, rings) of an image at frequencies in 1/Å; NaN where they are unknown."""
     powers, pixel_size = read_powers(path)
-    places, power = error_power(powers, kind)
+    places, *curves = error_power(powers, kind)
     side = 2 * (len(powers.counts) - 1) * pixel_size
-    return np.interp(frequencies, (places / side).numpy(), power.numpy())
+    return np.stack([np.interp(frequencies, (places / side).numpy(), curve.numpy()) for curve in curves])
 
 
-def _over_mean(error: NDArray[np.float64], micrographs: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Power (micrographs, rings) over its mean of all particles, where it is believed."""
-    mean = np.bincount(micrographs, minlength=len(error)) @ error / len(micrographs)
-    return np.clip(error / np.maximum(mean, np.finfo(float).tiny), *_RANGE).astype(np.float32)
+def _over_mean(
+    values: NDArray[np.float64], micrographs: NDArray[np.intp], believed: tuple[float, float]
+) -> NDArray[np.float32]:
+    """Values (micrographs, rings) over their geometric mean of all particles; 1 where nothing is known."""
+    known = np.isfinite(values) & (values > 0)
+    logarithm = np.log(np.where(known, values, 1.0))
+    weight = np.bincount(micrographs, minlength=len(values))[:, None] * known
+    mean = (weight * logarithm).sum(0) / np.maximum(weight.sum(0), 1)
+    return np.clip(np.exp(np.where(known, logarithm - mean, 0.0)), *believed).astype(np.float32)
 
 
 def _in_order(particles: ParticleSet, others: ParticleSet) -> ParticleSet:
