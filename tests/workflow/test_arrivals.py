@@ -131,9 +131,9 @@ def test_the_last_look_takes_broken_ones_too_but_none_that_may_still_be_written(
     seen = watch(tmp_path)
     monkeypatch.setattr(seen, "_age", lambda name: time.time() - written[name])
     assert seen.take() == 0
-    assert (seen.take(is_last=True), seen.waiting) == (0, 2)
+    assert (seen.take(last_s=100), seen.waiting) == (0, 2)
     clock[0] += 10
-    assert (seen.take(is_last=True), seen.waiting) == (1, 1)
+    assert (seen.take(last_s=100), seen.waiting) == (1, 1)
     assert linked(tmp_path) == ["old.mrc"]
     assert seen.left == "1 file still written: left out; the same command takes them"
 

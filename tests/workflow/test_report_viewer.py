@@ -97,14 +97,18 @@ def test_in_a_browser_the_surface_is_the_picture_s(tmp_path):
     canvas.setPointerCapture = () => {};
     setTimeout(() => {
       tell("first");
+      const before = canvas.toDataURL();
+      let looks = 0;
+      const same = () => canvas.toDataURL() === before && ++looks < 100;
+      const wait = () => same() ? setTimeout(wait, 200) : tell("turned");
       point("pointerdown", 0); point("pointermove", 150); point("pointerup", 150);
-      setTimeout(() => tell("turned"), 2000);
+      setTimeout(wait, 1000);
     }, 2000);
     """
     text = page("x", shown, style=viewer.resource("viewer.css"), script=viewer.resource("viewer.js") + ask)
     (tmp_path / "page.html").write_text(text)
     words = "--headless=new --no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"
-    words += f" --virtual-time-budget=9000 --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
+    words += f" --virtual-time-budget=30000 --enable-logging=stderr --user-data-dir={tmp_path / 'profile'}"
     command = [str(CHROMIUM), *words.split(), "--dump-dom", f"file://{tmp_path / 'page.html'}"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in run.stderr

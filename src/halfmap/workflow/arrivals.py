@@ -154,12 +154,12 @@ class Arrivals:
         """Files that may become whole."""
         return sum(each.state in (None, "broken") for each in self._candidates.values())
 
-    def take(self, *, is_last: bool = False) -> int:
+    def take(self, *, last_s: float | None = None) -> int:
         """Look for files that have come or changed, link those that are whole, and count them.
 
         Parameters
         ----------
-        is_last : bool
+        last_s : float, optional
             No more looks follow: of files that cannot be read those are taken that are as old by their dates.
         """
         now, found = time.monotonic(), dict(self._files())
@@ -174,7 +174,9 @@ class Arrivals:
             each = self._candidates[name]
             age = now - each.since
             settled = age >= self.settle_s
-            given_up = (self._age(name) if is_last and settled else age) >= self.patience_s
+            given_up = age >= self.patience_s
+            if last_s is not None:
+                given_up = settled and self._age(name) >= last_s
             if (each.state is None and settled) or (each.state == "broken" and given_up):
                 each.state = _look_into(self.folder / name)
             if each.state == "whole" or (each.state == "broken" and given_up):
@@ -184,16 +186,23 @@ class Arrivals:
                 del self._candidates[name]
             elif each.state == "broken" and given_up:
                 each.state = "listed"
-            if time.monotonic() - now > _AT_A_TIME_s and not is_last:
+            if time.monotonic() - now > _AT_A_TIME_s and last_s is None:
                 break
         return new
 
-    def take_last(self) -> int:
-        """Take what is whole and count it, waiting once for files that may still be written."""
-        new = self.take(is_last=True)
+    def take_last(self, broken_after_s: float | None = None) -> int:
+        """Take what is whole and count it, waiting once for files that may still be written.
+
+        Parameters
+        ----------
+        broken_after_s : float, optional
+            Age by its dates from which on a file that cannot be read is broken; by default its patience.
+        """
+        last_s = self.patience_s if broken_after_s is None else broken_after_s
+        new = self.take(last_s=last_s)
         if self.waiting:
             time.sleep(self.settle_s)
-            new += self.take(is_last=True)
+            new += self.take(last_s=last_s)
         return new
 
     @property

@@ -148,7 +148,7 @@ class Session:
         except KeyboardInterrupt:
             _say("stopped; the same command goes on, and `halfmap run` with this project goes on to a map")
             raise
-        self._take_last()
+        self._take_last(is_quiet=self._is_quiet())
         if self.arrivals.taken:
             _say("no more is waited for; what was decided from a part of the movies is decided from all")
             self._finish()
@@ -165,9 +165,12 @@ class Session:
             else:
                 time.sleep(min(_LOOK_s, self.watch.settle / 2 + 0.1))
 
-    def _take_last(self) -> None:
-        """Take what is whole, waiting once for files that may still be written."""
-        self.arrivals.take_last()
+    def _take_last(self, *, is_quiet: bool) -> None:
+        """Take what is whole, waiting once for files that may still be written.
+
+        Where nothing has changed for long enough to end, what cannot be read is broken.
+        """
+        self.arrivals.take_last(0.0 if is_quiet else None)
         if self.arrivals.left:
             _say(self.arrivals.left)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PREPARED = "prepared"
 
 _PLAIN = {
-    "small": Shape(kind="plain", blocks=2, filters=12),
+    "small": Shape(kind="plain", blocks=2, filters=16),
     "full": Shape(kind="plain", blocks=2, filters=32),
 }
 _WIDE = {"small": SMALL, "full": FULL}
