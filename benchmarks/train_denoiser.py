@@ -14,17 +14,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from class2d import timed
 from class2d_data import halfmap
+from halfmap.io.tables import read_micrographs, write_micrographs
 
 MODELS = Path(__file__).parents[2] / "shared" / "data" / "models"
 
-TRAINED = (
-    "1kx5 6mhs 5a1a 1bgx 1igt 1exb 1k4c 1n2c 1rug 2bg9 2btv 2cas 2hmi 2j8s 2r6g 2zxe 3bep 3csl 3hmx 3iyu 3j5p"
-    " 3kg2 4hg6 4huq 1e6v 1de4 1lnl 1qba 3e0c"
-)
-"""From 40 kDa to capsids: soluble, of membranes, of nucleic acids, thin and round."""
+TRAINED = "1kx5 6mhs 5a1a 1bgx 1igt 1exb 1k4c 1n2c 2bg9 2hmi 2j8s 2zxe 3csl 3j5p 4hg6"
+"""Soluble and of membranes, with nucleic acids, thin and round. Capsids take minutes to lay out."""
 
 
 def conditions(rng: np.random.Generator) -> dict[str, float]:
@@ -59,7 +58,17 @@ def simulate(folder: Path, models: Path, name: str, side: int, number: int) -> P
             f" --write-halves --seed {number + 1} --workers 2",
             place,
         )
-    return table
+    return listed(folder, name, table)
+
+
+def listed(folder: Path, name: str, table: Path) -> Path:
+    """The same table with files named from the folder of all structures."""
+    read = read_micrographs(table)
+    files = [label for label in read.rows.columns if label.startswith("rlnMicrographName")]
+    rows = read.rows.with_columns((pl.lit(f"{name}/") + pl.col(label)).alias(label) for label in files)
+    path = folder / f"{name}.star"
+    write_micrographs(path, read.with_rows(rows))
+    return path
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from halfmap.errors import FileFormatError
+from halfmap.nets.denoiser import load_denoiser
 from halfmap.nets.picker import Picker
 from halfmap.nets.weights import load_weights, record_file, save_weights, shipped
 
@@ -97,3 +98,13 @@ def test_apoferritin_and_homologues_of_validation_were_not_trained_on():
     kept = {"6z6u", "4r8p", "3j5p", "4v5d", "4v6x", "30Srib", *record["validation"]}
     assert len(trained) > 50
     assert not trained & kept
+
+
+def test_the_shipped_denoiser_is_as_recorded_and_has_not_seen_what_it_is_measured_on():
+    network, record = load_denoiser(shipped("denoiser"))
+    assert shipped("denoiser").stat().st_size < 1_000_000
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in network.state_dict().values())
+    assert (record["pixel_size"], record["phase_flipped"]) == (1.5, False)
+    trained = {table.removesuffix(".star") for table in record["tables"]}
+    assert len(trained) >= 15
+    assert not trained & {"4hhb", "t20s", "4v6x", "30Srib", "6zu5", "6z6u"}

@@ -326,3 +326,20 @@ def test_fainter_images_have_no_better_ratio():
     fainter = [rows[0], rows[1], 0.01 * rows[2], 0.01 * rows[3], 0.1 * rows[4]]
     one, other = (apply.figures(HalfPowers(torch.stack(each)[None], ones)) for each in (rows, fainter))
     assert one["snr_after"] == pytest.approx(other["snr_after"])
+
+
+def test_the_general_model_needs_no_training_and_can_be_gone_on_with(project: Project, trained):
+    path = project.root / table(project.root, [31, 32])
+    job = project.run(DenoiseApply(micrographs=path, pictures=False, merge=False))
+    name = read_micrographs(job.outputs["micrographs"]).rows["hmMicrographNameDenoised"][0]
+    raw, denoised = (
+        torch.from_numpy(read_mrc(project.root / each).squeeze().astype(np.float32))
+        for each in ("m31.mrc", name)
+    )
+    assert truth_correlation(denoised, 31) > truth_correlation(raw, 31) + 0.2
+    how = {"micrographs": (path,), "general": True, "steps": 1, **TINY}
+    assert project.run(DenoiseTrain(**how | {"pixel_size": 1.5})).outputs["model"].exists()
+    with pytest.raises(ParameterError, match=r"was trained at 1\.5 Å/px"):
+        project.run(DenoiseTrain(**how))
+    with pytest.raises(ParameterError, match="there are two models to go on with"):
+        project.run(DenoiseTrain(**how | {"model": trained[1]}))

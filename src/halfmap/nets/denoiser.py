@@ -73,7 +73,7 @@ FULL = Shape()
 """As published."""
 
 SMALL = Shape(blocks=2, filters=16, expansion=2)
-"""For processors, which are quickest with multiples of 16 channels: a sixteenth of the work."""
+"""For processors, which are quickest with multiples of 16 channels: a thirteenth of the weights."""
 
 
 class Denoiser(nn.Module):
