@@ -24,7 +24,7 @@ demo: setup
 	@echo "The map beside the truth that the movies were simulated from:"
 	$(BIN)/halfmap compare $(DEMO)/Simulate/job001/truth_map.mrc $$(ls -d $(DEMO)/PostProcess/job* | tail -1)/postprocess.mrc --align \
 		--project $(DEMO)
-	$(BIN)/halfmap denoise apply $(DEMO)/Motion/job002/corrected_micrographs.star --project $(DEMO)
+	$(BIN)/halfmap denoise apply $$(ls $(DEMO)/Motion/job*/corrected_micrographs.star | tail -1) --project $(DEMO)
 	@echo "Micrographs before and after denoising: $$(ls -d $(DEMO)/Denoise/job* | tail -1)/pictures"
 	@echo "Open $(DEMO)/report.html"
 
