@@ -94,17 +94,17 @@ def refined(folder: Path, particle: Particle, raw: Path, searched: Path | None) 
     at = {"pixel_size": pixel_size, "box": len(mask)}
     row: dict[str, Any] = {"half maps Å": float(general["rlnCurrentResolution"])}  # pyright: ignore[reportArgumentType, reportCallIssue]
     row |= {f"truth {level:g} Å": resolution(curve, threshold=level, **at) for level in (0.143, 0.5)}
-    return row | poses(folder, job, particle.group) | {f"{name} s": value for name, value in seconds.items()}
+    return (
+        row
+        | poses(folder / raw, job, particle.group)
+        | {f"{name} s": value for name, value in seconds.items()}
+    )
 
 
-def poses(folder: Path, job: Path, group: str) -> dict[str, float]:
+def poses(raw: Path, job: Path, group: str) -> dict[str, float]:
     """Errors of the poses, and how many are within one standard deviation as stated (68 % would be right)."""
-    found = read_particles(job / "particles.star")
-    truth = read_particles(folder / "places.star")
-    place = ["rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"]
-    numbered = truth.rows.select(place).with_row_index("number")
-    order = found.rows.select(place).join(numbered, on=place, how="left", maintain_order="left")["number"]
-    turn, move = differences(found.poses, truth.poses[torch.from_numpy(order.to_numpy().astype(int))], group)
+    found, truth = read_particles(job / "particles.star"), read_particles(raw)
+    turn, move = differences(found.poses, truth.poses, group)
     angle = turn.norm(dim=1)
     stated = torch.from_numpy(found.rows["hmAngleViewError"].to_numpy())[:, None]
     return {
