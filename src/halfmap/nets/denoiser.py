@@ -187,7 +187,7 @@ def denoise(network: Denoiser, image: Tensor, *, tile: int = 768, half: bool = F
     image : Tensor (h, w)
         Normalised image on any device; beyond its borders it is taken to go on as in a mirror.
     tile : int
-        Side of the tiles in pixels, which bounds the memory.
+        Side of the tiles in pixels at the most, which bounds the memory.
     half : bool
         Compute convolutions in bfloat16.
 
@@ -198,9 +198,10 @@ def denoise(network: Denoiser, image: Tensor, *, tile: int = 768, half: bool = F
     """
     device = next(network.parameters()).device
     reach, multiple = network.shape.reach, network.shape.multiple
-    tile = math.ceil(tile / multiple) * multiple
     h, w = image.shape
     below, right = -h % multiple, -w % multiple
+    # Of equal size, as borders are computed twice.
+    tile = math.ceil(max(h, w) / math.ceil(max(h, w) / tile) / multiple) * multiple
     whole = _mirrored(image, reach, below, right)
     result = torch.empty(h + below, w + right)
     for top in range(0, h + below, tile):
