@@ -171,6 +171,9 @@ def test_counts_are_parted_into_independent_halves(tmp_path: Path):
     write_mrc(tmp_path / "gained.mrc", counts * 1.07, pixel_size=PIXEL)
     with pytest.raises(FileFormatError, match="does not hold counts"):
         halves.load_halves(replace(item, even=tmp_path / "gained.mrc"), PIXEL)
+    write_mrc(tmp_path / "scaled.mrc", counts * 10, pixel_size=PIXEL)
+    with pytest.raises(FileFormatError, match=r"scatters [0-9.]+ times as much as counts do"):
+        halves.load_halves(replace(item, even=tmp_path / "scaled.mrc"), PIXEL)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,9 @@ _SPREAD_px = PATCH_px / math.sqrt(12)
 _SOFT = 0.9
 """Part of the coarse images' Nyquist frequency from which on they fade out when they are made finer."""
 
+_SCATTER = 1.5
+"""Variance of counts over their mean, at the most."""
+
 _HIGHEST = 0.75
 """Part of the Nyquist frequency beyond which halves that are independent have nothing in common."""
 
@@ -242,6 +245,13 @@ def _counts_parted(item: HalvesItem) -> list[NDArray[np.float32]]:
         raise FileFormatError(message, path=item.name, hint="denoise from the movie's even and odd sums")
     if float(sample.var()) < 0.5 * float(sample.mean()):
         raise FileFormatError("scatters less than counts do", path=item.name, hint="leave it out")
+    # Hot pixels have no say in it, nor what is slow.
+    scatter = (1.4826 * float(np.median(np.abs(np.diff(counts.astype(np.float64), axis=1))))) ** 2 / 2
+    if scatter > _SCATTER * float(sample.mean()):
+        message = (
+            f"scatters {scatter / float(sample.mean()):.1f} times as much as counts do: it was multiplied"
+        )
+        raise FileFormatError(message, path=item.name, hint="give the counts themselves")
     rng = np.random.default_rng(item.seed)
     numbers = np.clip(np.round(np.nan_to_num(counts)), 0, None).astype(np.int64)
     even = rng.binomial(numbers, 0.5)
