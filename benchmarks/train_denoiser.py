@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="file to write, with .json beside it")
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--side", type=int, default=1536)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     options = parser.parse_args()
     work = options.work.resolve()
     made = [

@@ -210,16 +210,7 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
     shift_range = farthest_shift(step.shift_range, _SHIFTS * diameter, side)
     if not step.alignment:
         shift_range = min(max(shift_range, float(particles.poses.shifts_A.norm(dim=1).max())), side / 2)
-    if step.resolution < 2 * whole.pixel_size:
-        raise ParameterError(
-            f"pixels of {whole.pixel_size:.3g} Å hold no detail of {step.resolution:g} Å",
-            hint=f"give a --resolution of more than {2 * whole.pixel_size:.3g} Å",
-        )
-    if step.resolution > step.initial_lowpass:
-        raise ParameterError(
-            f"detail of {step.initial_lowpass:g} Å of the reference is finer than --resolution",
-            hint=f"give an --initial-lowpass of {step.resolution:g} Å or more",
-        )
+    _refuse_detail(step, whole.pixel_size)
     finest = min(whole.box // 2 - 1, round(side / step.resolution))
     outer = math.ceil(_MARGIN * finest) + _MORE
     box = min(whole.box, 2 * (next_fast_len(outer + 1, real=True) or outer + 1))
@@ -259,6 +250,20 @@ def make_plan(step: Class3DStep, ctx: Context, particles: ParticleSet) -> tuple[
         f"shifts to {shift_range:.0f} Å" if step.alignment else "poses of the table",
     )
     return plan.source.images, plan
+
+
+def _refuse_detail(step: Class3DStep, pixel_size: float) -> None:
+    """Refuse detail that pixels do not hold, or that the reference has more of than is compared."""
+    if step.resolution < 2 * pixel_size:
+        raise ParameterError(
+            f"pixels of {pixel_size:.3g} Å hold no detail of {step.resolution:g} Å",
+            hint=f"give a --resolution of more than {2 * pixel_size:.3g} Å",
+        )
+    if step.resolution > step.initial_lowpass:
+        raise ParameterError(
+            f"detail of {step.initial_lowpass:g} Å of the reference is finer than --resolution",
+            hint=f"give an --initial-lowpass of {step.resolution:g} Å or more",
+        )
 
 
 def sum_bytes(box: int) -> float:

@@ -163,7 +163,8 @@ def _network(step: DenoiseTrain, ctx: Context) -> tuple[Denoiser, str]:
                 path=path,
                 hint="go on as it was made",
             )
-        return network.train().to(ctx.device), "the general one" if step.general else path.as_posix()
+        before = "the general one" if step.model is None else step.model.as_posix()
+        return network.train().to(ctx.device), before
     size = step.size if step.size != "auto" else ("full" if ctx.device.startswith("cuda") else "small")
     shape = (_WIDE if step.network == "wide" else _PLAIN)[size]
     return Denoiser(shape).to(ctx.device), ""

@@ -35,9 +35,8 @@ _TABLE = "searched.star"
 FAINT = 0.02
 """Amplitude of denoised images over that of raw ones up to which they show nothing."""
 
-_RANGE = 0.25, 4.0
-_AMPLITUDES = 0.5, 2.0
-"""Of noise and bias in a micrograph over those of all, which are believed, and of the amplitude."""
+_RANGE, _AMPLITUDES = (0.25, 4.0), (0.5, 2.0)
+"""Of a micrograph's noise and bias, and of its amplitude, over those of all, which are believed."""
 
 NORMALISED = "hmIsNormalised"
 """Whether images were divided by the standard deviation of their background."""
