@@ -8,13 +8,15 @@ from 1/400 Å to those of pixels of 1.5 Å together, beside that of the best low
 that multiplies each ring by what is best for it (Wiener's): both chosen with knowledge of the truth. Topaz,
 where `--topaz` names the program, denoises with the network that it ships. Signal over noise and bias are
 those that our step measures without the truth, as is the part of the rings to 4 Å in which FRC / (1 - FRC) is
-lower after denoising than before.
+lower after denoising than before, and the part in which it is so by more than 1.96 standard errors.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import operator
 import platform
 import subprocess
 import sys
@@ -28,17 +30,27 @@ from torch import Tensor
 
 from class2d import rounded, timed
 from class2d_data import halfmap
+from halfmap.io.denoised import read_powers
 from halfmap.io.mrc import read_mrc, write_mrc
-from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.ops.filters import band_pass, low_pass, radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
+from halfmap.steps.denoise.apply import MEASURED as POWERS
+from halfmap.steps.denoise.measure import ring_table, rings_that_lost
 
 PIXEL_A, COARSE_A = 1.2, 1.5
+FINEST_A = 4.0
+"""Detail to which rings are looked at."""
+
 HELD_OUT = 2
 """Micrographs at the end that nothing is trained on."""
 
-MEASURED = {"SNR before": "hmSnrRaw", "SNR after": "hmSnrDenoised", "SNBR": "hmSignalToNoiseAndBias"}
+MEASURED = {
+    "SNR before": "hmSnrRaw",
+    "SNR after": "hmSnrDenoised",
+    "noise before over after": "hmNoiseReduction",
+    "SNBR": "hmSignalToNoiseAndBias",
+}
 
 NETWORKS = "general", "tuned", "wide", "plain"
 
@@ -117,11 +129,11 @@ def ours(folder: Path, network: str, steps: int) -> tuple[dict[str, Any], list[P
     row |= {f"apply {name}": value for name, value in apply.items()}
     for name, label in MEASURED.items():
         row[name] = float(np.mean(table[label].to_numpy()))
-    run(f"denoise measure {jobs(folder)[-1] / 'micrographs.star'} --no-defocus", folder)
-    rings = read_star(jobs(folder)[-1] / "measured.star")["rings"]
-    assert isinstance(rings, pl.DataFrame)
-    rings = rings.filter(pl.col("rlnAngstromResolution") > 4.0)
-    row["rings worse"] = float((rings["hmSsnrDenoised"] < rings["hmSsnrRaw"]).mean() or 0.0)  # pyright: ignore[reportArgumentType]
+    powers = [read_powers(folder / name) for name in table[POWERS]]
+    rings = ring_table(functools.reduce(operator.add, [each for each, _ in powers]), powers[0][1])
+    seen = rings.filter(pl.col("rlnAngstromResolution") >= FINEST_A)
+    row["rings worse"] = float((seen["hmSsnrChange"] < 0).mean() or 0.0)  # pyright: ignore[reportArgumentType]
+    row["beyond chance"] = rings_that_lost(rings, FINEST_A)
     return row, [folder / name for name in table["hmMicrographNameDenoised"]]
 
 

@@ -21,11 +21,11 @@ from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, write_micrographs
 from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft2, rfft2
-from halfmap.ops.signal_bias import HalfPowers, joined_at
+from halfmap.ops.signal_bias import HalfPowers, half_powers, joined_at
 from halfmap.project import Project
 from halfmap.steps import load_steps
-from halfmap.steps.denoise import apply, halves
-from halfmap.steps.denoise.measure import Defoci
+from halfmap.steps.denoise import apply, halves, measure
+from halfmap.steps.denoise.defocus import Defoci
 from halfmap.steps.denoise.step import DenoiseApply, DenoiseMeasure, DenoiseTrain
 
 load_steps()
@@ -174,6 +174,8 @@ def test_counts_are_parted_into_independent_halves(tmp_path: Path):
     write_mrc(tmp_path / "scaled.mrc", counts * 10, pixel_size=PIXEL)
     with pytest.raises(FileFormatError, match=r"scatters [0-9.]+ times as much as counts do"):
         halves.load_halves(replace(item, even=tmp_path / "scaled.mrc"), PIXEL)
+    scaled = halves.load_halves(replace(item, even=tmp_path / "scaled.mrc", electron=10.0), PIXEL)
+    torch.testing.assert_close(scaled.values, seen.values)
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +331,24 @@ def test_fainter_images_have_no_better_ratio():
     fainter = [rows[0], rows[1], 0.01 * rows[2], 0.01 * rows[3], 0.1 * rows[4]]
     one, other = (apply.figures(HalfPowers(torch.stack(each)[None], ones)) for each in (rows, fainter))
     assert one["snr_after"] == pytest.approx(other["snr_after"])
+
+
+def test_rings_that_lose_are_told_from_chance():
+    """Noise that is added to halves costs their ratio; one and the same filter for both does not."""
+    generator = torch.Generator().manual_seed(2)
+    signal, *noises = (torch.randn(256, 256, generator=generator) for _ in range(5))
+    raw = signal + noises[0], signal + noises[1]
+    noisier = raw[0] + noises[2], raw[1] + noises[3]
+    smooth = low_pass((256, 256), pixel_size=1.0, resolution=20.0)
+    filtered = irfft2(rfft2(torch.stack(raw)) * (0.2 + smooth), shape=(256, 256))
+
+    def lost(denoised: tuple[Tensor, Tensor]) -> float:
+        powers = half_powers(raw, denoised, size=64)
+        return measure.rings_that_lost(measure.ring_table(powers, 1.0), 4.0)
+
+    assert lost(noisier) > 0.9
+    assert lost((filtered[0], filtered[1])) < 0.1
+    assert lost(raw) == 0.0
 
 
 def test_the_general_model_needs_no_training_and_can_be_gone_on_with(project: Project, trained):

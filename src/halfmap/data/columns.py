@@ -91,7 +91,8 @@ hmIsNormalised bool none whether images were divided by the standard deviation o
 hmMicrographNameMerged str none micrograph of denoised low and raw high frequencies, on the same scale
 hmDenoisingPowers str none file with the powers of a micrograph's halves before and after denoising
 hmSnrRaw float none power of the signal over that of the noise in a micrograph, all frequencies together
-hmSnrDenoised float none the same of the denoised micrograph, its bias left aside
+hmSnrDenoised float none the same of the denoised micrograph, bias left aside, of the signal that it has left
+hmNoiseReduction float none power of the noise before denoising over that after, all frequencies together
 hmSignalToNoiseAndBias float none power of the signal over that of noise and bias in the denoised micrograph
 hmSignalTransfer float none amplitude of the signal after denoising over that before
 hmSignalPower float none power of the signal in a ring, in units of the normalised halves
@@ -105,6 +106,8 @@ hmBiasPowerError float none its standard error
 hmSignalTransferError float none standard error of the transfer
 hmSsnrRaw float none FRC / (1 - FRC) of the raw halves in a ring
 hmSsnrDenoised float none the same of the denoised halves, which bias raises
+hmSsnrChange float none what denoising changes it by
+hmSsnrChangeError float none standard error of that
 hmDefocusDifference float Å mean defocus found in the denoised micrograph less that found in the raw one
 hmMergedResolution float Å where the merged micrograph goes over from the denoised to the raw one
 rlnMicrographMetadata str none STAR file with the micrograph's motion tracks

@@ -23,6 +23,7 @@ from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.signal_bias import HalfPowers, half_powers, joined_at
 from halfmap.steps.denoise.halves import Halves, HalvesItem, list_halves, load_halves
+from halfmap.steps.denoise.independence import warn_of_dependent
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -43,6 +44,7 @@ _NOWHERE = 999.0
 FIGURES = {
     "snr_before": "hmSnrRaw",
     "snr_after": "hmSnrDenoised",
+    "noise_fell": "hmNoiseReduction",
     "snbr": "hmSignalToNoiseAndBias",
     "transfer": "hmSignalTransfer",
     "joined_A": "hmMergedResolution",
@@ -58,7 +60,9 @@ def run(step: DenoiseApply, ctx: Context) -> None:
     _, record = load_denoiser(model)
     table = read_micrographs(ctx.resolve(step.micrographs))
     flip = bool(record["phase_flipped"])
-    items = list_halves(table, ctx.resolve, use_ctf=flip, thin=step.thin, seed=step.seed)
+    items = list_halves(
+        table, ctx.resolve, use_ctf=flip, thin=step.thin, seed=step.seed, electron=step.electron
+    )
     for folder in (IMAGES, POWERS, PICTURES):
         (ctx.folder / folder).mkdir(exist_ok=True)
     work = functools.partial(
@@ -71,11 +75,12 @@ def run(step: DenoiseApply, ctx: Context) -> None:
     )
     done = ctx.map(work, items, key=lambda item: item.name, unit="micrograph")
     write_micrographs(ctx.folder / "micrographs.star", _table(ctx, table, done, merge=step.merge))
+    warn_of_dependent([row["correlation"] for row in done])
     median = {name: float(np.median([row[name] for row in done])) for name in FIGURES if name in done[0]}
     log.info(
-        "%d micrographs: signal-to-noise ratio %.3g before, %.3g after (%.0f times), with bias %.3g; medians",
-        *(len(done), median["snr_before"], median["snr_after"]),
-        *(median["snr_after"] / median["snr_before"], median["snbr"]),
+        "%d micrographs: noise %.0f times fainter; signal-to-noise ratio %.3g before, %.3g after, "
+        "with bias %.3g; medians",
+        *(len(done), median["noise_fell"], median["snr_before"], median["snr_after"], median["snbr"]),
     )
     ctx.picture(
         "summary.png",
@@ -102,7 +107,7 @@ def denoise_micrograph(
     write_mrc(
         folder / IMAGES / f"{item.key}_denoised.mrc", image.numpy(), pixel_size=item.pixel_size, stack=False
     )
-    row = {"name": item.name, "key": item.key, **figures(powers)}
+    row = {"name": item.name, "key": item.key, "correlation": halves.correlation, **figures(powers)}
     if merge:
         joined, at_A = merged(halves, found.mean(0), powers)
         write_mrc(
@@ -128,6 +133,7 @@ def figures(powers: HalfPowers) -> dict[str, float]:
         "snr_before": 2 * signal / before,
         # Fainter images have less noise, and less signal too.
         "snr_after": 2 * max(float(whole.transfer), 0.0) ** 2 * signal / max(after, 1e-12),
+        "noise_fell": before / max(after, 1e-12),
         "snbr": signal / max(after / 2 + float(whole.bias), 1e-12),
         "transfer": float(whole.transfer),
     }

@@ -32,7 +32,7 @@ PATCH_px = 192
 _SPREAD_px = PATCH_px / math.sqrt(12)
 """Standard deviation of the Gaussian average that has a patch's width."""
 
-_SOFT = 0.9
+SOFT = 0.9
 """Part of the coarse images' Nyquist frequency from which on they fade out when they are made finer."""
 
 _SCATTER = 1.5
@@ -52,11 +52,14 @@ class HalvesItem(MicrographItem):
         Sums of its even and odd frames. The micrograph itself where its counts are to be thinned.
     seed : int or None
         Of the thinning of a counted image into halves; None where there are two files.
+    electron : float
+        Value that one electron has in a counted image.
     """
 
     even: Path
     odd: Path
     seed: int | None = None
+    electron: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,7 @@ class Halves:
         if coarse == self.shape:
             return irfft2(spectrum, shape=coarse)
         share = frequency_radius(coarse) / 0.5
-        fade = 0.5 + 0.5 * torch.cos(math.pi * ((share - _SOFT) / (1 - _SOFT)).clamp(0, 1))
+        fade = 0.5 + 0.5 * torch.cos(math.pi * ((share - SOFT) / (1 - SOFT)).clamp(0, 1))
         spectrum = resize_spectrum(spectrum * fade, shape=coarse, new_shape=self.shape)
         return irfft2(spectrum, shape=self.shape)
 
@@ -121,6 +124,7 @@ def list_halves(
     use_ctf: bool,
     thin: bool = False,
     seed: int = 1,
+    electron: float = 1.0,
 ) -> list[HalvesItem]:
     """Every micrograph with its even and odd sums.
 
@@ -136,6 +140,8 @@ def list_halves(
         Take the micrographs themselves, whose counts are to be parted at random.
     seed : int
         Of that.
+    electron : float
+        Value that one electron has in them.
 
     Raises
     ------
@@ -148,7 +154,8 @@ def list_halves(
         zip(rows, list_micrographs(micrographs, resolve, use_ctf=use_ctf), strict=True), start=1
     ):
         if thin:
-            items.append(HalvesItem(**vars(item), even=item.path, odd=item.path, seed=seed + number))
+            parted = {"even": item.path, "odd": item.path, "seed": seed + number, "electron": electron}
+            items.append(HalvesItem(**vars(item), **parted))
             continue
         even, odd = row.get(EVEN), row.get(ODD)
         if not even or not odd:
@@ -237,10 +244,10 @@ def _counts_parted(item: HalvesItem) -> list[NDArray[np.float32]]:
     Of a number that is Poisson distributed, those that a coin chooses and the others are so too, and
     independent of each other.
     """
-    counts = np.asarray(read_image(item.even))
+    counts = np.asarray(read_image(item.even)) / item.electron
     sample = counts[::7, ::5].astype(np.float64)
-    whole = np.abs(sample - np.round(sample)) < 1e-3
-    if not (np.isfinite(sample).all() and whole.mean() > 0.99 and sample.min() >= 0):
+    whole = (np.abs(sample - np.round(sample)) < 1e-3).mean() > 0.99 or item.electron != 1
+    if not (np.isfinite(sample).all() and whole and sample.min() >= 0):
         message = "does not hold counts: numbers of electrons, 0 and above, before any gain or filter"
         raise FileFormatError(message, path=item.name, hint="denoise from the movie's even and odd sums")
     if float(sample.var()) < 0.5 * float(sample.mean()):
@@ -248,10 +255,10 @@ def _counts_parted(item: HalvesItem) -> list[NDArray[np.float32]]:
     # Hot pixels have no say in it, nor what is slow.
     scatter = (1.4826 * float(np.median(np.abs(np.diff(counts.astype(np.float64), axis=1))))) ** 2 / 2
     if scatter > _SCATTER * float(sample.mean()):
-        message = (
-            f"scatters {scatter / float(sample.mean()):.1f} times as much as counts do: it was multiplied"
-        )
-        raise FileFormatError(message, path=item.name, hint="give the counts themselves")
+        factor = scatter / float(sample.mean())
+        message = f"scatters {factor:.1f} times as much as counts do: it was multiplied"
+        electron = f"--electron {factor * item.electron:.3g}"
+        raise FileFormatError(message, path=item.name, hint=f"{electron} if that is what one electron counts")
     rng = np.random.default_rng(item.seed)
     numbers = np.clip(np.round(np.nan_to_num(counts)), 0, None).astype(np.int64)
     even = rng.binomial(numbers, 0.5)

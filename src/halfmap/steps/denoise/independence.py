@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from halfmap.errors import ParameterError
+from halfmap.log import log
 from halfmap.ops.fourier import rfft2
 from halfmap.steps.denoise.halves import highest_correlation
 
@@ -60,6 +61,17 @@ def refuse_dependent(correlations: Sequence[float], images: Sequence[NDArray]) -
             f"micrographs have a pattern in common: the even sum of one correlates by {median(across):.2f} "
             "with the odd sum of the next at the highest frequencies",
             hint="apply the gain reference in motion: the network would keep its pattern for signal",
+        )
+
+
+def warn_of_dependent(correlations: Sequence[float]) -> None:
+    """Warn where what is measured of halves that are denoised means nothing, as their noise is related."""
+    typical = median(correlations)
+    if abs(typical) > _RELATED:
+        log.warning(
+            "even and odd sums correlate by %.2f at the highest frequencies, where there is no signal: "
+            "what is said of noise, bias and their ratios here is wrong",
+            typical,
         )
 
 

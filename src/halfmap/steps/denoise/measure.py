@@ -5,22 +5,21 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.data import MicrographSet
-from halfmap.errors import TableError
+from halfmap.errors import ItemsFailedError, TableError, TooManyFailedError
 from halfmap.io.denoised import read_powers
 from halfmap.io.star import read_star, write_star
-from halfmap.io.tables import read_micrographs, write_micrographs
+from halfmap.io.tables import read_micrographs
 from halfmap.log import log
 from halfmap.ops.signal_bias import HalfPowers
 from halfmap.steps.denoise.apply import DENOISED, FIGURES, MEASURED, figures
+from halfmap.steps.denoise.defocus import ALIKE_A, Defoci, compare_defoci
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 NAME = "rlnMicrographName"
 
-ALIKE_A = 200.0
-"""Difference of defoci up to which they agree."""
+_BEYOND_CHANCE = 1.96
+"""Standard errors of a change beyond chance: one in twenty changes so by it, half of these for the worse."""
 
 _OUTLIER = 4.0
 """Robust standard deviations from the median at which a micrograph is named."""
@@ -44,33 +43,6 @@ _RINGS: dict[str, Callable[[HalfPowers], Tensor]] = {
 """What is told of each ring, with its error."""
 
 
-@dataclass(frozen=True)
-class Defoci:
-    """Mean defoci of micrographs, raw and denoised, Å.
-
-    Attributes
-    ----------
-    names : list of str
-        Of the micrographs.
-    raw, denoised : array (n,)
-        Defoci.
-    """
-
-    names: list[str]
-    raw: NDArray[np.float64]
-    denoised: NDArray[np.float64]
-
-    @property
-    def difference(self) -> NDArray[np.float64]:
-        """Of the denoised ones from the raw ones."""
-        return self.denoised - self.raw
-
-    @property
-    def agree(self) -> NDArray[np.bool_]:
-        """Which are alike."""
-        return np.abs(self.difference) <= ALIKE_A
-
-
 def run(step: DenoiseMeasure, ctx: Context) -> None:
     """Gather powers, compare defoci and picks, write the table, name outliers, and draw."""
     from halfmap.steps.denoise import pictures
@@ -80,7 +52,7 @@ def run(step: DenoiseMeasure, ctx: Context) -> None:
     each = [read_powers(ctx.resolve(name)) for name in table.rows[MEASURED]]
     names = table.rows[NAME].to_list()
     rows = [figures(powers) for powers, _ in each]
-    defoci = _defoci(ctx, table) if step.defocus else None
+    defoci = compare_defoci(ctx, table) if step.defocus else None
     picks = _picks(ctx, step, table) if step.picking else None
     _write(ctx, names, rows, each, defoci)
     _say(names, rows, defoci, picks)
@@ -96,9 +68,27 @@ def ring_table(powers: HalfPowers, pixel_size: float) -> pl.DataFrame:
     for label, value in _RINGS.items():
         found, error = powers.with_error(value)
         columns |= {label: found[1:].numpy(), f"{label}Error": error[1:].numpy()}
-    for label, frc in (("hmSsnrRaw", powers.frc_before), ("hmSsnrDenoised", powers.frc_after)):
-        columns[label] = (frc / (1 - frc).clamp(min=1e-9))[1:].numpy()
+    change, error = powers.with_error(lambda powers: _ssnr(powers.frc_after) - _ssnr(powers.frc_before))
+    for label, value in (
+        ("hmSsnrRaw", _ssnr(powers.frc_before)),
+        ("hmSsnrDenoised", _ssnr(powers.frc_after)),
+        # Both are of the same images: errors of their difference are far less than of either.
+        ("hmSsnrChange", change),
+        ("hmSsnrChangeError", error),
+    ):
+        columns[label] = value[1:].numpy()
     return pl.DataFrame(columns)
+
+
+def rings_that_lost(rings: pl.DataFrame, finest_A: float) -> float:
+    """Part of the rings to a detail whose spectral signal-to-noise ratio has fallen, beyond chance."""
+    rings = rings.filter(pl.col("rlnAngstromResolution") >= finest_A)
+    fell = rings["hmSsnrChange"] < -_BEYOND_CHANCE * rings["hmSsnrChangeError"]
+    return float(fell.mean() or 0.0)  # pyright: ignore[reportArgumentType]
+
+
+def _ssnr(frc: Tensor) -> Tensor:
+    return frc / (1 - frc).clamp(min=1e-9)
 
 
 def _refuse_without(table: MicrographSet, *labels: str) -> None:
@@ -138,48 +128,20 @@ def together(each: Sequence[tuple[HalfPowers, float]]) -> tuple[HalfPowers, floa
     return whole, each[kinds.index(kind)][1]
 
 
-def _defoci(ctx: Context, table: MicrographSet) -> Defoci:
-    """Defoci of the denoised micrographs, and those of the raw ones, estimated where they are not known."""
-    denoised = _estimated(ctx, table, DENOISED)
-    known = {"rlnDefocusU", "rlnDefocusV"} <= set(table.rows.columns)
-    raw = _mean_defocus(table) if known else _estimated(ctx, table, NAME)
-    names = [name for name in table.rows[NAME] if name in raw and name in denoised]
-    return Defoci(names, *(np.array([values[name] for name in names]) for values in (raw, denoised)))
-
-
-def _estimated(ctx: Context, table: MicrographSet, label: str) -> dict[str, float]:
-    """Mean defocus of each micrograph, by its raw name, estimated from the images that a column names."""
-    folder = "ctf_of_denoised" if label == DENOISED else "ctf_of_raw"
-    dropped = [name for name in table.rows.columns if name.startswith(("rlnDefocus", "rlnCtf"))]
-    dropped += [name for name in ("rlnMicrographNameNoDW", "hmMicrographMask") if name in table.rows.columns]
-    rows = table.rows.drop(dropped).with_columns(pl.col(label).alias(NAME))
-    path = ctx.folder / f"{folder}.star"
-    write_micrographs(path, MicrographSet(table.optics, rows))
-    inner = ctx.run_within("ctf", folder, micrographs=ctx.relative(path))
-    raw_of = dict(zip(table.rows[label], table.rows[NAME], strict=True))
-    found = _mean_defocus(read_micrographs(inner / "micrographs_ctf.star"))
-    return {raw_of[name]: value for name, value in found.items()}
-
-
-def _mean_defocus(table: MicrographSet) -> dict[str, float]:
-    rows = table.rows
-    mean = (rows["rlnDefocusU"] + rows["rlnDefocusV"]) / 2
-    return dict(zip(rows[NAME].to_list(), mean.to_list(), strict=True))
-
-
 def _picks(ctx: Context, step: DenoiseMeasure, table: MicrographSet) -> dict[str, int]:
     """Number of picks without references in raw and in denoised micrographs."""
     found = {}
     for images in ("raw", "denoised"):
-        values = {"diameter": step.diameter} if step.diameter else {}
-        inner = ctx.run_within(
-            "pick blob",
-            f"picks_in_{images}",
-            micrographs=step.micrographs,
-            images=images,
-            pictures=False,
-            **values,
-        )
+        values: dict[str, Any] = {"diameter": step.diameter} if step.diameter else {}
+        values |= {"micrographs": step.micrographs, "images": images, "pictures": False}
+        try:
+            inner = ctx.run_within("pick blob", f"picks_in_{images}", **values)
+        except TooManyFailedError:
+            raise
+        except ItemsFailedError as error:
+            log.info("no picks in %s micrographs: %s", images, error)
+            found[images] = 0
+            continue
         rows = read_star(inner / "autopick.star")["coordinate_files"]
         found[images] = int(rows["hmPicks"].sum()) if isinstance(rows, pl.DataFrame) else 0
     return found

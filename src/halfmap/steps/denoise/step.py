@@ -42,6 +42,13 @@ class DenoiseTrain(Step, name="denoise train", label="halfmap.denoise.train"):
         unit="none",
         section=IMAGES,
     )
+    electron: float = Param(
+        1.0,
+        "value that one electron has in images whose counts are parted",
+        unit="none",
+        section=IMAGES,
+        gt=0,
+    )
     pixel_size: float = Param(
         1.5, "pixel size that images are cropped to", unit="Å/px", section=IMAGES, gt=0.2, le=20
     )
@@ -123,6 +130,13 @@ class DenoiseApply(Step, name="denoise apply", label="halfmap.denoise.apply"):
         "part the counts of counted images at random into halves, where there are no movies",
         unit="none",
         section=IMAGES,
+    )
+    electron: float = Param(
+        1.0,
+        "value that one electron has in images whose counts are parted",
+        unit="none",
+        section=IMAGES,
+        gt=0,
     )
     merge: bool = Param(True, "write merged micrographs as well", unit="none", section=OUTPUT)
     pictures: bool = Param(True, "draw a picture of each micrograph", unit="none", section=OUTPUT)

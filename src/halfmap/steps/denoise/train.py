@@ -120,7 +120,14 @@ def _chosen(step: DenoiseTrain, ctx: Context) -> list[HalvesItem]:
     items: list[HalvesItem] = []
     for path in step.micrographs:
         table = read_micrographs(ctx.resolve(path))
-        items += list_halves(table, ctx.resolve, use_ctf=step.phase_flip, thin=step.thin, seed=step.seed)
+        items += list_halves(
+            table,
+            ctx.resolve,
+            use_ctf=step.phase_flip,
+            thin=step.thin,
+            seed=step.seed,
+            electron=step.electron,
+        )
     keys = unique_stems([str(item.even) for item in items])
     items = [replace(item, key=key) for item, key in zip(items, keys, strict=True)]
     if len(items) > step.most:
