@@ -75,6 +75,12 @@ class PickMicrographs(Step):
 
         micrographs = read_micrographs(ctx.resolve(self.micrographs))
         items = list_micrographs(micrographs, ctx.resolve, use_ctf=self.use_ctf, images=self.images)
+        if self.images != "raw":
+            log.warning(
+                "picking in %s micrographs: what is known of noise and of false picks is of raw ones, in "
+                "which small particles are found more often; compare the pictures of both",
+                self.images,
+            )
         method = self.method(ctx, items)
         versions = micrograph.versions(micrographs, method)
         for folder in (tables.CANDIDATES, tables.FOLDER, micrograph.PICTURES):
