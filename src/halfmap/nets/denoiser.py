@@ -99,9 +99,12 @@ class Denoiser(nn.Module):
         first = shape.filters
         self.enter = _conv(1, first, shape)
         self.leave = _conv(first, 1, shape)
+        # Convolutions take half the time where a pixel's channels lie side by side.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise images (n, 1, h, w), h and w multiples of `Shape.multiple`."""
+        image = image.to(memory_format=torch.channels_last)
         return self.leave(self.body(self.enter(image)))
 
 
