@@ -212,6 +212,9 @@ def main() -> None:
             rows.append(base | {"program": "Topaz", "correlation": mean(done, truths)})
             show(rows[-1])
     path = Path(__file__).parent / "results" / "denoise.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    done = {(row["data"], row["program"]) for row in rows}
+    rows += [row for row in kept if (row["data"], row["program"]) not in done]
     machine = platform.processor() or platform.machine()
     path.write_text(
         json.dumps(rounded({"machine": machine, "steps": options.steps, "rows": rows}), indent=1) + "\n"

@@ -2,9 +2,8 @@
 
 Fifteen micrographs each of four structures that the general network has not seen, with other pixels, doses,
 defoci and ice, are denoised by it. The defocus is estimated in the raw and in the denoised ones, and compared
-with one another and with the truth. Ten micrographs of nothing but ice and its contaminants are searched for
-particles without references, raw and denoised, of two diameters: a network that draws particles would have
-more of them found.
+with one another and with the truth. Ten micrographs of nothing but ice are searched for particles together
+with fifteen that have some, raw, denoised and merged: a network that draws particles would have some found.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +31,10 @@ CONDITIONS = {
 }
 """Of each structure: apoferritin, haemoglobin, a spike, a receptor with its G protein."""
 
-EMPTY = "4hhb.cif.gz --particles 0 --pixel-size 1.0 --dose 40 --contaminants 1 --carbon 0.2"
-DIAMETERS_A = 80, 180
+EMPTY = "4hhb.cif.gz"
+"""Whose micrographs are searched beside others, of the same conditions, without particles."""
+
+DIAMETER_A, NUMBER = 65, 10
 
 
 def simulate(folder: Path, models: Path, words: str, number: int, side: int, seed: int) -> MicrographSet:
@@ -81,25 +80,26 @@ def mean_defocus(rows: pl.DataFrame) -> dict[str, float]:
     return dict(zip(rows["rlnMicrographName"], mean, strict=True))
 
 
-def picks_in_ice(folder: Path, table: MicrographSet) -> dict[str, int]:
-    """Picks without references in micrographs without particles."""
-    write_micrographs(folder / "all.star", table)
-    halfmap("denoise apply all.star --no-pictures", folder)
+def beside(folder: Path, full: MicrographSet, empty: MicrographSet, others: Path) -> None:
+    """Write one table of micrographs with particles, and of those of another project, without."""
+    files = [name for name in empty.rows.columns if name.startswith("rlnMicrographName")]
+    rows = empty.rows.with_columns((pl.lit(f"{others}/") + pl.col(name)).alias(name) for name in files)
+    write_micrographs(folder / "beside.star", full.with_rows(pl.concat([full.rows, rows])))
+
+
+def picks_in_ice(folder: Path, number: int) -> dict[str, int]:
+    """Picks in all micrographs of a table, and in the last ones, which have no particles."""
+    halfmap("denoise apply beside.star --no-pictures", folder)
     denoised = last_job(folder, "Denoise") / "micrographs.star"
     row = {}
-    for diameter in DIAMETERS_A:
+    for picker in ("blob", "learned"):
         for images in ("raw", "denoised", "merged"):
-            words = f"pick blob {denoised} --images {images} --diameter {diameter} --no-pictures --project ."
-            command = [sys.executable, "-m", "halfmap", *words.split()]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            if done.returncode and "no particles" not in done.stderr + done.stdout:
-                raise SystemExit((done.stdout + done.stderr)[-2000:])
-            picks = 0
-            if not done.returncode:
-                files = read_star(last_job(folder, "Pick") / "autopick.star")["coordinate_files"]
-                assert isinstance(files, pl.DataFrame)
-                picks = int(files["hmPicks"].sum())
-            row[f"{images}, {diameter} Å"] = picks
+            words = f"pick {picker} {denoised} --images {images} --diameter {DIAMETER_A} --no-pictures"
+            halfmap(words, folder)
+            files = read_star(last_job(folder, "Pick") / "autopick.star")["coordinate_files"]
+            assert isinstance(files, pl.DataFrame)
+            picks = files["hmPicks"].to_list()
+            row[f"{picker}, {images}"] = f"{sum(picks[:-number])} and {sum(picks[-number:])}"
     return row
 
 
@@ -130,9 +130,11 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    folder = (options.scratch / "empty").resolve()
-    table = simulate(folder, models, EMPTY, 10, options.side, 30)
-    rows.append({"data": "no particles", "micrographs": 10} | picks_in_ice(folder, table))
+    folder, others = ((options.scratch / name).resolve() for name in (EMPTY.partition(".")[0], "empty"))
+    words = f"{EMPTY} {CONDITIONS[EMPTY]} --particles 0 --contaminants 0 --carbon 0"
+    empty = simulate(others, models, words, NUMBER, options.side, 30)
+    beside(folder, read_micrographs(folder / "Simulate/job001/micrographs.star"), empty, others)
+    rows.append({"data": "particles, and ice alone"} | picks_in_ice(folder, NUMBER))
     print(rows[-1], flush=True)
     path = Path(__file__).parent / "results" / "denoise_micrographs.json"
     machine = platform.processor() or platform.machine()

@@ -4,6 +4,10 @@ Simulated micrographs are denoised by a network trained on their own halves. Par
 places from raw, denoised and merged micrographs, and refined from the truth low-passed at 30 Å: raw ones
 alone, and raw ones with their poses searched in the others. Maps are compared with the truth in a soft
 sphere, poses with the true ones. Maps are made of raw particles in all rows.
+
+Besides, particles of each kind are put together at their true poses, by least squares with their CTFs, and
+raw ones at the poses that were found in each, all and parts of them: to what detail these maps agree with the
+truth, and how much fainter than it they are (the B-factor, Å², to where they agree by 0.5).
 """
 
 from __future__ import annotations
@@ -17,16 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from class2d import last_job, rounded
 from denoise import CASES, jobs, make, run, show
-from halfmap.data import ParticleSet
+from halfmap.data import ParticleSet, Poses
+from halfmap.io.images import ImageStack
 from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star
 from halfmap.io.tables import read_micrographs, read_particles, write_particles
-from halfmap.ops.fourier import resample
+from halfmap.ops.ctf import ctf
+from halfmap.ops.filters import radial_average
+from halfmap.ops.fourier import fft_centred, phase_shift, resample, rfft3
 from halfmap.ops.fsc import fsc, resolution
 from halfmap.ops.masks import soft_sphere
+from halfmap.ops.slices import reconstruct
+from halfmap.ops.symmetry import operators
 from pipeline import resized
 from refine import differences
 
@@ -110,10 +120,60 @@ def poses(raw: Path, job: Path, group: str) -> dict[str, float]:
     return {
         "particles": len(angle),
         "median angle °": float(angle.median()),
-        "beyond 10°": float((angle > 10).double().mean()),
+        **{f"beyond {at}°": float((angle > at).double().mean()) for at in (0.5, 1, 2, 5, 10)},
         "median shift Å": float(move.norm(dim=1).median()),
         "views within stated": float((turn[:, :2].abs() < stated).double().mean()),
     }
+
+
+def put_together(table: Path, folder: Path, poses: Poses, group: str, rows: Tensor) -> Tensor:
+    """Map (d, d, d) of some of a table's images at given poses, by least squares."""
+    particles = read_particles(folder / table)
+    box, pixel_size = particles.box_size, float(particles.optics["rlnImagePixelSize"][0])
+    images = ImageStack(particles.rows["rlnImageName"], root=folder).read(rows.numpy())
+    spectra = fft_centred(torch.from_numpy(np.asarray(images, np.float32)), ndim=2)
+    moves = poses.shifts_A[rows] / pixel_size
+    spectra = phase_shift(spectra, shape=(box, box), shift_px=moves)
+    lens = ctf((box, box), **particles.ctf[rows].for_ctf()).float()
+    copies = [poses.rotations[rows] @ one.float() for one in operators(group)]
+    n = len(copies)
+    return reconstruct(spectra.repeat(n, 1, 1), torch.cat(copies), ctf=lens.repeat(n, 1, 1))
+
+
+def fidelity(volume: Tensor, folder: Path, diameter: float) -> dict[str, float]:
+    """Detail to which a map agrees with the truth, Å, and its B-factor against it, Å²."""
+    truth = torch.from_numpy(read_mrc(folder / "truth.mrc").astype(np.float32))
+    pixel_size = read_header(folder / "truth.mrc").pixel_size
+    assert pixel_size is not None
+    mask = soft_sphere(volume.shape, radius=0.55 * diameter, edge=8.0, pixel_size=pixel_size)
+    box = len(truth)
+    curve = fsc(volume * mask, truth * mask)
+    row = {
+        f"truth {level:g} Å": resolution(curve, threshold=level, pixel_size=pixel_size, box=box)
+        for level in (0.143, 0.5)
+    }
+    one, other = rfft3(volume * mask), rfft3(truth * mask)
+    gain = radial_average((one * other.conj()).real, shape=volume.shape) / radial_average(
+        other.abs().square(), shape=volume.shape
+    )
+    frequency = torch.arange(len(gain)) / (box * pixel_size)
+    finest = 1 / row["truth 0.5 Å"] if row["truth 0.5 Å"] < np.inf else 0.0
+    seen = (frequency > 1 / 20) & (frequency < finest) & (gain > 0)
+    if int(seen.sum()) > 4:
+        slope = np.polyfit(frequency[seen].numpy() ** 2, gain[seen].log().numpy(), 1)[0]
+        row["B-factor Å²"] = -4 * float(slope)
+    return row
+
+
+def by_numbers(folder: Path, particle: Particle, raw: Path, job: Path) -> dict[str, float]:
+    """Detail to which maps of raw particles at a job's poses agree with the truth by 0.5, by how many."""
+    poses, generator = read_particles(job / "particles.star").poses, torch.Generator().manual_seed(3)
+    order, row = torch.randperm(len(poses), generator=generator), {}
+    for share in (4, 2, 1):
+        rows = order[: len(poses) // share]
+        volume = put_together(raw, folder, poses, particle.group, rows)
+        row[f"{len(rows)}, Å"] = fidelity(volume, folder, particle.diameter)["truth 0.5 Å"]
+    return row
 
 
 def main() -> None:
@@ -146,8 +206,14 @@ def main() -> None:
         truth_map(folder, first.box_size, float(first.optics["rlnImagePixelSize"][0]))
         for images in ("raw", "denoised", "merged"):
             searched = None if images == "raw" else tables[images]
+            true = read_particles(folder / tables[images]).poses
+            at_truth = put_together(tables[images], folder, true, particle.group, torch.arange(len(true)))
+            alone = fidelity(at_truth, folder, particle.diameter)
             rows.append(
-                {"data": case, "searched": images} | refined(folder, particle, tables["raw"], searched)
+                {"data": case, "searched": images}
+                | {f"true poses, {images}, {name}": value for name, value in alone.items()}
+                | refined(folder, particle, tables["raw"], searched)
+                | by_numbers(folder, particle, tables["raw"], last_job(folder, "Refine"))
             )
             show(rows[-1])
     machine = platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from halfmap.errors import FileFormatError
+from halfmap.nets.layout import channels_side_by_side
 from halfmap.nets.weights import load_weights, save_weights
 
 KIND = "denoiser"
@@ -99,8 +100,7 @@ class Denoiser(nn.Module):
         first = shape.filters
         self.enter = _conv(1, first, shape)
         self.leave = _conv(first, 1, shape)
-        # Convolutions take half the time where a pixel's channels lie side by side.
-        self.to(memory_format=torch.channels_last)
+        channels_side_by_side(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Denoise images (n, 1, h, w), h and w multiples of `Shape.multiple`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from halfmap.nets.layout import channels_side_by_side
+
 STRIDE = 2
 """Pixels of the image per pixel of the scores, whose pixel i lies on the image's pixel 2 i."""
 
@@ -50,8 +52,7 @@ class Picker(nn.Module):
         self.offset: Tensor
         self.register_buffer("temperature", torch.ones(1))
         self.register_buffer("offset", torch.zeros(1))
-        # Convolutions take less time where a pixel's channels lie side by side.
-        self.to(memory_format=torch.channels_last)
+        channels_side_by_side(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores of images.
