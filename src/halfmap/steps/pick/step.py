@@ -78,7 +78,7 @@ class PickMicrographs(Step):
         if self.images != "raw":
             log.warning(
                 "picking in %s micrographs: what is known of noise and of false picks is of raw ones, in "
-                "which small particles are found more often; compare the pictures of both",
+                "which small particles are found more often, and fewer in empty ice; compare the pictures",
                 self.images,
             )
         method = self.method(ctx, items)
