@@ -205,6 +205,8 @@ def main() -> None:
             steps = options.tuning if network == "tuned" else options.steps
             row, done = ours(folder, network, steps)
             found = {"program": f"Halfmap {network}", "correlation": mean(done, truths)}
+            if network != "general":
+                found["batches"] = steps
             rows.append(base | found | row)
             show(rows[-1])
         if options.topaz:
@@ -216,9 +218,7 @@ def main() -> None:
     done = {(row["data"], row["program"]) for row in rows}
     rows += [row for row in kept if (row["data"], row["program"]) not in done]
     machine = platform.processor() or platform.machine()
-    path.write_text(
-        json.dumps(rounded({"machine": machine, "steps": options.steps, "rows": rows}), indent=1) + "\n"
-    )
+    path.write_text(json.dumps(rounded({"machine": machine, "rows": rows}), indent=1) + "\n")
 
 
 def mean(paths: list[Path], truths: list[Tensor]) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from halfmap.errors import ParameterError
 from halfmap.nets.training import Progress, train
 
 SLOPE = torch.tensor([[1.5, -2.0, 0.5]])
@@ -65,12 +66,12 @@ def _batches(done: int):
         yield x, (x @ torch.tensor([[1.0], [-2.0], [0.5]])) + 0.1 * torch.randn(8, 1, generator=generator)
 
 
-def _line(path: Path, held_out) -> tuple[nn.Module, Progress]:
+def _line(path: Path, held_out) -> tuple[nn.Module, Progress, list[float]]:
     torch.manual_seed(1)
     network = nn.Linear(3, 1)
     progress = Progress(held_out, every=10, file=path)
-    train(network, _batches, mse_loss, steps=40, learning_rate=0.1, report=5, progress=progress)
-    return network, progress
+    means = train(network, _batches, mse_loss, steps=40, learning_rate=0.1, report=7, progress=progress)
+    return network, progress, means
 
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path):
@@ -79,7 +80,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path):
     def decreasing(network: nn.Module) -> float:
         return -float(next(looks))
 
-    whole, _ = _line(tmp_path / "a.pt", decreasing)
+    whole, _, means = _line(tmp_path / "a.pt", decreasing)
 
     def stops(network: nn.Module) -> float:
         number = next(looks)
@@ -89,7 +90,8 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         _line(tmp_path / "b.pt", stops)
-    again, progress = _line(tmp_path / "b.pt", decreasing)
+    again, progress, found = _line(tmp_path / "b.pt", decreasing)
+    assert found == pytest.approx(means), "losses since the last mean are not lost"
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(one, other)
     assert [step for step, _ in progress.losses] == [10, 20, 30, 40]
@@ -102,7 +104,12 @@ def test_the_weights_that_were_best_on_held_out_data_are_kept(tmp_path: Path):
         seen.append([weight.detach().clone() for weight in network.parameters()])
         return 0.0 if len(seen) == 2 else 1.0
 
-    network, progress = _line(tmp_path / "c.pt", second_is_best)
+    network, progress, _ = _line(tmp_path / "c.pt", second_is_best)
     assert progress.best[0] == 0.0
     for weight, kept in zip(network.parameters(), seen[1], strict=True):
         assert torch.equal(weight, kept)
+
+
+def test_a_training_that_comes_to_no_number_is_no_model(tmp_path: Path):
+    with pytest.raises(ParameterError, match="came to no number"):
+        _line(tmp_path / "d.pt", lambda network: float("nan"))

@@ -92,6 +92,7 @@ hmMicrographNameMerged str none micrograph of denoised low and raw high frequenc
 hmDenoisingPowers str none file with the powers of a micrograph's halves before and after denoising
 hmSnrRaw float none power of the signal over that of the noise in a micrograph, all frequencies together
 hmSnrDenoised float none the same of the denoised micrograph, bias left aside, of the signal that it has left
+hmHalvesCorrelation float none correlation of a micrograph's even and odd sum where there is hardly any signal
 hmNoiseReduction float none power of the noise before denoising over that after, all frequencies together
 hmSignalToNoiseAndBias float none power of the signal over that of noise and bias in the denoised micrograph
 hmSignalTransfer float none amplitude of the signal after denoising over that before

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfmap.errors import ParameterError
 from halfmap.io.atomic import atomic_path
 from halfmap.log import log
 
@@ -48,11 +49,12 @@ class Progress:
         if value < self.best[0]:
             self.best = value, deepcopy(network.state_dict())
 
-    def save(self, step: int, means: list[float], *parts: Any) -> None:
-        """Keep all that is needed to go on, whole or not at all."""
+    def save(self, step: int, means: list[float], total: float, *parts: Any) -> None:
+        """Keep all that is needed to go on, whole or not at all; `total` is of losses since the last mean."""
         state = {
             "step": step,
             "means": means,
+            "total": total,
             "losses": self.losses,
             "best": self.best,
             "parts": [part.state_dict() for part in parts],
@@ -60,16 +62,16 @@ class Progress:
         with atomic_path(self.file, durable=False) as temporary:
             torch.save(state, temporary)
 
-    def load(self, *parts: Any) -> tuple[int, list[float]]:
-        """Take up where an earlier run was stopped: its steps, and its means."""
+    def load(self, *parts: Any) -> tuple[int, list[float], float]:
+        """Take up where an earlier run was stopped: its steps, its means, and the losses since the last."""
         if not self.file.exists():
-            return 0, []
+            return 0, [], 0.0
         state = torch.load(self.file, map_location="cpu", weights_only=True)
         for part, kept in zip(parts, state["parts"], strict=True):
             part.load_state_dict(kept)
         self.losses = [(int(step), float(value)) for step, value in state["losses"]]
         self.best = state["best"][0], state["best"][1]
-        return state["step"], state["means"]
+        return state["step"], state["means"], state.get("total", 0.0)
 
 
 def bfloat16_pays(device: str) -> bool:
@@ -129,6 +131,11 @@ def train(
     ----------
     .. [1] Loshchilov & Hutter 2019, arXiv 1711.05101
     .. [2] Smith & Topin 2019, DOI 10.1117/12.2520589
+
+    Raises
+    ------
+    ParameterError
+        If the loss on held-out data was never a number.
     """
     device = next(network.parameters()).device
     trained = [weight for weight in network.parameters() if weight.requires_grad]
@@ -136,8 +143,9 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=steps + 1, pct_start=warm_up, final_div_factor=4.0
     )
-    done, means = (0, list[float]()) if progress is None else progress.load(network, optimiser, schedule)
-    total = 0.0
+    done, means, total = 0, list[float](), 0.0
+    if progress is not None:
+        done, means, total = progress.load(network, optimiser, schedule)
     for step, batch in zip(
         range(done + 1, steps + 1), batches(done) if callable(batches) else batches, strict=False
     ):
@@ -158,8 +166,10 @@ def train(
         if progress is not None and (step % progress.every == 0 or step == steps):
             progress.look(network, step)
             log.info("step %d of %d, loss %.4f on data held out", step, steps, progress.losses[-1][1])
-            progress.save(step, means, network, optimiser, schedule)
-    if progress is not None and progress.best[1]:
+            progress.save(step, means, total, network, optimiser, schedule)
+    if progress is not None and progress.losses:
+        if not progress.best[1]:
+            raise ParameterError("the loss came to no number", hint="lower --learning-rate")
         network.load_state_dict(progress.best[1])
     return means
 

@@ -196,10 +196,12 @@ def half_powers(
 
 
 def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
-    """Ring from which on the raw image is the nearer to the signal, and what brings the denoised one to it.
+    """Ring at which a merged image has the least error, and what brings the denoised one to the signal.
 
     Both errors are of the mean of the halves: noise of the raw one; noise and bias of the denoised one, at
-    the amplitude of the signal.
+    the amplitude of the signal. The denoised one is taken to the ring at which those of all frequencies add
+    up to the least: what is known of a few rings alone scatters. Where too little signal is seen to tell, the
+    denoised one is taken to err by twice as much as the raw one.
 
     Returns
     -------
@@ -212,12 +214,16 @@ def joined_at(powers: HalfPowers) -> tuple[float, Tensor]:
     transfer = coarse.transfer.clamp(min=1e-3)
     raw = coarse.noise_before / 2
     other = (coarse.noise_after / 2 + coarse.bias_beside.clamp(min=0)) / transfer.square()
-    worse = ((other > raw) | (coarse.signal <= 0) | (coarse.transfer < _SEEN)).nonzero()
-    first = int(worse[0]) if len(worse) else len(raw)
+    seen = (coarse.signal > 0) & (coarse.transfer >= _SEEN)
+    other = torch.where(seen, torch.minimum(other, 2 * raw), 2 * raw)
+    gained = ((raw - other) * coarse.counts).cumsum(0)
+    first = int(gained.argmax()) + 1 if float(gained.max()) > 0 else 0
     places = 1 + RINGS * torch.arange(len(raw), dtype=torch.float64) + (RINGS - 1) / 2
     rings = torch.arange(len(powers.counts), dtype=torch.float64)
     # Beyond, the transfer is that of nothing.
-    known = slice(0, max(first, 1))
+    known = seen & (torch.arange(len(raw)) < max(first, 1))
+    if not bool(known.any()):
+        return 0.0, torch.ones_like(rings)
     gain = np.interp(rings.numpy(), places[known].numpy(), (1 / transfer[known]).numpy())
     return float(RINGS * first), torch.from_numpy(gain)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halfmap.data import MicrographSet
+from halfmap.errors import FileFormatError
 from halfmap.io.denoised import read_powers, write_powers
 from halfmap.io.mrc import write_mrc
 from halfmap.io.tables import read_micrographs, write_micrographs
@@ -22,8 +23,8 @@ from halfmap.nets.weights import shipped
 from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.signal_bias import HalfPowers, half_powers, joined_at
-from halfmap.steps.denoise.halves import Halves, HalvesItem, list_halves, load_halves
-from halfmap.steps.denoise.independence import warn_of_dependent
+from halfmap.steps.denoise.halves import COARSER, PIXELS, Halves, HalvesItem, list_halves, load_halves
+from halfmap.steps.denoise.independence import ALIKE, warn_of_dependent
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -48,6 +49,7 @@ FIGURES = {
     "snbr": "hmSignalToNoiseAndBias",
     "transfer": "hmSignalTransfer",
     "joined_A": "hmMergedResolution",
+    "correlation": "hmHalvesCorrelation",
 }
 """What is told of each micrograph, and its column."""
 
@@ -60,6 +62,7 @@ def run(step: DenoiseApply, ctx: Context) -> None:
     _, record = load_denoiser(model)
     table = read_micrographs(ctx.resolve(step.micrographs))
     flip = bool(record["phase_flipped"])
+    _warn_of_coarse(table, float(record["pixel_size"]))
     items = list_halves(
         table, ctx.resolve, use_ctf=flip, thin=step.thin, seed=step.seed, electron=step.electron
     )
@@ -75,8 +78,8 @@ def run(step: DenoiseApply, ctx: Context) -> None:
     )
     done = ctx.map(work, items, key=lambda item: item.name, unit="micrograph")
     write_micrographs(ctx.folder / "micrographs.star", _table(ctx, table, done, merge=step.merge))
-    warn_of_dependent([row["correlation"] for row in done])
-    median = {name: float(np.median([row[name] for row in done])) for name in FIGURES if name in done[0]}
+    warn_of_dependent([row["name"] for row in done], [row["correlation"] for row in done])
+    median = {name: float(np.nanmedian([row[name] for row in done])) for name in FIGURES if name in done[0]}
     log.info(
         "%d micrographs: noise %.0f times fainter; signal-to-noise ratio %.3g before, %.3g after, "
         "with bias %.3g; medians",
@@ -97,6 +100,9 @@ def denoise_micrograph(
     """Denoise one micrograph, write what comes of it, and tell its figures."""
     network, pixel_size, flip = _loaded(model, device)
     halves = load_halves(item, pixel_size, flip=flip)
+    if halves.correlation > ALIKE:
+        message = f"even and odd sum are one image: they correlate by {halves.correlation:.2f}"
+        raise FileFormatError(message, path=item.name, hint="give sums of different frames, as motion writes")
     half = bfloat16_pays(device)
     found = torch.stack([denoise(network, one, half=half) for one in halves.values])
     size = min(WINDOW_px, *(length // 2 * 2 for length in found.shape[1:]))
@@ -130,7 +136,7 @@ def figures(powers: HalfPowers) -> dict[str, float]:
     whole = powers.total()
     signal, before, after = (float(value) for value in (whole.signal, whole.noise_before, whole.noise_after))
     return {
-        "snr_before": 2 * signal / before,
+        "snr_before": 2 * signal / max(before, 1e-12),
         # Fainter images have less noise, and less signal too.
         "snr_after": 2 * max(float(whole.transfer), 0.0) ** 2 * signal / max(after, 1e-12),
         "noise_fell": before / max(after, 1e-12),
@@ -175,6 +181,19 @@ def merged(halves: Halves, denoised: Tensor, powers: HalfPowers) -> tuple[Tensor
     return whole, window * halves.pixel_size / ring
 
 
+def _warn_of_coarse(table: MicrographSet, trained_at: float) -> None:
+    """Tell of pixels that are coarser than those that the network knows."""
+    known = [name for name in PIXELS if name in table.optics.columns]
+    sizes = table.optics.select(pl.coalesce(known)).to_series().drop_nulls() if known else pl.Series([])
+    coarse = [size for size in sizes.to_list() if size > COARSER * trained_at]
+    if coarse:
+        log.warning(
+            "pixels of %.3g Å are coarser than those of %.3g Å that the model was trained for: look at the "
+            "pictures, or train at this --pixel-size",
+            *(max(coarse), trained_at),
+        )
+
+
 @functools.lru_cache(maxsize=1)
 def _loaded(model: Path, device: str) -> tuple[Denoiser, float, bool]:
     network, record = load_denoiser(model)
@@ -184,7 +203,8 @@ def _loaded(model: Path, device: str) -> tuple[Denoiser, float, bool]:
 def _table(ctx: Context, table: MicrographSet, done: list[dict[str, Any]], *, merge: bool) -> MicrographSet:
     """The micrographs that were done, with their new images and figures."""
     by_name = {row["name"]: row for row in done}
-    rows = table.rows.filter(pl.col("rlnMicrographName").is_in(list(by_name)))
+    own = {DENOISED, MERGED, MEASURED, *FIGURES.values()} & set(table.rows.columns)
+    rows = table.rows.drop(own).filter(pl.col("rlnMicrographName").is_in(list(by_name)))
     each = [by_name[name] for name in rows["rlnMicrographName"]]
 
     def names(kind: str) -> list[str]:

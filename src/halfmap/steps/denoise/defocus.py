@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from halfmap.data import MicrographSet
 from halfmap.io.denoised import read_powers
 from halfmap.io.images import read_image
-from halfmap.io.micrographs import local_mean
+from halfmap.io.micrographs import MicrographItem, cropped, list_micrographs, local_mean
 from halfmap.io.mrc import write_mrc
-from halfmap.io.names import unique_stems
 from halfmap.io.tables import read_micrographs, write_micrographs
+from halfmap.log import log
 from halfmap.ops.filters import radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft2, rfft2
 from halfmap.ops.grids import frequency_radius
-from halfmap.steps.denoise.apply import DENOISED, MEASURED
+from halfmap.steps.denoise.apply import MEASURED
 from halfmap.steps.denoise.halves import SOFT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ALIKE_A = 200.0
 """Difference of defoci up to which they agree."""
 
-EVEN = "evened"
+EVENED = "evened"
 
 _NAME = "rlnMicrographName"
 
@@ -48,6 +48,9 @@ _BEYOND = 1.1
 """Rings are fitted to this times the finest detail of the denoised images."""
 
 _COARSEST_FIT_A, _FINEST_FIT_A = 10.0, 3.0
+
+_TOO_COARSE_A = 8.0
+"""Finest detail of denoised images beyond which rings in them tell no defocus."""
 
 
 @dataclass(frozen=True)
@@ -77,50 +80,38 @@ class Defoci:
         return np.abs(self.difference) <= ALIKE_A
 
 
-@dataclass(frozen=True)
-class DenoisedItem:
-    """A denoised micrograph whose power is to be evened; plain data for a worker.
-
-    Attributes
-    ----------
-    name : str
-        Of the raw micrograph.
-    key : str
-        Under which it writes its file.
-    path : path
-        Of the denoised one.
-    pixel_size, finest : float
-        Of it, and of the detail that it has, Å.
-    """
-
-    name: str
-    key: str
-    path: Path
-    pixel_size: float
-    finest: float
-
-
-def compare_defoci(ctx: Context, table: MicrographSet) -> Defoci:
+def compare_defoci(ctx: Context, table: MicrographSet) -> Defoci | None:
     """Defoci of denoised micrographs, and those of the raw ones, estimated where the table has none.
+
+    None if they cannot be found in such coarse images.
 
     Notes
     -----
     A network passes low frequencies as they are and next to nothing of high ones, so that the power of what
     it makes falls by three orders of magnitude and leaks. Thon rings are there as before: the defocus is
-    estimated in images whose power was evened.
+    estimated in images whose power was evened, and whose pixels hold what the network gave and no more.
     """
-    denoised = _of_denoised(ctx, table)
+    finest = max(2 * read_powers(ctx.resolve(name))[1] / SOFT for name in table.rows[MEASURED])
+    if finest > _TOO_COARSE_A:
+        log.info("defoci are not compared: denoised micrographs end at %.1f Å, before Thon rings do", finest)
+        return None
+    denoised = _of_denoised(ctx, table, finest)
     known = {"rlnDefocusU", "rlnDefocusV"} <= set(table.rows.columns)
     raw = _mean_defocus(table if known else _estimated(ctx, _bare(table), "ctf_of_raw"))
     names = [name for name in table.rows[_NAME] if name in raw and name in denoised]
+    if not names:
+        log.info("defoci are not compared: there is no micrograph that both could be found in")
+        return None
     return Defoci(names, *(np.array([values[name] for name in names]) for values in (raw, denoised)))
 
 
-def even_micrograph(item: DenoisedItem, *, folder: Path) -> str:
-    """Write a denoised micrograph with even contrast and power, and tell its name."""
-    image = evened(np.asarray(read_image(item.path), np.float32), item.pixel_size, item.finest)
-    write_mrc(folder / f"{item.key}.mrc", image, pixel_size=item.pixel_size, stack=False)
-    return item.name
+def even_micrograph(item: MicrographItem, *, folder: Path, finest: float) -> dict[str, Any]:
+    """Write a denoised micrograph with even contrast and power, in pixels that just hold what it has."""
+    raw = np.asarray(read_image(item.path), np.float32)
+    values = cropped(raw, item.pixel_size, SOFT * finest / 2)
+    size = item.pixel_size * math.sqrt(raw.size / values.size)
+    write_mrc(folder / f"{item.key}.mrc", evened(values, size, finest), pixel_size=size, stack=False)
+    return {"name": item.name, "pixel_size": size}
 
 
 def evened(image: NDArray[np.float32], pixel_size: float, finest: float) -> NDArray[np.float32]:
@@ -162,31 +153,23 @@ def _smooth(values: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.from_numpy(gaussian_filter1d(values.numpy(), sigma, mode="nearest"))
 
 
-def _of_denoised(ctx: Context, table: MicrographSet) -> dict[str, float]:
+def _of_denoised(ctx: Context, table: MicrographSet, finest: float) -> dict[str, float]:
     """Mean defocus of each denoised micrograph, by the name of the raw one."""
-    rows = table.rows
-    sizes = dict(zip(table.optics["rlnOpticsGroup"], table.optics["rlnMicrographPixelSize"], strict=True))
-    keys = unique_stems(rows[DENOISED].to_list())
-    finest = [2 * read_powers(ctx.resolve(name))[1] / SOFT for name in rows[MEASURED]]
-    items = [
-        DenoisedItem(row[_NAME], key, ctx.resolve(row[DENOISED]), float(sizes[row["rlnOpticsGroup"]]), detail)
-        for row, key, detail in zip(rows.to_dicts(), keys, finest, strict=True)
-    ]
-    folder = ctx.folder / EVEN
+    items = list_micrographs(table, ctx.resolve, use_ctf=False, images="denoised")
+    folder = ctx.folder / EVENED
     folder.mkdir(exist_ok=True)
-    work = functools.partial(even_micrograph, folder=folder)
-    done = set(ctx.map(work, items, unit="denoised micrograph"))
-    paths = {item.name: folder / f"{item.key}.mrc" for item in items if item.name in done}
-    for item in items:
-        if item.name in paths and not paths[item.name].exists():  # one that had ended goes on
-            work(item)
-    names = {name: ctx.relative(path) for name, path in paths.items()}
+    work = functools.partial(even_micrograph, folder=folder, finest=finest)
+    done = {row["name"]: row["pixel_size"] for row in ctx.map(work, items, unit="denoised micrograph")}
+    names = {item.name: ctx.relative(folder / f"{item.key}.mrc") for item in items if item.name in done}
     bare, name = _bare(table), pl.col(_NAME)
-    kept = bare.rows.filter(name.is_in(list(names))).with_columns(name.replace_strict(names))
-    limit = min(max(_BEYOND * max(finest), _FINEST_FIT_A), _COARSEST_FIT_A)
-    made = _estimated(ctx, bare.with_rows(kept), "ctf_of_denoised", resolution_max=limit)
+    rows = bare.rows.filter(name.is_in(list(names)))
+    sizes = rows.select("rlnOpticsGroup", size=name.replace_strict(done)).group_by("rlnOpticsGroup").mean()
+    optics = bare.optics.join(sizes, on="rlnOpticsGroup", how="left", maintain_order="left")
+    optics = optics.with_columns(rlnMicrographPixelSize=pl.col("size").fill_null(finest)).drop("size")
+    evened_rows = rows.with_columns(name.replace_strict(names)).drop("rlnMicrographPixelSize", strict=False)
+    limit = min(max(_BEYOND * finest, _FINEST_FIT_A), _COARSEST_FIT_A)
+    made = _estimated(ctx, MicrographSet(optics, evened_rows), "ctf_of_denoised", resolution_max=limit)
     raw_of = {made_name: name for name, made_name in names.items()}
-    shutil.rmtree(folder)
     return {raw_of[name]: value for name, value in _mean_defocus(made).items()}
 
 
@@ -207,6 +190,5 @@ def _bare(table: MicrographSet) -> MicrographSet:
 
 
 def _mean_defocus(table: MicrographSet) -> dict[str, float]:
-    rows = table.rows
-    mean = (rows["rlnDefocusU"] + rows["rlnDefocusV"]) / 2
-    return dict(zip(rows[_NAME].to_list(), mean.to_list(), strict=True))
+    mean = table.rows.select(_NAME, mean=(pl.col("rlnDefocusU") + pl.col("rlnDefocusV")) / 2)
+    return dict(mean.filter(pl.col("mean").is_finite()).iter_rows())

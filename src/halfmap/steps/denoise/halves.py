@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,14 +34,25 @@ PATCH_px = 192
 _SPREAD_px = PATCH_px / math.sqrt(12)
 """Standard deviation of the Gaussian average that has a patch's width."""
 
+PIXELS = "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"
+
+COARSER = 1.1
+"""Pixels of a micrograph over those that a network is trained for, at the most."""
+
 SOFT = 0.9
 """Part of the coarse images' Nyquist frequency from which on they fade out when they are made finer."""
 
-_SCATTER = 1.5
-"""Variance of counts over their mean, at the most."""
+_SCATTER = 0.05
+"""Deviation of the variance of counts over their mean from 1, at the most."""
 
-_HIGHEST = 0.75
-"""Part of the Nyquist frequency beyond which halves that are independent have nothing in common."""
+_BLOCK_px, _WHOLE = 64, 1e-3
+"""Blocks in which that is looked at, and how far a whole number may be from one."""
+
+_BANDS = 0.5, 0.6, 0.7, 0.8, 0.9, 1.0
+"""Parts of the Nyquist frequency between which halves that are independent have next to nothing in common."""
+
+_EMPTY = 1e-4
+"""Power of such a band over that of the strongest, below which it holds nothing that could be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +94,7 @@ class Halves:
     flips : Tensor (h, w // 2 + 1) or None
         Signs of the CTF that phases were flipped by.
     correlation : float
-        Of the halves at the highest frequencies of the micrograph.
+        Of the halves at high frequencies of the micrograph; see `highest_correlation`.
     whole : Tensor (H, W)
         Mean of the halves in the micrograph's pixels.
     """
@@ -154,7 +167,7 @@ def list_halves(
         zip(rows, list_micrographs(micrographs, resolve, use_ctf=use_ctf), strict=True), start=1
     ):
         if thin:
-            parted = {"even": item.path, "odd": item.path, "seed": seed + number, "electron": electron}
+            parted = {"even": item.path, "odd": item.path, "seed": seed, "electron": electron}
             items.append(HalvesItem(**vars(item), **parted))
             continue
         even, odd = row.get(EVEN), row.get(ODD)
@@ -190,8 +203,7 @@ def load_halves(item: HalvesItem, pixel_size: float, *, flip: bool = False) -> H
     ShapeError
         If the halves are not of one size.
     """
-    raw = _counts_parted(item) if item.seed is not None else _read(item)
-    even, odd = raw
+    even, odd = raw = raw_halves(item)
     if even.shape != odd.shape:
         message = f"is {_size(odd)} px, but the even sum {_size(even)}"
         raise ShapeError(message, path=item.odd, hint="run motion on this movie again")
@@ -224,46 +236,79 @@ def load_halves(item: HalvesItem, pixel_size: float, *, flip: bool = False) -> H
     return Halves(values, below, spread, size, shape, flips, correlation, whole)
 
 
-def highest_correlation(even: Tensor, odd: Tensor, *, shape: tuple[int, int]) -> float:
-    """Correlation of two images beyond three quarters of their Nyquist frequency, from their spectra."""
-    beyond = slice(math.ceil(_HIGHEST * max(shape) / 2), max(shape) // 2)
+def highest_correlation(even: Tensor, odd: Tensor, *, shape: tuple[int, int], of_one: bool = True) -> float:
+    """Correlation of two images beyond half of the Nyquist frequency, from their spectra.
+
+    Of halves `of_one` micrograph it is that of the band in which it is least: noise that they share is in all
+    of these bands, what else there may be, as a ring of ice, only in some. Bands that a filter has emptied do
+    not count; NaN if there is no other.
+    """
     rows = (even * odd.conj()).real, even.abs().square(), odd.abs().square()
-    both, one, other = (float((radial_average(row, shape=shape)[beyond].double()).sum()) for row in rows)
-    return both / math.sqrt(one * other) if one > 0 and other > 0 else math.nan
+    rings = torch.stack([radial_average(row, shape=shape).double() for row in rows])
+    # Rings hold as many coefficients as they are long.
+    rings = rings * torch.arange(rings.shape[1])
+    edges = [round(part * (max(shape) // 2)) for part in _BANDS]
+    found = torch.stack([rings[:, low:high].sum(1) for low, high in pairwise(edges)], dim=1)
+    power = (found[1] * found[2]).clamp(min=0).sqrt()
+    held = power > _EMPTY * float(power.max())
+    if not bool(held.any()):
+        return math.nan
+    each = found[0, held] / power[held]
+    if of_one:
+        return float(each[each.abs().argmin()])
+    return float((each * power[held]).sum() / power[held].sum())
 
 
-def _read(item: HalvesItem) -> list[NDArray[np.float32]]:
+def raw_halves(item: HalvesItem) -> list[NDArray[np.float32]]:
+    """Even and odd sum in the micrograph's own pixels, hot ones mended."""
+    if item.seed is not None:
+        return _counts_parted(item, item.seed)
     return [mended(np.asarray(read_image(path), np.float32), str(path)) for path in (item.even, item.odd)]
 
 
-def _counts_parted(item: HalvesItem) -> list[NDArray[np.float32]]:
+def _counts_parted(item: HalvesItem, seed: int) -> list[NDArray[np.float32]]:
     """Each electron of a counted image into one of two halves, whose noise is then independent.
 
     Notes
     -----
     Of a number that is Poisson distributed, those that a coin chooses and the others are so too, and
-    independent of each other.
+    independent of each other. Values that are not whole, as those of counts that were shifted by parts of a
+    pixel, are halved, and noise of a quarter of their variance is added to one half and taken from the other:
+    what the halves' noise has in common is a quarter of the variance less a quarter of the mean, nothing.
     """
-    counts = np.asarray(read_image(item.even)) / item.electron
-    sample = counts[::7, ::5].astype(np.float64)
-    whole = (np.abs(sample - np.round(sample)) < 1e-3).mean() > 0.99 or item.electron != 1
-    if not (np.isfinite(sample).all() and whole and sample.min() >= 0):
-        message = "does not hold counts: numbers of electrons, 0 and above, before any gain or filter"
+    counts = np.asarray(read_image(item.even), np.float64) / item.electron
+    bad = ~np.isfinite(counts)
+    counts[bad] = 0.0 if bad.all() else float(np.median(counts[~bad]))
+    ratio = _scatter_over_mean(counts)
+    if not (ratio > 0 and counts.min() >= 0):
+        message = "does not hold counts: numbers of electrons, 0 and above, before any filter"
         raise FileFormatError(message, path=item.name, hint="denoise from the movie's even and odd sums")
-    if float(sample.var()) < 0.5 * float(sample.mean()):
-        raise FileFormatError("scatters less than counts do", path=item.name, hint="leave it out")
-    # Hot pixels have no say in it, nor what is slow.
-    scatter = (1.4826 * float(np.median(np.abs(np.diff(counts.astype(np.float64), axis=1))))) ** 2 / 2
-    if scatter > _SCATTER * float(sample.mean()):
-        factor = scatter / float(sample.mean())
-        message = f"scatters {factor:.1f} times as much as counts do: it was multiplied"
-        electron = f"--electron {factor * item.electron:.3g}"
-        raise FileFormatError(message, path=item.name, hint=f"{electron} if that is what one electron counts")
-    rng = np.random.default_rng(item.seed)
-    numbers = np.clip(np.round(np.nan_to_num(counts)), 0, None).astype(np.int64)
-    even = rng.binomial(numbers, 0.5)
-    parted = even.astype(np.float32), (numbers - even).astype(np.float32)
-    return [mended(half, item.name) for half in parted]
+    if abs(ratio - 1) > _SCATTER:
+        message = f"scatters {ratio:.3g} times as much as counts of one electron do"
+        hint = (
+            f"--electron {item.electron * ratio:.4g} if it was multiplied; an image that was filtered cannot "
+            "be parted"
+        )
+        raise FileFormatError(message, path=item.name, hint=hint)
+    # By the file, not its place in a table: no two share their coins, and a part of a table gives the same.
+    rng = np.random.default_rng([seed, zlib.crc32(str(item.even).encode())])
+    if float((np.abs(counts - np.round(counts)) < _WHOLE).mean()) > 0.99:
+        even = rng.binomial(np.round(counts).astype(np.int64), 0.5).astype(np.float64)
+    else:
+        even = counts / 2 + rng.standard_normal(counts.shape) * np.sqrt(counts) / 2
+    parted = np.stack([even, counts - even]) * item.electron
+    parted[:, bad] = np.nan
+    return [mended(half.astype(np.float32), item.name) for half in parted]
+
+
+def _scatter_over_mean(counts: NDArray[np.float64]) -> float:
+    """Variance from pixel to pixel over the mean, in most places: 1 for counts, whatever is slow or hot."""
+    side = min(_BLOCK_px, *counts.shape)
+    h, w = (length // side * side for length in counts.shape)
+    blocks = counts[:h, :w].reshape(h // side, side, w // side, side)
+    scatter = np.square(np.diff(blocks, axis=3)).mean((1, 3)) / 2
+    mean = blocks.mean((1, 3))
+    return float(np.median(scatter[mean > 0] / mean[mean > 0])) if (mean > 0).any() else 0.0
 
 
 def _even(length: float) -> int:

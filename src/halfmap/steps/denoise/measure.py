@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,14 @@ import polars as pl
 from torch import Tensor
 
 from halfmap.data import MicrographSet
-from halfmap.errors import ItemsFailedError, TableError, TooManyFailedError
+from halfmap.errors import HalfmapError, ItemsFailedError, TableError, TooManyFailedError
 from halfmap.io.denoised import read_powers
 from halfmap.io.star import read_star, write_star
 from halfmap.io.tables import read_micrographs
 from halfmap.log import log
 from halfmap.ops.signal_bias import HalfPowers
 from halfmap.steps.denoise.apply import DENOISED, FIGURES, MEASURED, figures
-from halfmap.steps.denoise.defocus import ALIKE_A, Defoci, compare_defoci
+from halfmap.steps.denoise.defocus import ALIKE_A, EVENED, Defoci, compare_defoci
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
 NAME = "rlnMicrographName"
 
 _BEYOND_CHANCE = 1.96
-"""Standard errors of a change beyond chance: one in twenty changes so by it, half of these for the worse."""
+"""Standard errors of a change: of rings that did not change, one in forty falls by more."""
+
+_FINEST_A = 4.0
+"""Detail to which rings are judged."""
+
+_ENOUGH = 10
+"""Micrographs from which on errors are those of their mean, not of the mean of all windows."""
+
+_ALIKE = 0.01
+"""Logarithm of the ratio of pixel sizes that are the same."""
 
 _OUTLIER = 4.0
 """Robust standard deviations from the median at which a micrograph is named."""
@@ -52,13 +62,24 @@ def run(step: DenoiseMeasure, ctx: Context) -> None:
     each = [read_powers(ctx.resolve(name)) for name in table.rows[MEASURED]]
     names = table.rows[NAME].to_list()
     rows = [figures(powers) for powers, _ in each]
-    defoci = compare_defoci(ctx, table) if step.defocus else None
+    defoci = _defoci(ctx, table) if step.defocus else None
     picks = _picks(ctx, step, table) if step.picking else None
-    _write(ctx, names, rows, each, defoci)
-    _say(names, rows, defoci, picks)
+    rings = ring_table(*together(each))
+    _write(ctx, names, rows, rings, defoci)
+    _say(names, rows, rings, defoci, picks)
     pictures.draw_summary(ctx.folder / "measured.png", each)
     if defoci is not None:
         pictures.draw_defocus(ctx.folder / "defocus.png", defoci.raw, defoci.denoised, ALIKE_A)
+    shutil.rmtree(ctx.folder / EVENED, ignore_errors=True)
+
+
+def _defoci(ctx: Context, table: MicrographSet) -> Defoci | None:
+    """Defoci, or none where they cannot be had: powers are worth having without them."""
+    try:
+        return compare_defoci(ctx, table)
+    except HalfmapError as error:
+        log.warning("defoci are not compared: %s", error)
+        return None
 
 
 def ring_table(powers: HalfPowers, pixel_size: float) -> pl.DataFrame:
@@ -82,7 +103,8 @@ def ring_table(powers: HalfPowers, pixel_size: float) -> pl.DataFrame:
 
 def rings_that_lost(rings: pl.DataFrame, finest_A: float) -> float:
     """Part of the rings to a detail whose spectral signal-to-noise ratio has fallen, beyond chance."""
-    rings = rings.filter(pl.col("rlnAngstromResolution") >= finest_A)
+    known = pl.col("hmSsnrChangeError").is_finite() & (pl.col("rlnAngstromResolution") >= finest_A)
+    rings = rings.filter(known)
     fell = rings["hmSsnrChange"] < -_BEYOND_CHANCE * rings["hmSsnrChangeError"]
     return float(fell.mean() or 0.0)  # pyright: ignore[reportArgumentType]
 
@@ -105,7 +127,7 @@ def _write(
     ctx: Context,
     names: Sequence[str],
     rows: Sequence[dict[str, float]],
-    each: Sequence[tuple[HalfPowers, float]],
+    rings: pl.DataFrame,
     defoci: Defoci | None,
 ) -> None:
     columns: dict[str, Any] = {NAME: names}
@@ -113,19 +135,28 @@ def _write(
     if defoci is not None:
         found = dict(zip(defoci.names, defoci.difference.tolist(), strict=True))
         columns["hmDefocusDifference"] = [found.get(name, float("nan")) for name in names]
-    whole, pixel_size = together(each)
-    blocks = {"micrographs": pl.DataFrame(columns), "rings": ring_table(whole, pixel_size)}
+    blocks = {"micrographs": pl.DataFrame(columns), "rings": rings}
     write_star(ctx.folder / "measured.star", blocks)
 
 
 def together(each: Sequence[tuple[HalfPowers, float]]) -> tuple[HalfPowers, float]:
-    """Powers of all micrographs whose windows are of the commonest size and pixels, each as one window."""
-    kinds = [(len(powers.counts), round(pixel_size, 4)) for powers, pixel_size in each]
-    kind = max(set(kinds), key=kinds.count)
-    alike = [powers for (powers, _), other in zip(each, kinds, strict=True) if other == kind]
-    # Errors are those of means of micrographs, which differ by more than their windows do.
-    whole = alike[0] if len(alike) == 1 else functools.reduce(operator.add, [p.pooled() for p in alike])
-    return whole, each[kinds.index(kind)][1]
+    """Powers of all micrographs whose windows are of the commonest size and whose pixels are, to a hundredth.
+
+    Each micrograph is one window, as micrographs differ by more than their windows do, where there are enough
+    to tell by how much.
+    """
+    rings = np.array([len(powers.counts) for powers, _ in each])
+    sizes = np.log([pixel_size for _, pixel_size in each])
+    alike = max(
+        ((rings == n) & (np.abs(sizes - size) < _ALIKE) for n, size in {*zip(rings, sizes, strict=True)}),
+        key=np.count_nonzero,
+    )
+    if not alike.all():
+        log.info("rings are of %d of %d micrographs: the others have other pixels", alike.sum(), len(alike))
+    kept = [powers for (powers, _), one in zip(each, alike, strict=True) if one]
+    if len(kept) >= _ENOUGH:
+        kept = [powers.pooled() for powers in kept]
+    return functools.reduce(operator.add, kept), float(np.exp(sizes[alike].mean()))
 
 
 def _picks(ctx: Context, step: DenoiseMeasure, table: MicrographSet) -> dict[str, int]:
@@ -150,6 +181,7 @@ def _picks(ctx: Context, step: DenoiseMeasure, table: MicrographSet) -> dict[str
 def _say(
     names: Sequence[str],
     rows: Sequence[dict[str, float]],
+    rings: pl.DataFrame,
     defoci: Defoci | None,
     picks: dict[str, int] | None,
 ) -> None:
@@ -159,6 +191,13 @@ def _say(
         "signal over noise %.3g before, %.3g after, over noise and bias %.3g (medians of %d micrographs)",
         *(middle["snr_before"], middle["snr_after"], middle["snbr"], len(rows)),
     )
+    lost = rings_that_lost(rings, _FINEST_A)
+    if lost > 0:
+        log.info(
+            "FRC / (1 - FRC) is less than before, by more than %.2f standard errors, in %.0f %% of the rings "
+            "to %g Å",
+            *(_BEYOND_CHANCE, 100 * lost, _FINEST_A),
+        )
     for name, value in values.items():
         spread = 1.4826 * float(np.median(np.abs(value - middle[name])))
         odd = np.abs(value - middle[name]) > _OUTLIER * spread if spread > 0 else np.zeros(len(value), bool)

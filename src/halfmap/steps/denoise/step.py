@@ -153,8 +153,8 @@ class DenoiseMeasure(Step, name="denoise measure", label="halfmap.denoise.measur
     """Measure what denoising did to a data set: signal, noise and bias by frequency, defocus, picks.
 
     The powers are those that ``denoise apply`` found in the halves of each micrograph; standard errors come
-    from leaving out one window after the other. The CTF is estimated in the denoised micrographs and compared
-    with that of the raw ones: what denoises well keeps the Thon rings.
+    from leaving out one micrograph after the other, of fewer than ten one window. The CTF is estimated in the
+    denoised micrographs and compared with that of the raw ones: what denoises well keeps the Thon rings.
 
     References
     ----------

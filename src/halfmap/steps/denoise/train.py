@@ -24,7 +24,7 @@ from halfmap.log import log
 from halfmap.nets.denoiser import FULL, KIND, SMALL, Denoiser, Shape, load_denoiser, save_denoiser
 from halfmap.nets.training import Progress, bfloat16_pays, train
 from halfmap.nets.weights import shipped
-from halfmap.steps.denoise.halves import HalvesItem, list_halves, load_halves
+from halfmap.steps.denoise.halves import COARSER, HalvesItem, list_halves, load_halves
 from halfmap.steps.denoise.independence import refuse_dependent
 from halfmap.steps.denoise.patches import drawn, endless, keep, kept
 
@@ -63,7 +63,7 @@ def run(step: DenoiseTrain, ctx: Context) -> None:
         if not path.exists():  # a training that had ended goes on
             work(by_key[key])
     images = [kept(path) for path in paths.values()]
-    refuse_dependent([row["correlation"] for row in done], images)
+    refuse_dependent([row["correlation"] for row in done], [by_key[key] for key in paths])
     trained, held_out = _parted(images, step.patch, step.held_out)
     network, before = _network(step, ctx)
     progress = _progress(step, ctx, held_out)
@@ -127,6 +127,14 @@ def _chosen(step: DenoiseTrain, ctx: Context) -> list[HalvesItem]:
             thin=step.thin,
             seed=step.seed,
             electron=step.electron,
+        )
+    coarse = [item for item in items if item.pixel_size > COARSER * step.pixel_size]
+    if coarse:
+        size = max(item.pixel_size for item in coarse)
+        raise ParameterError(
+            f"pixels of {coarse[0].name} are of {coarse[0].pixel_size:g} Å, coarser than --pixel-size "
+            f"{step.pixel_size:g}",
+            hint=f"give --pixel-size {size:g}, or leave them out",
         )
     keys = unique_stems([str(item.even) for item in items])
     items = [replace(item, key=key) for item, key in zip(items, keys, strict=True)]
