@@ -137,8 +137,8 @@ TINY = {"pixel_size": COARSE, "patch": 64, "batch": 4}
     ("how", "said"),
     [
         ({"same": True}, "even and odd sums are one image"),
-        ({"shared": 0.5}, "noise of even and odd sums is related"),
-        ({"shared": -0.5}, "noise of even and odd sums is related"),
+        ({"shared": 0.7}, "noise of even and odd sums is related"),
+        ({"shared": -0.7}, "noise of even and odd sums is related"),
         ({"pattern": noise(7, 1.0)}, "micrographs have a pattern in common"),
         ({"pattern": noise(7, 0.45)}, "micrographs have a pattern in common"),
     ],

@@ -19,8 +19,8 @@ from halfmap.steps.denoise.halves import HalvesItem, highest_correlation, raw_ha
 ALIKE = 0.5
 """Correlation of halves at high frequencies from which on they are one image."""
 
-_RELATED = 0.05
-"""And from which on they share noise: signal has hardly any there."""
+_RELATED, _DOUBTFUL = 0.1, 0.05
+"""And from which on they share noise, or may do: signal has hardly any there, unless pixels are coarse."""
 
 _PATTERN = 0.02
 """The same of halves of different micrographs, which nothing but the camera can cause."""
@@ -63,7 +63,7 @@ def refuse_dependent(correlations: Sequence[float], items: Sequence[HalvesItem])
         )
     # Before their phases are flipped: by each micrograph's own CTF a pattern of all would be lost.
     chosen = items[: _PAIRS + 1]
-    halves = [raw_halves(item) for item in chosen] if len(chosen) > 1 else []
+    halves = [_corners(item) for item in chosen] if len(chosen) > 1 else []
     across = [_across(one[0], other[1]) for one, other in pairwise(halves)]
     across = [value for value in across if math.isfinite(value)]
     if across and median(across) > max(_PATTERN, _CHANCE * _scatter(halves[0][0])):
@@ -72,6 +72,7 @@ def refuse_dependent(correlations: Sequence[float], items: Sequence[HalvesItem])
             "with the odd sum of the next at high frequencies",
             hint="apply the gain reference in motion: the network would keep its pattern for signal",
         )
+    warn_of_dependent([item.name for item in items], correlations)
     if abs(typical) > _RELATED:
         raise ParameterError(
             f"the noise of even and odd sums is related: they correlate by {typical:.2f} at high "
@@ -81,30 +82,35 @@ def refuse_dependent(correlations: Sequence[float], items: Sequence[HalvesItem])
 
 
 def warn_of_dependent(names: Sequence[str], correlations: Sequence[float]) -> None:
-    """Warn where what is measured of halves that are denoised means nothing, as their noise is related."""
+    """Warn of halves whose noise may be related, so that what is measured of them would mean nothing."""
     related = [
-        (name, value) for name, value in zip(names, correlations, strict=True) if abs(value) > _RELATED
+        (name, value) for name, value in zip(names, correlations, strict=True) if abs(value) > _DOUBTFUL
     ]
     if related:
         log.warning(
             "even and odd sums of %d of %d micrographs correlate at high frequencies, where there is hardly "
-            "any signal, the first one, %s, by %.2f: what is said of their noise, bias and ratios is wrong",
+            "any signal unless pixels are coarse, the first one, %s, by %.2f: if that is noise, what is said "
+            "of noise, bias and ratios is wrong",
             *(len(related), len(names), *related[0]),
         )
+
+
+def _corners(item: HalvesItem) -> list[NDArray[np.float32]]:
+    """What is looked at of both halves: whole ones of all micrographs would fill the memory."""
+    return [half[:_LOOKED_AT_px, :_LOOKED_AT_px].copy() for half in raw_halves(item)]
 
 
 def _across(even: NDArray, odd: NDArray) -> float:
     """Correlation of the even half of one micrograph with the odd half of another."""
     side = _side(even, odd)
     spectra = [
-        rfft2(torch.from_numpy(np.asarray(half[:side, :side] - half[:side, :side].mean(), np.float32)))
-        for half in (even, odd)
+        rfft2(torch.from_numpy(half[:side, :side] - half[:side, :side].mean())) for half in (even, odd)
     ]
     return highest_correlation(spectra[0], spectra[1], shape=(side, side), of_one=False)
 
 
 def _side(*images: NDArray) -> int:
-    return min(_LOOKED_AT_px, *(length // 2 * 2 for image in images for length in image.shape))
+    return min(length // 2 * 2 for image in images for length in image.shape)
 
 
 def _scatter(image: NDArray) -> float:
