@@ -6,12 +6,10 @@ from pose_simulation import Particle, simulate
 
 from halfmap.errors import FileFormatError, ShapeError
 from halfmap.ops import symmetry
-from halfmap.ops.fsc import fsc
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.slices import extract_slices, finish_reconstruction, prepare_volume
 from halfmap.search.backprojector import Backprojection, _factorised, _mates, _summed, _turned, few_turns
 from halfmap.search.disc import DiscImages, FourierDisc
-from halfmap.search.regularise.fsc import FSCRegulariser, halves_correlation, shell_sums
 
 BOX, RADIUS = 32, 12
 PARTICLE = Particle.random(BOX, count=40, radius_px=9.0)
@@ -27,14 +25,6 @@ def _sums(images: DiscImages, rotations: torch.Tensor, shifts: torch.Tensor, **m
 def _few(n: int = 6):
     truth = simulate(PARTICLE, DISC, n, snr=0.5)
     return truth.images, truth.rotations, truth.shifts_px
-
-
-def _halves(snr: float, n: int = 400) -> tuple[Backprojection, Backprojection]:
-    def half(seed: int) -> Backprojection:
-        truth = simulate(PARTICLE, DISC, n, snr=snr, seed=seed)
-        return _sums(truth.images, truth.rotations, truth.shifts_px)
-
-    return half(0), half(1)
 
 
 def test_adding_is_adjoint_to_cutting():
@@ -124,35 +114,6 @@ def test_several_weighted_poses_of_one_image():
     )
     expected = _sums(scaled, *poses, dtype=torch.float64)
     torch.testing.assert_close(found.sums.data, expected.sums.data)
-
-
-def test_map_is_found_and_filtered_by_its_correlation():
-    halves, truth = _halves(0.5), PARTICLE.volume()
-    priors = FSCRegulariser()(halves)
-    a, b = (half.solve(prior) for half, prior in zip(halves, priors, strict=True))
-    to_truth = fsc(a, truth)[1:RADIUS]
-    between = fsc(a, b)[1:RADIUS]
-    # A half's correlation with the truth is the root of that between halves.
-    clear = between > 0.5
-    assert int(clear.sum()) >= 5
-    torch.testing.assert_close(to_truth[clear], between[clear].sqrt(), atol=0.06, rtol=0)
-    # Wiener's filter scales each shell by the correlation of the halves; the strong shells are next to whole.
-    assert 0.85 < float((a * truth).sum() / truth.square().sum()) < 1.02
-    stronger = halves[0].solve(FSCRegulariser(strength=4.0)(halves)[0])
-    assert float(stronger.square().sum()) > float(a.square().sum())
-
-
-def test_noise_alone_is_taken_away():
-    def noise(seed: int) -> Backprojection:
-        truth = simulate(PARTICLE, DISC, 400, snr=1e-9, seed=seed)
-        return _sums(truth.images, truth.rotations, truth.shifts_px)
-
-    halves = noise(0), noise(1)
-    curve = halves_correlation(shell_sums(halves[0].sums, halves[1].sums))
-    assert bool((curve[3:].abs() < 0.3).all())
-    filtered = halves[0].solve(FSCRegulariser()(halves)[0])
-    plain = halves[0].solve(torch.tensor(1e-9))
-    assert float(filtered.square().sum()) < 0.01 * float(plain.square().sum())
 
 
 def test_refusals(tmp_path: Path):

@@ -18,8 +18,12 @@ from halfmap.ops.masks import soft_sphere
 from halfmap.ops.rotations import random_rotations
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import DiscImages, FourierDisc
+from halfmap.search.halfmaps import HalfSums
 from halfmap.search.local import LocalPoses, PosePrior
 from halfmap.search.maxima import Maxima
+from halfmap.search.regularise import Evidence
+from halfmap.search.regularise.named import Named
+from halfmap.search.shared_map import added
 from halfmap.steps.refine.expectation import _Work
 from halfmap.steps.refine.extent import Extent
 from halfmap.steps.refine.model import Model, _references, _scheduled
@@ -38,24 +42,42 @@ def _part(seed: int) -> Backprojection:
     return sums
 
 
-def _made(parts: list[list[Backprojection]], prior: torch.Tensor) -> torch.Tensor:
+def _evidence(parts: list[list[Backprojection]]) -> Evidence:
+    first, second = (added(own) for own in parts)
+    halves = HalfSums.of((first, second))
+    agreed = torch.linspace(1, 0.2, RADIUS + 1)
+    return Evidence(
+        maps=halves.unfiltered(),
+        mask=soft_sphere((BOX,) * 3, radius=8.0, edge=2.0),
+        correlation=agreed,
+        prior=halves.prior(agreed),
+        least=halves.least * (1 - 1 / PARTS),
+        pixel_size=SIDE / BOX,
+        box=BOX,
+        iteration=1,
+        stage="near",
+    )
+
+
+def _made(parts: list[list[Backprojection]], name: str, evidence: Evidence) -> torch.Tensor:
     made = torch.empty(2, PARTS, BOX, BOX, BOX)
 
     def keep(half: int, number: int, volume: torch.Tensor) -> None:
         made[half, number] = volume
 
     plan = cast("Any", SimpleNamespace(side=SIDE))
-    _references(plan, prior, torch.ones(BOX, BOX, BOX), cast("Any", parts), keep)
+    _references(plan, Named(name), evidence, cast("Any", parts), keep)
     return made
 
 
-def test_parts_do_not_meet_themselves_nor_the_other_half_set():
+@pytest.mark.parametrize("name", ["fsc", "nonuniform", "sidesplitter"])
+def test_parts_do_not_meet_themselves_nor_the_other_half_set(name: str):
     """Of images exchanged in a part, the reference of this part sees nothing, those of its half set do."""
     parts = [[_part(10 * half + i) for i in range(PARTS)] for half in (0, 1)]
-    prior = torch.full((2, RADIUS + 1), float(parts[0][0].sums.weights.mean()))
-    before = _made(parts, prior)
+    evidence = _evidence(parts)
+    before = _made(parts, name, evidence)
     parts[0][1] = _part(99)
-    spectra = torch.fft.rfftn(_made(parts, prior) - before, dim=(-3, -2, -1)).abs()
+    spectra = torch.fft.rfftn(_made(parts, name, evidence) - before, dim=(-3, -2, -1)).abs()
     scale = float(torch.fft.rfftn(before, dim=(-3, -2, -1)).abs().max())
     frequency = torch.fft.fftfreq(BOX)
     radius = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,9 @@ scatters by some 0.07."""
 
 _ROOM = 4
 """Side of the box of a band over its outermost shell: products of maps have twice their frequencies."""
+
+_ROOM_OF_ONE = 2.5
+"""The same for one map and weights that vary slowly."""
 
 _CONE = 4
 """Power of the cosine that weights frequencies about an axis."""
@@ -208,6 +211,48 @@ def within_band(transfer: Tensor, m: int, outer: int) -> Tensor:
     return radial_profile_to_grid(held, shape=(m,) * 3)
 
 
+def in_bands(volume: Tensor, *, middles: list[float], weight: Callable[[int, int], Tensor | float]) -> Tensor:
+    """Multiply what each band of frequencies holds of a map by weights of its own, voxel by voxel.
+
+    Parameters
+    ----------
+    volume : Tensor (n, n, n)
+    middles : list of float
+        Of bands that do not overlap by more than their edges, as of `bands`.
+    weight : callable
+        Takes the number of a band and the side m of a box that holds it. Gives its weights (m, m, m) over the
+        map's box, or one number for all voxels.
+
+    Returns
+    -------
+    Tensor (n, n, n)
+
+    Notes
+    -----
+    Weights are taken to vary more slowly than the waves that they multiply, so that the product of both fits
+    into a box little larger than the band's.
+    """
+    n = len(volume)
+    shape = (n,) * 3
+    whole = rfft3(volume)
+    radius = frequency_radius(shape).to(whole.device) * n
+    out, common = torch.zeros_like(whole), torch.zeros_like(radius)
+    edges = [*middles, 2 * middles[-1] - middles[-2]]
+    for number, middle in enumerate(middles):
+        low, high = edges[number - 1] if number else -1.0, edges[number + 1]
+        outer = min(n // 2, math.ceil(high))
+        m = min(n, next_fast_len(math.ceil(_ROOM_OF_ONE * outer), real=True) or n)
+        m = min(n, m + m % 2)
+        local = weight(number, m)
+        if isinstance(local, Tensor):
+            small = (m,) * 3
+            part = resize_spectrum(whole, shape=shape, new_shape=small) * _weight(m, low, middle, high)
+            put_back(out, irfft3(part, shape=small) * local, n)
+        elif local:
+            common += local * _over(radius, low, middle, high)
+    return irfft3(out.addcmul_(whole, common.to(whole)), shape=shape)
+
+
 def put_back(spectrum: Tensor, part: Tensor, box: int) -> None:
     """Add what is in a band's box (m, m, m) to the half-spectrum of the whole box, in place."""
     m = len(part)
@@ -223,7 +268,10 @@ def cone(m: int, axis: Tensor) -> Tensor:
 
 def _weight(m: int, low: float, middle: float, high: float) -> Tensor:
     """Raised-cosine band (m, m, m // 2 + 1); all that is within the middle if there is no lower edge."""
-    radius = frequency_radius((m,) * 3) * m
+    return _over(frequency_radius((m,) * 3) * m, low, middle, high)
+
+
+def _over(radius: Tensor, low: float, middle: float, high: float) -> Tensor:
     up = ((radius - low) / (middle - low)).clamp_(0, 1) if low >= 0 else torch.ones_like(radius)
     down = ((high - radius) / (high - middle)).clamp_(0, 1)
     return (0.5 - 0.5 * (math.pi * up).cos_()) * (0.5 - 0.5 * (math.pi * down).cos_())

@@ -249,3 +249,10 @@ def _turned_plane(data: Tensor, operators: Tensor, origin: int, z: int) -> Tenso
         found[..., 1] *= torch.where(flipped[..., 0], -1, 1)
         plane[1:-1, :-1] += found
     return plane
+
+
+def shells_of(sums: SliceAccumulator) -> Tensor:
+    """Shell of each voxel (z, y, x), int64: one Fourier pixel of the unpadded box wide."""
+    axis = torch.arange(len(sums.data), device=sums.data.device) - (sums.limit + 1)
+    square = (axis.square()[:, None, None] + axis.square()[:, None]) + axis[sums.limit + 1 :].square()
+    return (square.sqrt() / sums.voxels_per_pixel).round().long()

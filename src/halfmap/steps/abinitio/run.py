@@ -17,10 +17,9 @@ from halfmap.io.atomic import atomic_path
 from halfmap.ops.rotations import random_rotations
 from halfmap.ops.slices import SliceAccumulator
 from halfmap.ops.threads import one_torch_thread
-from halfmap.search.backprojector import Backprojection
+from halfmap.search.backprojector import Backprojection, shells_of
 from halfmap.search.lens_noise import ring_means
 from halfmap.search.prepared import prepare
-from halfmap.search.regularise.fsc import _shells
 from halfmap.search.symmetry_map import spherical_average
 from halfmap.steps.abinitio.expectation import BATCH, Comparison
 from halfmap.steps.abinitio.plan import Iteration, Plan
@@ -164,7 +163,7 @@ def _evidence(plan: Plan, spectra: Spectra, state: State, radius: int) -> list[f
 def solve(plan: Plan, spectra: Spectra, sums: list[Backprojection], radius: int) -> Tensor:
     """Maps (k, box, box, box) of greatest posterior, from frequencies to a radius."""
     with one_torch_thread():
-        shells, data = _shells(sums[0].sums), sums[0].sums.data
+        shells, data = shells_of(sums[0].sums), sums[0].sums.data
         reciprocal = spectra.signal.reciprocal().to(data)[shells.clamp_max(plan.radius)]
         prior = torch.where(shells > radius, _BEYOND * reciprocal, reciprocal)
         return torch.stack([own.solve(prior) for own in sums]) * plan.sphere().to(data.device)

@@ -17,6 +17,7 @@ from halfmap.search.frames import Motion, motion_between
 from halfmap.search.halfmaps import HalfSums, believed, joined, radius_at, solved
 from halfmap.search.lens_noise import NoiseSums
 from halfmap.search.pose_information import nothing_but_signal, pose_information
+from halfmap.search.regularise import Evidence, Regulariser
 from halfmap.search.shared_map import added
 from halfmap.search.stored_sums import StoredSums
 from halfmap.steps.refine.expectation import BEST
@@ -54,6 +55,9 @@ _STILL, _SETTLED = 0.1, 0.5
 
 _RESTING = 0.2
 """The same at which one iteration without improvement is enough: the next begins where this one did."""
+
+_SURE_DEG = 58.6 / 2**4
+"""Median error of poses, a step of HEALPix order 4, below which maps are filtered as near the end."""
 
 _JUMPING = 0.03
 """Share of the poses that turn beyond their errors while it pays to search everywhere."""
@@ -206,7 +210,8 @@ def maximise(
     compared = corrected_fsc(first, second, mask=mask, generator=generator)
     curves = _padded(compared, plan.box // 2 + 1)
     curves[3, _empty_from(plan, noise) :] = 0
-    prior = sums.prior(believed(curves[3]))
+    agreed = believed(curves[3])
+    prior = sums.prior(agreed)
     masked = first * mask, second * mask
     powers = _noise(model.noise, noise)
     model = model if searched is None else _with_searched(model, searched)
@@ -222,7 +227,7 @@ def maximise(
         evenness=_to_shells(sums.evenness.mean(0).cpu().float(), curves.shape[1]),
         information=pose_information(
             *masked,
-            correlation=curves[1] * (believed(curves[3]) > 0),
+            correlation=curves[1] * (agreed > 0),
             noise=_compared_noise(powers if searched is None else model.searched, model.transfer),
             share=1 - 1 / PARTS,
         ),
@@ -233,8 +238,25 @@ def maximise(
     new = _scheduled(plan, model, new, box=len(mask), error=error)
     if new.done:
         return new, Maps(torch.stack([first, second]), mask, *_of_all(sums, prior, mask))
-    _references(plan, prior, mask, parts, keep)
+    evidence = Evidence(
+        (first, second),
+        mask,
+        agreed,
+        prior,
+        sums.least * (1 - 1 / PARTS),
+        plan.side / len(mask),
+        plan.box,
+        new.iteration,
+        new.stage,
+    )
+    _references(plan, regulariser(plan, new.stage, error), evidence, parts, keep)
     return new, None
+
+
+def regulariser(plan: Plan, stage: Stage, error: float) -> Regulariser:
+    """What makes maps for a stage, where the median error of poses is as given in degrees."""
+    surely = stage != "everywhere" and error <= _SURE_DEG
+    return plan.regularisers[int(surely)]
 
 
 def _apart(plan: Plan, first: Tensor, second: Tensor, correlation: Tensor) -> Tensor:
@@ -262,18 +284,17 @@ def _of_all(sums: HalfSums[StoredSums], prior: Tensor, mask: Tensor) -> tuple[Te
 
 def _references(
     plan: Plan,
-    prior: Tensor,
-    mask: Tensor,
+    made_by: Regulariser,
+    evidence: Evidence,
     parts: tuple[Sequence[StoredSums], Sequence[StoredSums]],
     keep: Keep,
 ) -> None:
     """Make filtered maps (d, d, d), each of a half set without one of its parts."""
     radius = plan.side / _JOIN_A
+    filtered = made_by(evidence)
     for number in range(len(parts[0])):
-        first, second = (
-            solved(added([each for i, each in enumerate(own) if i != number]), prior[half]) * mask
-            for half, own in enumerate(parts)
-        )
+        one, other = (added([each for i, each in enumerate(own) if i != number]) for own in parts)
+        first, second = (each * evidence.mask for each in filtered((one, other), f"without_part{number + 1}"))
         keep(0, number, joined(first, second, radius=radius))
         keep(1, number, joined(second, first, radius=radius))
 

@@ -26,6 +26,8 @@ from halfmap.search.padding import affordable_padding, map_bytes
 from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
+from halfmap.search.regularise import Regulariser
+from halfmap.search.regularise.named import Named, find
 from halfmap.search.source import (
     MICROGRAPH,
     Source,
@@ -104,6 +106,8 @@ class Plan:
     padding : float
         Of transforms, over the box.
     device : str
+    regularisers : pair of Regulariser
+        Of the maps that particles are compared with: in all directions, and once poses are nearly sure.
     """
 
     step: RefineStep
@@ -124,6 +128,7 @@ class Plan:
     searched: Searched | None
     padding: float
     device: str
+    regularisers: tuple[Regulariser, Regulariser] = Named("fsc"), Named("fsc")
 
     @property
     def side(self) -> float:
@@ -244,6 +249,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         searched=make_searched(step, ctx, particles, micrographs, memory),
         padding=padding,
         device=ctx.device,
+        regularisers=_regularisers(step),
     )
     log.info(
         "%d particles, %d and %d in the half sets, box %d px of %.3g Å; %s, sphere of %.0f Å, "
@@ -252,6 +258,13 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         *(diameter, shift_range, initial_lowpass),
     )
     return plan.source.images, plan
+
+
+def _regularisers(step: RefineStep) -> tuple[Regulariser, Regulariser]:
+    names = step.regulariser_everywhere, step.regulariser
+    for name in names:
+        find(name)
+    return Named(names[0]), Named(names[1])
 
 
 def _warn_of_what_is_shared(particles: ParticleSet, given: GivenPoses | None, initial_lowpass: float) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from halfmap.engine import Context, Input, Out, Param, Step
 
 MAP, SEARCH, LOCAL, SCHEDULE = "Map", "Search", "Local refinement", "Schedule"
+REFERENCES = "Maps to compare with"
 
 
 class RefineStep(Step, name="refine", label="relion.refine3d"):
@@ -82,6 +83,16 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         unit="Å",
         section=SEARCH,
         gt=0,
+    )
+    regulariser: str = Param(
+        "fsc",
+        "filter of the maps that particles are compared with once their poses are nearly sure: fsc, "
+        "nonuniform, sidesplitter, or one that a package adds",
+        unit="none",
+        section=REFERENCES,
+    )
+    regulariser_everywhere: str = Param(
+        "fsc", "the same before, while all directions are searched", unit="none", section=REFERENCES
     )
     phase_flipped: bool = Param(
         False,
