@@ -9,7 +9,7 @@ from halfmap.errors import ParameterError, ShapeError
 from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.grids import coordinates, ring_index
-from halfmap.ops.local_correlation import bands, put_back, shells, upsampled, within_band
+from halfmap.ops.local_correlation import bands, in_bands, put_back, shells, upsampled, within_band
 from halfmap.ops.masks import soft_sphere
 
 BOX = 48
@@ -110,3 +110,32 @@ def test_what_is_refused():
         next(bands(ONES, ONES, mask=torch.ones(4, 4, 4), middles=[3.0, 5.0]))
     with pytest.raises(ParameterError, match="bands"):
         next(bands(ONES, ONES, mask=ONES, middles=[3.0]))
+
+
+def test_bands_are_multiplied_by_weights_of_their_own():
+    """Against each band of the whole map times its weights, added up."""
+    volume = _random(3)
+    middles = shells(BOX, 4.0)
+    z = torch.arange(BOX) / BOX
+
+    def local(number: int, m: int) -> torch.Tensor | float:
+        if number < 2:
+            return float(number)
+        place = torch.arange(m) / m
+        return (0.5 + 0.4 * torch.cos(2 * math.pi * place + number))[:, None, None].expand(m, m, m)
+
+    found = in_bands(volume, middles=middles, weight=local)
+    expected = torch.zeros_like(volume)
+    for number, band in enumerate(bands(volume, volume, mask=ONES, middles=middles)):
+        whole = torch.zeros(BOX, BOX, BOX // 2 + 1, dtype=torch.complex64)
+        put_back(whole, band.mean, BOX)
+        part = irfft3(whole, shape=volume.shape)
+        weight = number if number < 2 else (0.5 + 0.4 * torch.cos(2 * math.pi * z + number))[:, None, None]
+        expected += part * weight
+    within = (ring_index((BOX,) * 3) < BOX // 2 - 3).float()
+    compared = [irfft3(rfft3(each) * within, shape=volume.shape) for each in (found, expected)]
+    assert float((compared[0] - compared[1]).norm()) < 0.03 * float(compared[1].norm())
+    whole = in_bands(volume, middles=middles, weight=lambda number, m: 1.0)
+    torch.testing.assert_close(
+        rfft3(whole) * within, rfft3(volume) * within, rtol=1e-3, atol=1e-3 * float(rfft3(volume).abs().max())
+    )

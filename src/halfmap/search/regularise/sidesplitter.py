@@ -23,8 +23,8 @@ _ORDER = 8
 _INSIDE = 0.99
 """Of the mask, where noise is measured."""
 
-_NOTHING = 0.05
-"""Signal in the power of a band, below which there is none further out."""
+_THRESHOLD = 0.143
+"""Correlation at which the finest detail ends."""
 
 
 def sidesplitter(evidence: Evidence) -> Filter:
@@ -47,7 +47,8 @@ def sidesplitter(evidence: Evidence) -> Filter:
         inside = evidence.mask >= evidence.mask.max()
     agreed = evidence.correlation.to(evidence.mask)
     first, second = (_of_shells(rfft3(each), agreed, n) for each in evidence.maps)
-    white, ends = _whitening(first, second, inside)
+    last = max(evidence.shell(_THRESHOLD), math.ceil(_COARSEST) + 2)
+    white, ends = _whitening(first, second, inside, last)
     limits = [_limit(first, second, white, end, inside) for end in ends]
 
     def made(halves: Pair, name: str) -> tuple[Tensor, Tensor]:
@@ -66,22 +67,21 @@ def _of_shells(spectrum: Tensor, profile: Tensor, n: int) -> Tensor:
     return spectrum * radial_profile_to_grid(whole[: n // 2 + 1], shape=(n,) * 3)
 
 
-def _whitening(first: Tensor, second: Tensor, inside: Tensor) -> tuple[Tensor, list[float]]:
-    """Factors (n, n, n // 2 + 1) that make maps white as far as there is signal, and the ends of bands."""
+def _whitening(first: Tensor, second: Tensor, inside: Tensor, last: int) -> tuple[Tensor, list[float]]:
+    """Factors (n, n, n // 2 + 1) that make maps white to a shell, and the ends of bands."""
     n = len(inside)
     radius = _radius(n, first)
     factors, ends, low = torch.zeros_like(radius), list[float](), 0.0
     for end in shells(n, _COARSEST)[1:]:
         band = _low_pass(radius, end) - (_low_pass(radius, low) if low else 0.0)
-        one, two = (irfft3(each * band, shape=(n,) * 3)[inside] for each in (first, second))
-        power = float((one + two).square().mean())
-        signal = 1 - float((one - two).square().mean()) / power if power > 0 else 0.0
-        if ends and signal < _NOTHING:
-            break
+        both = irfft3((first + second) * band, shape=(n,) * 3)[inside]
+        power = float(both.square().mean())
         if power > 0:
             factors += band * ((end - low) / math.sqrt(power))
         ends.append(end)
         low = end
+        if end >= last:
+            break
     return factors, ends
 
 
