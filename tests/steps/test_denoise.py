@@ -130,6 +130,20 @@ def test_phases_are_flipped_back(project: Project):
         halves.load_halves(item, COARSE, flip=True)
 
 
+def test_sums_of_another_micrograph_are_refused(project: Project):
+    """By its noise; where frames count by their dose in the micrograph itself, too."""
+    path = project.root / table(project.root, [1, 2])
+    first, second = halves.list_halves(
+        read_micrographs(path), lambda name: project.root / name, use_ctf=False
+    )
+    halves.load_halves(first, COARSE)
+    with pytest.raises(FileFormatError, match=r"m2_ODD\.mrc: is no sum of frames of m1\.mrc"):
+        halves.load_halves(replace(first, odd=second.odd), COARSE)
+    even, odd = (read_mrc(each).squeeze() for each in (first.even, first.odd))
+    write_mrc(project.root / "m1.mrc", (1.6 * even + 0.4 * odd).astype(np.float32), pixel_size=PIXEL)
+    halves.load_halves(first, COARSE)
+
+
 TINY = {"pixel_size": COARSE, "patch": 64, "batch": 4}
 
 
@@ -206,6 +220,17 @@ def test_counts_are_told_at_any_dose_and_however_multiplied(tmp_path: Path, mean
     write_mrc(other, counts, pixel_size=PIXEL)
     _, apart = halves.raw_halves(replace(item, even=other, electron=factor))
     assert not np.array_equal(odd, apart), "two files do not share their coins"
+
+
+def test_signal_is_not_taken_for_scatter(tmp_path: Path):
+    """Particles and ice make counts differ from pixel to pixel as well, but hardly at the finest detail."""
+    passed = low_pass(SHAPE, pixel_size=PIXEL, resolution=4.0 * PIXEL)
+    fine = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    signal = irfft2(rfft2(fine) * passed, shape=SHAPE).numpy()
+    expected = 60.0 * (1 + 0.12 * signal / signal.std())
+    counts = np.random.default_rng(6).poisson(expected.clip(0)).astype(np.float64)
+    assert counts.var() / counts.mean() > 1.6
+    assert halves._scatter_over_mean(counts) == pytest.approx(1.0, abs=0.02)
 
 
 def test_values_between_whole_numbers_are_parted_too(tmp_path: Path):
@@ -468,3 +493,5 @@ def test_the_general_model_needs_no_training_and_can_be_gone_on_with(project: Pr
         project.run(DenoiseTrain(**how))
     with pytest.raises(ParameterError, match="there are two models to go on with"):
         project.run(DenoiseTrain(**how | {"model": trained[1]}))
+    with pytest.raises(ParameterError, match="the general model is a small, wide network"):
+        project.run(DenoiseTrain(**how | {"size": "full"}))

@@ -110,9 +110,7 @@ def denoise_micrograph(
     write_powers(folder / POWERS / f"{item.key}.npz", powers, halves.pixel_size)
     # The micrograph is the sum of its halves.
     image = 2 * halves.restored(found.mean(0))
-    write_mrc(
-        folder / IMAGES / f"{item.key}_denoised.mrc", image.numpy(), pixel_size=item.pixel_size, stack=False
-    )
+    write_mrc(folder / IMAGES / f"{item.key}_denoised.mrc", image.numpy(), pixel_size=item.pixel_size)
     row = {"name": item.name, "key": item.key, "correlation": halves.correlation, **figures(powers)}
     if merge:
         joined, at_A = merged(halves, found.mean(0), powers)
@@ -120,7 +118,6 @@ def denoise_micrograph(
             folder / IMAGES / f"{item.key}_merged.mrc",
             joined.numpy(),
             pixel_size=item.pixel_size,
-            stack=False,
         )
         row["joined_A"] = at_A
     if picture:

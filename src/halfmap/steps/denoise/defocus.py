@@ -110,7 +110,7 @@ def even_micrograph(item: MicrographItem, *, folder: Path, finest: float) -> dic
     raw = np.asarray(read_image(item.path), np.float32)
     values = cropped(raw, item.pixel_size, SOFT * finest / 2)
     size = item.pixel_size * math.sqrt(raw.size / values.size)
-    write_mrc(folder / f"{item.key}.mrc", evened(values, size, finest), pixel_size=size, stack=False)
+    write_mrc(folder / f"{item.key}.mrc", evened(values, size, finest), pixel_size=size)
     return {"name": item.name, "pixel_size": size}
 
 

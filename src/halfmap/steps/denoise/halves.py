@@ -42,11 +42,18 @@ COARSER = 1.1
 SOFT = 0.9
 """Part of the coarse images' Nyquist frequency from which on they fade out when they are made finer."""
 
-_SCATTER = 0.05
+_SCATTER = 0.03
 """Deviation of the variance of counts over their mean from 1, at the most."""
 
 _BLOCK_px, _WHOLE = 64, 1e-3
 """Blocks in which that is looked at, and how far a whole number may be from one."""
+
+_DIFFERENCES = 3
+"""How often neighbours are subtracted along each axis: what is left is of the highest frequencies, where ice
+and particles have next to nothing, and noise of a camera that counts nearly all."""
+
+_LOOKED_AT_px, _STRANGE = 1024, 0.1
+"""Part of a micrograph that its halves are compared with, and how they correlate with it at least."""
 
 _BANDS = 0.5, 0.6, 0.7, 0.8, 0.9, 1.0
 """Parts of the Nyquist frequency between which halves that are independent have next to nothing in common."""
@@ -204,6 +211,7 @@ def load_halves(item: HalvesItem, pixel_size: float, *, flip: bool = False) -> H
         If the halves are not of one size.
     """
     even, odd = raw = raw_halves(item)
+    _refuse_strangers(item, raw)
     if even.shape != odd.shape:
         message = f"is {_size(odd)} px, but the even sum {_size(even)}"
         raise ShapeError(message, path=item.odd, hint="run motion on this movie again")
@@ -266,6 +274,24 @@ def raw_halves(item: HalvesItem) -> list[NDArray[np.float32]]:
     return [mended(np.asarray(read_image(path), np.float32), str(path)) for path in (item.even, item.odd)]
 
 
+def _refuse_strangers(item: HalvesItem, halves: list[NDArray[np.float32]]) -> None:
+    """Refuse sums that are of another micrograph: whatever its frames' weights, it has the noise of both."""
+    if item.seed is not None or not item.path.exists():
+        return
+    whole = np.asarray(read_image(item.path), np.float32)
+    for path, half in zip((item.even, item.odd), halves, strict=True):
+        if half.shape != whole.shape:
+            continue
+        one, other = (
+            np.diff(np.nan_to_num(each[:_LOOKED_AT_px, :_LOOKED_AT_px]), axis=1).ravel()
+            for each in (whole, half)
+        )
+        found = float(np.corrcoef(one, other)[0, 1]) if one.std() > 0 and other.std() > 0 else 1.0
+        if found < _STRANGE:
+            message = f"is no sum of frames of {item.name}: from pixel to pixel they correlate by {found:.2f}"
+            raise FileFormatError(message, path=path, hint="give each micrograph its own sums, or run motion")
+
+
 def _counts_parted(item: HalvesItem, seed: int) -> list[NDArray[np.float32]]:
     """Each electron of a counted image into one of two halves, whose noise is then independent.
 
@@ -303,11 +329,15 @@ def _counts_parted(item: HalvesItem, seed: int) -> list[NDArray[np.float32]]:
 
 def _scatter_over_mean(counts: NDArray[np.float64]) -> float:
     """Variance from pixel to pixel over the mean, in most places: 1 for counts, whatever is slow or hot."""
-    side = min(_BLOCK_px, *counts.shape)
-    h, w = (length // side * side for length in counts.shape)
-    blocks = counts[:h, :w].reshape(h // side, side, w // side, side)
-    scatter = np.square(np.diff(blocks, axis=3)).mean((1, 3)) / 2
-    mean = blocks.mean((1, 3))
+    n = _DIFFERENCES
+    apart = np.diff(np.diff(counts, n, axis=0), n, axis=1)
+    side = min(_BLOCK_px, *apart.shape)
+    h, w = (length // side * side for length in apart.shape)
+
+    def means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values[:h, :w].reshape(h // side, side, w // side, side).mean((1, 3))
+
+    scatter, mean = means(np.square(apart)) / math.comb(2 * n, n) ** 2, means(counts)
     return float(np.median(scatter[mean > 0] / mean[mean > 0])) if (mean > 0).any() else 0.0
 
 

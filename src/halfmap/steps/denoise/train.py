@@ -167,6 +167,10 @@ def _network(step: DenoiseTrain, ctx: Context) -> tuple[Denoiser, str]:
     torch.manual_seed(step.seed)
     if step.general and step.model is not None:
         raise ParameterError("there are two models to go on with", hint="give --model or --general")
+    if step.general and (step.size == "full" or step.network == "plain"):
+        raise ParameterError(
+            "the general model is a small, wide network", hint="leave out --general, or --size and --network"
+        )
     if step.general or step.model is not None:
         path = shipped(KIND) if step.model is None else ctx.resolve(step.model)
         network, record = load_denoiser(path)
