@@ -161,6 +161,20 @@ def _live(words: list[str]) -> None:
     run_live(project, given, run)
 
 
+def _external_reconstruct(words: list[str]) -> None:
+    """Make a map that RELION asks for (--external_reconstruct); writes neither job nor project."""
+    from halfmap.workflow.external_reconstruct import ReconstructSettings, reconstruct
+
+    if words and words[-1].endswith(".star") and words[-2:-1] != ["--star"]:
+        # RELION adds the file's name to whatever is in its environment variable.
+        words = [words[-1], *words[:-1]]
+    description = inspect.getdoc(ReconstructSettings) or ""
+    values, _ = parse_options(
+        words, ReconstructSettings, prog="halfmap external-reconstruct", description=description, runs=False
+    )
+    reconstruct(parse_form(ReconstructSettings, values, hint="see: halfmap external-reconstruct --help"))
+
+
 def _status(words: list[str]) -> None:
     """Show the graph of a project: how far each job is, what it stands on, and why it no longer holds."""
     if words[:1] in (["-h"], ["--help"]):
@@ -258,6 +272,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "info": _info,
     "resume": _resume,
     "doctor": _doctor,
+    "external-reconstruct": _external_reconstruct,
     "--version": _version,
 }
 

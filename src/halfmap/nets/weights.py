@@ -45,7 +45,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
             f"{missing} is missing", path=path, hint="keep the .npz and the .json of a model together"
         ) from None
     except (OSError, ValueError) as error:
-        raise FileFormatError("is no record of weights that can be read", path=record_file(path)) from error
+        raise FileFormatError(
+            "is no record of weights that can be read", path=record_file(path), hint="copy it again"
+        ) from error
     return record if isinstance(record, dict) else {}
 
 
@@ -101,7 +103,9 @@ def load_weights(path: str | Path, network: nn.Module, *, kind: str) -> dict[str
             f"{missing} is missing", path=path, hint="keep the .npz and the .json of a model together"
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise FileFormatError("holds no weights that can be read", path=path) from error
+        raise FileFormatError(
+            "holds no weights that can be read", path=path, hint="give the .npz of a model that halfmap wrote"
+        ) from error
     if record.get("kind") != kind:
         raise FileFormatError(f"is no model of the kind {kind!r}", path=path, hint="give another file")
     if record.get("sha256") != _digest(data):

@@ -170,6 +170,48 @@ def solved(
     return volume.div_(_envelope(len(volume), _sizes(whole)[2], volume))
 
 
+def solved_towards(whole: Sums, prior: Tensor, expected: Tensor) -> Tensor:
+    """Map of greatest posterior where the signal is expected to be a given one, and not nothing.
+
+    Parameters
+    ----------
+    whole : Backprojection or StoredSums
+        With all symmetry applied.
+    prior : Tensor (shells,)
+        Reciprocal of the power of what may be wrong in the expected map.
+    expected : Tensor (box, box, box // 2 + 1), complex
+        Half-spectrum of the expected map.
+
+    Returns
+    -------
+    Tensor (box, box, box)
+
+    Notes
+    -----
+    With sums s of weight w, ``(s + p m) / (w + p)`` in each voxel: the map without expectation, and of the
+    expected one the part ``p / (w + p)``, which is smooth enough to be taken on the box's own voxels.
+    """
+    limit, box, padded_box = _sizes(whole)
+    half = box // 2
+    places = torch.arange(-half, half + 1)
+    nearest = (places * (padded_box / box)).round().long()
+    reach = int((nearest.abs() <= limit).sum()) // 2
+    prior = _extended(prior.float(), box).to(expected.real)
+    index = (frequency_radius((box,) * 3) * box).round().long().to(expected.device)
+    added = prior[index.clamp_max(len(prior) - 1)]
+    weights = torch.zeros_like(added)
+    columns = nearest[half : half + reach + 1]
+    rows = torch.arange(-reach, reach + 1)
+    for z in rows.tolist():
+        at = round(z * padded_box / box)
+        plane = _planes(whole, range(at, at + 1))[0, :, :, 2]
+        weights[z % box, rows % box, : reach + 1] = plane[(nearest[half - reach : half + reach + 1] + limit)][
+            :, columns
+        ].clamp_min(0)
+    part = added / (weights + added)
+    return solved(whole, prior) + irfft3(expected * part, shape=(box,) * 3)
+
+
 def _along_y(whole: Sums, prior: Tensor | None, least: Tensor | None, without: Sums | None) -> Tensor:
     """Quotients transformed along y and cut to the box: (y, z, x), z and x yet in Fourier space."""
     limit, box, n = _sizes(whole)

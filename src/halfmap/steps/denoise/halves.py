@@ -186,7 +186,12 @@ def list_halves(
                 hint="let motion write them (--even-odd), or part the counts of a counted image with --thin",
             )
         if even == odd:
-            raise TableError("names one file as even and as odd sum", path=micrographs.path, row=number)
+            raise TableError(
+                "names one file as even and as odd sum",
+                path=micrographs.path,
+                row=number,
+                hint="let motion write both (--even-odd)",
+            )
         items.append(HalvesItem(**vars(item), even=resolve(even), odd=resolve(odd)))
     return items
 

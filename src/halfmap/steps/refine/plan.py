@@ -27,7 +27,7 @@ from halfmap.search.particles import ParticleImages
 from halfmap.search.prepared import refuse_stretched
 from halfmap.search.reference import read_mask
 from halfmap.search.regularise import Regulariser
-from halfmap.search.regularise.named import Named, find
+from halfmap.search.regularise.named import Named, Settings, find
 from halfmap.search.source import (
     MICROGRAPH,
     Source,
@@ -249,7 +249,7 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
         searched=make_searched(step, ctx, particles, micrographs, memory),
         padding=padding,
         device=ctx.device,
-        regularisers=_regularisers(step),
+        regularisers=_regularisers(step, ctx, diameter),
     )
     log.info(
         "%d particles, %d and %d in the half sets, box %d px of %.3g Å; %s, sphere of %.0f Å, "
@@ -260,11 +260,13 @@ def make_plan(step: RefineStep, ctx: Context, particles: ParticleSet) -> tuple[P
     return plan.source.images, plan
 
 
-def _regularisers(step: RefineStep) -> tuple[Regulariser, Regulariser]:
+def _regularisers(step: RefineStep, ctx: Context, diameter: float) -> tuple[Regulariser, Regulariser]:
+    weights = None if step.weights is None else ctx.resolve(step.weights)
+    settings = Settings(ctx.folder, diameter, step.external_program, weights, ctx.device)
     names = step.regulariser_everywhere, step.regulariser
     for name in names:
-        find(name)
-    return Named(names[0]), Named(names[1])
+        find(name, settings)
+    return Named(names[0], settings), Named(names[1], settings)
 
 
 def _warn_of_what_is_shared(particles: ParticleSet, given: GivenPoses | None, initial_lowpass: float) -> None:

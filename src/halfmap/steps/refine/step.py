@@ -87,12 +87,24 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
     regulariser: str = Param(
         "fsc",
         "filter of the maps that particles are compared with once their poses are nearly sure: fsc, "
-        "nonuniform, sidesplitter, or one that a package adds",
+        "nonuniform, sidesplitter, learned, external, or one that a package adds",
         unit="none",
         section=REFERENCES,
     )
     regulariser_everywhere: str = Param(
         "fsc", "the same before, while all directions are searched", unit="none", section=REFERENCES
+    )
+    external_program: str | None = Param(
+        None,
+        "program of the external filter, with its arguments, as RELION calls one for --external_reconstruct; "
+        "default: that of the environment variable RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE",
+        unit="none",
+        section=REFERENCES,
+    )
+    weights: Path | None = Input(
+        "weights of the network of the learned filter (.npz, with its .json beside it)",
+        default=None,
+        section=REFERENCES,
     )
     phase_flipped: bool = Param(
         False,
