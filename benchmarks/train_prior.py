@@ -3,8 +3,8 @@
 Of every structure some maps are made, each under conditions drawn at random: pixel size, B-factors that vary
 smoothly over the structure, chains that are loose, a detergent belt, errors of poses, uneven views, coloured
 noise and the resolution at which half maps end. From one half map and the correlation of both within a mask,
-made white as refinement makes them, the network learns the map that poses without errors, all views and no
-noise would give of the same specimen, loose parts and all. Structures that are measured on elsewhere and
+made white as refinement makes them, the network learns the map that all views and no noise would
+give with the same poses. Structures that are measured on elsewhere and
 their homologues are left out; by others, also left out, it is known how far it errs. See docs/regularise.md.
 """
 
@@ -31,7 +31,7 @@ from halfmap.errors import HalfmapError
 from halfmap.io.models import AtomicModel, read_model
 from halfmap.nets.map_prior import FULL, SMALL, MapPrior, loss, save_map_prior
 from halfmap.nets.training import Progress, bfloat16_pays, train
-from halfmap.ops.filters import radial_average
+from halfmap.ops.filters import radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.fsc import fsc
 from halfmap.ops.grids import frequencies, frequency_radius
@@ -39,16 +39,18 @@ from halfmap.ops.masks import soft_edge
 from halfmap.ops.rotations import random_rotations
 from halfmap.search.halfmaps import believed
 from halfmap.search.model_density import model_map
-from halfmap.search.regularise.learned import White
+from halfmap.search.regularise.learned import White, ending
+from priors import CASES
 
 MODELS = Path(__file__).parents[2] / "shared" / "data" / "models"
 
 MEASURED = (
-    "5a1a 8zpm 3odu 4dkl 3pbl 1u19 3sn6 1wcm 4hg6 4hhb t20s 6z6u 4v6x 4v5d 6zu5 4upy 30Srib 2btv 4iib 2d0f"
+    "5a1a 4iib 2d0f 2r6g 8zpm 3odu 4dkl 3pbl 1u19 3sn6 1wcm 4hg6 4hhb t20s 6z6u"
+    " 4v6x 4v5d 6zu5 4upy 30Srib 2btv"
 )
 """Structures that others are measured on, and their homologues."""
 
-JUDGES = "1qba 2bs2 3sfd 4q35 7bv2 2zxe 1igt 7ez0"
+JUDGES = "1qba 2bs2 3sfd 4q35 7bv2 2zxe 7ez0 7xd6 7r6l"
 """Structures by which it is known how far the network errs, and their homologues."""
 
 SIDES = 72, 136
@@ -61,7 +63,7 @@ CROP = 48
 """Side of what is trained on at a time."""
 
 LARGEST_A = 230.0
-CORRELATIONS = np.array([0.0, 0.143, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97, 0.99, 1.0])
+CORRELATIONS = np.array([0.143, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97, 0.99, 1.0])
 
 LEAST = 0.5
 """Weight that voxels of unfiltered maps count for at least, over the mean; as of refinement's half maps."""
@@ -172,7 +174,7 @@ def simulate(model: AtomicModel, seed: list[int]) -> dict[str, Any]:
     white = White.of(volume, mask, agreed, multiple=8)
     return {
         "seen": white.seen(volume),
-        "target": white.target(truth),
+        "target": white.target(signal),
         "inside": mask[white.place],
         "agreed": agreed,
         "unit": white.unit,
@@ -247,8 +249,13 @@ def batches(files: list[Path], size: int, seed: int) -> Callable[[int], Iterator
 
 
 def judge(network: nn.Module, files: list[Path]) -> dict[str, list[float]]:
-    """Power of errors over that of the signal by the correlation of half maps: the network's and Wiener's."""
-    at, errors, wiener = [], [], []
+    """How far the network errs, by the correlation of half maps.
+
+    For each bin of correlations: the share of the signal's power that makes the best mean of what the network
+    says and the images, whose errors are related as it has seen them; the power of its errors over that of
+    all that is there; and the same of Wiener's filter.
+    """
+    rows = []
     for path in files:
         example = load(path)
         seen, target, inside = (
@@ -256,23 +263,44 @@ def judge(network: nn.Module, files: list[Path]) -> dict[str, list[float]]:
         )
         with torch.inference_mode():
             mean = network(seen[None])[0, 0]
-        n, agreed = int(example["box"]), example["agreed"]
-        shape = (n,) * 3
-        for kept, difference in ((errors, mean - target), (wiener, seen[0] - target)):
-            whole = torch.zeros(shape)
-            whole[tuple(slice(0, size) for size in difference.shape)] = difference * inside
-            power = radial_average(rfft3(whole).abs().square(), shape=shape) * float(example["unit"]) ** 2
-            kept.append(power[: len(agreed)].numpy())
-        at.append(agreed)
-    correlation, mine, theirs = (np.concatenate(each) for each in (at, errors, wiener))
-    share, known = [], []
+        shape, agreed = (int(example["box"]),) * 3, torch.from_numpy(example["agreed"])
+        images, said, filtered, truth = (
+            _spectrum(each * inside, shape) * float(example["unit"])
+            for each in (seen[1], mean, seen[0], target)
+        )
+        images = images * radial_profile_to_grid(agreed.clamp_min(1e-3).rsqrt(), shape=shape)
+        off, wrong = images - truth, said - truth
+        powers = (
+            off.abs().square() - (wrong * off.conj()).real,
+            (wrong - off).abs().square(),
+            wrong.abs().square(),
+            (filtered - truth).abs().square(),
+        )
+        shells = torch.stack([radial_average(each, shape=shape)[: len(agreed)] for each in powers])
+        whole = ending(agreed) == 1
+        counts = torch.arange(len(agreed)).square()
+        rows.append(torch.cat([agreed[None], counts[None], shells * counts])[:, whole])
+    agreed, counts, *sums = torch.cat(rows, dim=1).double().numpy()
+    found: dict[str, list[float]] = {"correlation": [], "share": [], "power": [], "wiener": []}
     for low, high in itertools.pairwise(CORRELATIONS):
-        own = (correlation > low) & (correlation <= high)
-        if own.sum() >= 5:
-            known.append((low + high) / 2)
-            share.append([float(np.median(mine[own])), float(np.median(theirs[own]))])
-    values = np.array(share)
-    return {"correlation": known, "share": values[:, 0].tolist(), "wiener": values[:, 1].tolist()}
+        own = (agreed > low) & (agreed <= high)
+        if own.sum() < 5:
+            continue
+        number = counts[own].sum()
+        likely, apart, power, wiener = (float(each[own].sum() / number) for each in sums)
+        f = float((agreed[own] * counts[own]).sum() / number)
+        weight = min(max(likely / apart, 0.01), 0.99)
+        found["correlation"].append(f)
+        found["share"].append((1 / weight - 1) * (1 - f) / f)
+        found["power"].append(power)
+        found["wiener"].append(wiener)
+    return found
+
+
+def _spectrum(part: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    whole = torch.zeros(shape)
+    whole[tuple(slice(0, size) for size in part.shape)] = part
+    return rfft3(whole)
 
 
 def held_out(files: list[Path]) -> Callable[[nn.Module], float]:
@@ -302,6 +330,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    assert {case.model.partition(".")[0] for case in CASES.values()} <= set(MEASURED.split())
     names = {path.name.partition(".")[0]: path for path in sorted(options.models.glob("*.gz"))}
     left_out = {*MEASURED.split(), *JUDGES.split()}
     trained = [name for name in names if name not in left_out]
@@ -347,8 +376,8 @@ def main() -> None:
             "machine": platform.processor() or platform.machine(),
         },
     )
-    for correlation, own, wiener in zip(*error.values(), strict=True):
-        print(f"correlation {correlation:.3f}: error over signal {own:.3f}, Wiener {wiener:.3f}")
+    for each in zip(*error.values(), strict=True):
+        print("  ".join(f"{name} {value:.3f}" for name, value in zip(error, each, strict=True)))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def _weights(folder, share: float) -> Learned:
     network = MapPrior(Shape(filters=8, levels=2, blocks=1))
     with torch.no_grad():
         list(network.leave.parameters())[1][8:] = -0.35
-    record = {"error": {"correlation": [0.0, 1.0], "share": [share, share]}}
+    record = {"error": {"correlation": [0.0, 1.0], "share": [share, share], "power": [0.5, 0.5]}}
     save_map_prior(folder / "w.npz", network, record)
     return Learned(folder / "w.npz")
 
@@ -167,6 +167,29 @@ def test_a_network_that_knows_nothing_changes_little(lopsided, tmp_path):
     trusted = _weights(tmp_path, 0.3)(evidence)(halves, "")[0]
     both = torch.stack([(trusted * evidence.mask).flatten(), (uniform * evidence.mask).flatten()])
     assert float(torch.corrcoef(both)[0, 1]) > 0.9
+
+
+def test_a_network_that_is_a_filter_is_no_better_nor_worse_than_it(lopsided, tmp_path):
+    """Its errors are those of the images, so that the best mean of both is the network's alone."""
+    evidence, halves, truth = lopsided
+    learned = _weights(tmp_path, 1e-3)(evidence)(halves, "")
+    errors = [_error(maps, truth, evidence.mask) for maps in (learned, fsc(evidence)(halves, ""))]
+    assert errors[0] == pytest.approx(errors[1], rel=0.12)
+
+
+def test_cut_offs_are_the_same_on_any_scale(lopsided):
+    """Other programs' maps are in other units."""
+    evidence, halves, _ = lopsided
+    factor = 1e-7
+    small = replace(evidence, maps=(factor * evidence.maps[0], factor * evidence.maps[1]))
+    first, second = nonuniform(evidence)(halves, "")[0], nonuniform(small)(halves, "")[0]
+    assert float((first - second).abs().max()) < 1e-3 * float(first.abs().max())
+
+
+def test_where_nothing_was_seen_nor_known_there_is_nothing():
+    sums = Backprojection.empty(BOX, RADIUS)
+    found = solved_towards(sums, torch.zeros(RADIUS + 1), torch.ones(BOX, BOX, BOX // 2 + 1) + 0j)
+    assert float(found.abs().max()) == 0
 
 
 def test_beyond_the_resolution_the_network_says_nothing(lopsided, tmp_path):

@@ -25,7 +25,7 @@ def eager(folder: Path) -> Path:
     with torch.no_grad():
         for each in network.leave.parameters():
             each.normal_(0, 0.02)
-    record = {"error": {"correlation": [0.0, 1.0], "share": [0.2, 0.2]}}
+    record = {"error": {"correlation": [0.0, 1.0], "share": [0.2, 0.2], "power": [0.5, 0.5]}}
     save_map_prior(folder / "w.npz", network, record)
     return Path("w.npz")
 

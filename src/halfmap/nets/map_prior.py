@@ -175,9 +175,10 @@ def load_map_prior(path: str | Path) -> tuple[MapPrior, dict[str, Any]]:
     error = plain.get("error", {})
     try:
         network = MapPrior(Shape(**plain["shape"]))
-        known = len(error["correlation"]) == len(error["share"]) >= 2
-        known = known and all(0 < float(each) < math.inf for each in error["share"])
-    except (KeyError, TypeError) as problem:
+        rows = [[float(each) for each in error[name]] for name in ("correlation", "share", "power")]
+        known = len(rows[0]) >= 2 and len(set(map(len, rows))) == 1
+        known = known and all(0 < each < math.inf for row in rows[1:] for each in row)
+    except (KeyError, TypeError, ValueError) as problem:
         raise FileFormatError("its record says nothing of a map prior", path=path, hint=hint) from problem
     if not known:
         raise FileFormatError("its record does not say how far it errs", path=path, hint=hint)

@@ -208,7 +208,9 @@ def solved_towards(whole: Sums, prior: Tensor, expected: Tensor) -> Tensor:
         weights[z % box, rows % box, : reach + 1] = plane[(nearest[half - reach : half + reach + 1] + limit)][
             :, columns
         ].clamp_min(0)
-    part = added / (weights + added)
+    total = weights + added
+    # Where nothing was seen and nothing is known, there is nothing.
+    part = torch.where(total > 0, added / total.clamp_min(torch.finfo(total.dtype).tiny), 0)
     return solved(whole, prior) + irfft3(expected * part, shape=(box,) * 3)
 
 

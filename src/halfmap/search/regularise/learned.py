@@ -36,10 +36,11 @@ _LESS, _MORE = 0.5, 4.0
 class Learned:
     """Posterior mean with a network's expectation for the prior's.
 
-    The network sees one half map, made white, and the correlation of both, and says what the map is of. What
-    it errs by is known, for each correlation that a shell may have, from structures that it was not trained
-    on; where it says itself that it is less sure, by so much more. Between that expectation and the sums of
-    the images, each voxel of the transform is weighed: where many images say what it is, these rule. Beyond
+    The network sees one half map, made white, and the correlation of both, and says what the map is of. How
+    much that is to count beside the images, from which it has its own errors, is known for each correlation
+    that a shell may have, from structures that it was not trained on; where it says itself that it is less
+    sure, it counts less. Between that expectation and the sums of the images, each voxel of the transform is
+    weighed: where many images say what it is, these rule. Beyond
     the resolution of the half maps there is nothing. Of the other half set it knows the correlation with it.
 
     Parameters
@@ -58,7 +59,10 @@ class Learned:
     device: str = "cpu"
 
     def network(self) -> tuple[MapPrior, Tensor]:
-        """Network, and how far it errs (2, known): correlations, and the share of the signal's power.
+        """Network, and how far it errs (3, known).
+
+        Correlations of half maps; the share of the signal's power that makes the best mean of what it says
+        and the images; and the power of what it errs by over that of all that is there.
 
         Raises
         ------
@@ -164,33 +168,31 @@ def _filtered(network: MapPrior, error: Tensor, evidence: Evidence, sums: Sums, 
     with torch.inference_mode():
         found = network(white.seen(volume)[None])[0].clone()
     expected = white.restored(found[0], len(volume))
-    share = _share(error, evidence.correlation) * _surer(white, found[1], error, evidence)
-    # Signal that is known but for a share of its power.
+    agreed = evidence.correlation.cpu().double()
+    share = _known(error, agreed, 1) * _surer(white, found[1], error, evidence)
+    # Where it says nothing, what is likely is nothing, as surely as by the half maps.
+    share = torch.where(ending(agreed) > 0, share, 1.0)
     prior = evidence.prior[half] / share[: evidence.prior.shape[1]].to(evidence.prior)
     return solved_towards(sums, prior, expected)
 
 
-def _share(error: Tensor, correlation: Tensor) -> Tensor:
-    """Power of errors over that of the signal (shells,), by the correlation of the half maps."""
-    known, share = error.numpy()
-    return torch.from_numpy(np.interp(correlation.cpu().double().numpy(), known, share))
+def _known(error: Tensor, correlation: Tensor, row: int) -> Tensor:
+    """What a network is known for, by the correlation of the half maps in each shell (shells,)."""
+    known = error.numpy()
+    return torch.from_numpy(np.interp(correlation.numpy(), known[0], known[row]))
 
 
 def _surer(white: White, spread: Tensor, error: Tensor, evidence: Evidence) -> float:
     """Variance that the network states over that which it is known for at such correlations."""
-    n = len(evidence.mask)
     inside = evidence.mask[white.place] > _INSIDE
     if not bool(inside.any()):
         return 1.0
     stated = float(spread[inside].mul(2).exp().mean())
-    # White signal has the same power in all shells: each counts by its voxels.
-    shells = torch.arange(len(evidence.correlation), dtype=torch.float64)
-    counts = shells.square() * ending(evidence.correlation.cpu().double())
-    counts[n // 2 + 1 :] = 0
-    agreed = evidence.correlation.cpu().double()
-    signal = float((counts * agreed).sum() / counts.sum().clamp_min(1))
-    known = float((counts * agreed * _share(error, agreed)).sum() / counts.sum().clamp_min(1))
-    return min(max(stated / max(known, _FAINT * signal, 1e-9), _LESS), _MORE)
+    # All that is there has the same power in all shells, and variance 1: each counts by its voxels.
+    agreed = evidence.correlation.cpu().double()[: len(evidence.mask) // 2 + 1]
+    counts = torch.arange(len(agreed), dtype=torch.float64).square() * ending(agreed).square()
+    known = float((counts * _known(error, agreed, 2)).sum() / counts.sum().clamp_min(1))
+    return min(max(stated / max(known, 1e-9), _LESS), _MORE)
 
 
 def _around(mask: Tensor, multiple: int) -> tuple[slice, ...]:
@@ -212,4 +214,5 @@ def _around(mask: Tensor, multiple: int) -> tuple[slice, ...]:
 def _load(weights: Path, stamp: int, device: str) -> tuple[MapPrior, Tensor]:
     network, record = load_map_prior(weights)
     error = record["error"]
-    return network.to(device), torch.tensor([error["correlation"], error["share"]], dtype=torch.float64)
+    rows = [error[name] for name in ("correlation", "share", "power")]
+    return network.to(device), torch.tensor(rows, dtype=torch.float64)

@@ -78,7 +78,7 @@ def _whitening(first: Tensor, second: Tensor, inside: Tensor, last: int) -> tupl
         power = float(both.square().mean())
         if power > 0:
             factors += band * ((end - low) / math.sqrt(power))
-        ends.append(end)
+        ends.append(min(end, last))
         low = end
         if end >= last:
             break
