@@ -108,6 +108,8 @@ class Model(Checkpoint):
     evenness : Tensor (shells,)
         What directions that were hardly seen leave of the correlation of unfiltered maps with what is there,
         squared; see `HalfSums`.
+    sure : bool
+        Whether poses were once sure enough that maps are filtered as near the end.
     limited : bool
         Whether it ends for want of iterations.
     """
@@ -131,6 +133,7 @@ class Model(Checkpoint):
     evenness: Tensor = field(default_factory=lambda: torch.ones(1))
     searched: Tensor = field(default_factory=lambda: torch.zeros(0))
     transfer: Tensor = field(default_factory=lambda: torch.zeros(0))
+    sure: bool = False
     limited: bool = False
 
     @property
@@ -249,14 +252,8 @@ def maximise(
         new.iteration,
         new.stage,
     )
-    _references(plan, regulariser(plan, new.stage, error), evidence, parts, keep)
+    _references(plan, plan.regularisers[int(new.sure)], evidence, parts, keep)
     return new, None
-
-
-def regulariser(plan: Plan, stage: Stage, error: float) -> Regulariser:
-    """What makes maps for a stage, where the median error of poses is as given in degrees."""
-    surely = stage != "everywhere" and error <= _SURE_DEG
-    return plan.regularisers[int(surely)]
 
 
 def _apart(plan: Plan, first: Tensor, second: Tensor, correlation: Tensor) -> Tensor:
@@ -323,7 +320,9 @@ def _scheduled(plan: Plan, model: Model, new: Model, *, box: int, error: float) 
     least = plan.ring(plan.step.initial_lowpass)
     radius = min(max(ring, least) + _MORE, plan.nyquist, box // 2 - 1)
     finest = max(ring, model.finest)
-    return replace(new, stage=stage, limited=limited, radius=radius, finest=finest, stale=stale)
+    # Once and for all: filters that take turns would take back what each has found.
+    sure = model.sure or (stage != "everywhere" and error <= _SURE_DEG)
+    return replace(new, stage=stage, sure=sure, limited=limited, radius=radius, finest=finest, stale=stale)
 
 
 def _to_shells(values: Tensor, shells: int) -> Tensor:
