@@ -65,13 +65,13 @@ class Case:
 
 
 _GALACTOSIDASE = Case(
-    "5a1a.cif.gz", "--box-size 160 --pixel-size 1.5 --n-particles 3000 --snr 0.01", "D2", 205.0
+    "5a1a.cif.gz", "--box-size 160 --pixel-size 1.5 --n-particles 3000 --snr 0.014", "D2", 205.0
 )
 
 CASES = {
     "galactosidase": _GALACTOSIDASE,
-    "noise x5": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.01", "0.002")),
-    "noise x10": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.01", "0.001")),
+    "noise x5": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.014", "0.0028")),
+    "noise x10": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.014", "0.0014")),
     "cone": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("3000", "12000"), views="cone"),
     "belt": Case(
         "2r6g.pdb.gz", "--box-size 128 --pixel-size 1.6 --n-particles 3000 --snr 0.03", "C1", 170.0, belt=True

@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import halfmap
-from halfmap.errors import HalfmapError
+from halfmap.errors import HalfmapError, ParameterError
 from halfmap.io.models import AtomicModel, read_model
 from halfmap.nets.map_prior import FULL, SMALL, MapPrior, loss, save_map_prior
 from halfmap.nets.training import Progress, bfloat16_pays, train
+from halfmap.ops.envelope import find_region
 from halfmap.ops.filters import radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, rfft3
-from halfmap.ops.fsc import fsc
+from halfmap.ops.fsc import corrected_fsc
 from halfmap.ops.grids import frequencies, frequency_radius
-from halfmap.ops.masks import soft_edge
+from halfmap.ops.masks import around_region, edge_around_region, soft_sphere
 from halfmap.ops.rotations import random_rotations
 from halfmap.search.halfmaps import believed
 from halfmap.search.model_density import model_map
@@ -131,6 +132,19 @@ def seen_from(n: int, rng: np.random.Generator) -> Tensor:
     return weight / weight.mean()
 
 
+def mask_of(volume: Tensor, radius: float, resolution: float, pixel_size: float) -> Tensor:
+    """Mask as refinement makes it of what it has found, noise and all."""
+    n = len(volume)
+    edge = edge_around_region(n, resolution=resolution, pixel_size=pixel_size)
+    sphere = soft_sphere((n,) * 3, radius=radius, edge=edge, pixel_size=pixel_size)
+    finest = max(15.0, 1.5 * resolution)
+    try:
+        found = find_region(volume * sphere, pixel_size=pixel_size, resolution=finest, blank=sphere < 0.5)
+    except ParameterError:  # nothing stands out of the noise
+        return sphere
+    return around_region(found.region, resolution=resolution, pixel_size=pixel_size) * sphere
+
+
 def simulate(model: AtomicModel, seed: list[int]) -> dict[str, Any]:
     """Network's inputs and target of a half map, and what is needed to judge it."""
     rng = np.random.default_rng(seed)
@@ -152,13 +166,13 @@ def simulate(model: AtomicModel, seed: list[int]) -> dict[str, Any]:
     signal = blurred(truth, error, 0.25 * finest * resolution / pixel_size, rng)
     radius = frequency_radius(shape) * n
     region = irfft3(rfft3(truth) * torch.exp(-((radius / (n * pixel_size) * 12) ** 2)), shape=shape)
-    mask = soft_edge(region > 0.08 * region.max(), width=6.0, pixel_size=pixel_size)
+    filled = float((region > 0.08 * region.max()).float().mean())
     # Noise is white but for a slope, and as strong as the signal at about the resolution asks for.
     at = min(n * pixel_size / resolution, n // 2 - 3)
     power = radial_average(rfft3(signal).abs().square(), shape=shape)
     slope = torch.exp(torch.tensor(float(rng.uniform(-0.5, 0.5))) * (radius / at))
     # What is outside of the mask is noise alone, and does not count.
-    level = float(power[round(at)]) / float(mask.mean()) * float(rng.uniform(1.5, 5))
+    level = float(power[round(at)]) / filled * float(rng.uniform(1, 4))
     views = seen_from(n, rng)
     shrunk = (views / LEAST).clamp_max(1)
 
@@ -168,7 +182,9 @@ def simulate(model: AtomicModel, seed: list[int]) -> dict[str, Any]:
         return irfft3((rfft3(signal) + own) * shrunk, shape=shape)
 
     first, second = half(1.0), half(1.0)
-    agreed = believed(fsc(first * mask, second * mask).float().nan_to_num())
+    reach = 0.5 * turned.diameter * float(rng.uniform(1.0, 1.2))
+    mask = mask_of(first + second, min(reach, side / 2 - 8), resolution, pixel_size)
+    agreed = believed(corrected_fsc(first, second, mask=mask, generator=noise).corrected.float())
     # References are made without a part of the half set.
     volume = half(4 / 3)
     white = White.of(volume, mask, agreed, multiple=8)

@@ -21,6 +21,15 @@ def test_coefficients_are_those_of_the_transform_ring_by_ring():
     assert torch.equal(disc.pack(spectra), found)
 
 
+def test_images_of_coefficients_hold_all_of_them_and_nothing_else():
+    disc, images = FourierDisc(24, 7), _images()
+    passed = disc.images(disc.transform(images))
+    torch.testing.assert_close(disc.transform(passed), disc.transform(images))
+    larger = FourierDisc(24, 11)
+    beyond = larger.points.norm(dim=1) > 7
+    assert float(larger.transform(passed)[:, beyond].abs().max()) < 1e-4
+
+
 def test_disc_holds_each_friedel_pair_once():
     disc = FourierDisc(24, 7)
     full = {(kx, ky) for kx in range(-7, 8) for ky in range(-7, 8) if kx * kx + ky * ky <= 49}

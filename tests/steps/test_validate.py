@@ -29,7 +29,7 @@ from halfmap.ops.fsc_interval import Interval
 from halfmap.ops.grids import ring_index
 from halfmap.ops.interpolation import rotate_volume
 from halfmap.ops.masks import soft_sphere
-from halfmap.ops.rotations import from_euler, random_rotations
+from halfmap.ops.rotations import from_euler, random_rotations, to_rotation_vector, view_direction
 from halfmap.search.prepared import prepare
 from halfmap.search.projector import SplineVolume, sample_slices
 from halfmap.steps.validate import checks, controls, examine, overfitting, restart
@@ -39,6 +39,8 @@ from halfmap.steps.validate.directions import check_directions
 from halfmap.steps.validate.finding import Finding
 from halfmap.steps.validate.growing import check_growth, line
 from halfmap.steps.validate.held_out import check_held_out, judge
+from halfmap.steps.validate.known import Scene, exchanged, moved
+from halfmap.steps.validate.overfitting import details
 from halfmap.steps.validate.report import page
 from halfmap.steps.validate.sample import Growth, draw_sample, grow
 from halfmap.steps.validate.step import ValidateStep
@@ -229,6 +231,59 @@ def test_random_phases_keep_amplitudes_and_what_is_coarser():
     assert abs(float(alike)) < 0.1
 
 
+def test_a_known_map_takes_the_place_of_the_one_in_the_images(particles, folder):
+    """What is left has nothing of the map where it was, and it is where it is said to be."""
+    ctx, given = read(folder, particles=Path("posed.star"), diameter=DIAMETER)
+    sample = draw_sample(ctx, given)
+    assert sample is not None
+    scene = Scene.of(given, sample)
+    assert scene.strength == pytest.approx(1, abs=0.15)
+    rows = np.arange(len(sample.particles))
+    images = sample.source.images.get(rows)
+    poses = exchanged(sample.particles.poses, 1)
+    new = scene.exchange(rows, images, sample.particles.poses, poses)
+
+    def strength(images: torch.Tensor, poses: Poses) -> float:
+        ready = scene.prepared(rows, images)
+        expected = scene.expected(ready, rows, poses)
+        return float((ready.whole.conj() * expected).real.sum() / expected.abs().square().sum())
+
+    assert strength(images, poses) < 0.35 < 0.7 < strength(images, sample.particles.poses)
+    assert strength(new, sample.particles.poses) < 0.35 < 0.7 < strength(new, poses)
+    # Back again there is nothing new.
+    torch.testing.assert_close(
+        scene.exchange(rows, new, poses, sample.particles.poses), images, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_exchanged_poses_keep_how_often_a_view_is_seen_and_the_shifts():
+    generator = torch.Generator().manual_seed(3)
+    poses = Poses(random_rotations(50, generator=generator), random(4, 50, 2))
+    new = exchanged(poses, 1)
+    torch.testing.assert_close(new.shifts_A.float(), poses.shifts_A)
+    before, after = (view_direction(each.rotations.double()) for each in (poses, new))
+    nearest = (after @ before.T).max(1)
+    torch.testing.assert_close(nearest.values, torch.ones(50, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert len(set(nearest.indices.tolist())) == 50
+    assert float((nearest.indices == torch.arange(50)).double().mean()) < 0.2
+
+
+def test_poses_are_moved_by_a_detail_at_the_rim():
+    generator = torch.Generator().manual_seed(3)
+    poses = Poses(random_rotations(2000, generator=generator), random(4, 2000, 2))
+    new = moved(poses, 5.0, 100.0, 1)
+    vectors = to_rotation_vector(new.rotations.double() @ poses.rotations.double().transpose(1, 2))
+    assert float(vectors.std()) == pytest.approx(0.05, rel=0.05)
+    assert float((new.shifts_A - poses.shifts_A).std()) == pytest.approx(1.25, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "details_A"), [(2.4, [3, 5, 8]), (2.6, [5, 8]), (6.0, [8]), (7.0, [10.5]), (20.0, [30])]
+)
+def test_images_are_passed_at_what_is_coarser_than_the_resolution(resolution, details_A):
+    assert details(resolution) == details_A
+
+
 def test_held_out_particles_are_predicted_by_their_map_and_not_by_noise(particles, folder):
     ctx, given = read(folder, particles=Path("posed.star"), diameter=DIAMETER)
     sample = draw_sample(ctx, given)
@@ -377,8 +432,14 @@ def test_controls_from_the_images(particles, folder, monkeypatch):
     assert main([*words.split(), "--diameter", str(DIAMETER), "--project", "."]) == 0
     job = next((folder / "Validate").iterdir())
     found = {one["name"]: one["light"] for one in json.loads((job / "findings.json").read_text())["findings"]}
-    for name in ("independent half sets", "noise in place of fine detail", "nothing but noise"):
+    for name in (
+        "independent half sets",
+        "noise in place of fine detail",
+        "images without fine detail",
+        "nothing but noise",
+    ):
         assert found[f"Over-fitting: {name}"] == "green"
+    assert found["A known map in real noise"] == "green"
     assert found["Prediction of held-out particles"] == "green"
     written = read_mrc(job / "Sample/noise_alone.mrcs")
     assert len(written) == 200

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halfmap.errors import ParameterError, ShapeError
-from halfmap.ops.fourier import fft_centred
+from halfmap.ops.fourier import fft_centred, ifft_centred
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,15 @@ class FourierDisc:
         if images.shape[-2:] != (self.box, self.box):
             raise ShapeError(f"images of shape {tuple(images.shape[-2:])} in a disc for {self.box} pixels")
         return fft_centred(images, ndim=2).flatten(1)[:, self._places(self.box)]
+
+    def images(self, coefficients: Tensor) -> Tensor:
+        """Images (b, box, box) that have these coefficients (b, p) and no others; see `transform`."""
+        half = coefficients.new_zeros(len(coefficients), self.box * (self.box // 2 + 1))
+        half[:, self._places(self.box)] = coefficients
+        half = half.unflatten(1, (self.box, self.box // 2 + 1))
+        # Of the waves along y the disc holds one half, and the transform is to have both.
+        half[:, 1:, 0] += half[:, 1:, 0].flip(1).conj()
+        return ifft_centred(half, shape=(self.box, self.box))
 
     def pack(self, spectra: Tensor) -> Tensor:
         """Coefficients (b, p) of unshifted half-spectra (b, size, size // 2 + 1) of a size that has them."""

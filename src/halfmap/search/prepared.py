@@ -104,11 +104,19 @@ def prepare(
     values = ctf(frequencies, **parameters.for_ctf()).expand(len(images), -1)
     if phase_flipped is not None:
         values = torch.where(phase_flipped[:, None], values.abs(), values)
-    odd = parameters.for_odd_aberrations()
-    if odd is not None:
-        phase = odd_aberration_phase(frequencies, **odd).expand(len(images), -1).conj().to(whole)
-        whole, masked = whole * phase, masked * phase
+    phases = odd_phases(parameters, disc)
+    if phases is not None:
+        whole, masked = whole * phases.conj(), masked * phases.conj()
     return PreparedImages(disc, whole, masked, values.to(disc.device))
+
+
+def odd_phases(parameters: CTFParameters, disc: FourierDisc) -> Tensor | None:
+    """Factors (b, p) of odd aberrations, of images whose pixels are the disc's; nothing without any."""
+    odd = parameters.for_odd_aberrations()
+    if odd is None:
+        return None
+    frequencies = (disc.points / disc.box).float().cpu()
+    return odd_aberration_phase(frequencies, **odd).expand(len(parameters), -1).to(disc.device)
 
 
 def on_rings(

@@ -15,7 +15,13 @@ from halfmap.steps.validate.finding import Finding, Given
 from halfmap.steps.validate.growing import check_growth
 from halfmap.steps.validate.hand import check_hand
 from halfmap.steps.validate.held_out import check_held_out
-from halfmap.steps.validate.overfitting import check_halves, check_noise_alone, check_noise_beyond
+from halfmap.steps.validate.known import check_known_map
+from halfmap.steps.validate.overfitting import (
+    check_halves,
+    check_noise_alone,
+    check_noise_beyond,
+    check_passed_low,
+)
 from halfmap.steps.validate.picks import check_picks
 from halfmap.steps.validate.restart import check_restart
 from halfmap.steps.validate.sample import Growth, Sample, draw_sample, grow
@@ -30,6 +36,7 @@ _GROWTH, _CONTROLS = (
     "Resolution against particles (ResLog)",
     "Controls: over-fitting, prediction, a new begin",
 )
+_KNOWN = "A known map in real noise"
 _CONSENSUS, _PICKS, _TILT = "Consensus of two refinements", "Einstein from noise", "Tilt pairs"
 
 
@@ -114,7 +121,9 @@ def _control(ctx: Context, given: Given, sample: Sample, growth: Growth, found: 
     found.add(finding)
     found.add(check_held_out(given, sample, honest, ctx.folder))
     found.add(check_noise_beyond(ctx, given, sample, honest))
+    found.add(check_passed_low(ctx, given, sample, honest))
     found.add(check_noise_alone(ctx, given, sample))
+    found.make(_KNOWN, lambda: check_known_map(ctx, given, sample))
     found.add(check_restart(ctx, given, sample))
 
 

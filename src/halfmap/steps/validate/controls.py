@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halfmap.data import ParticleSet
+from halfmap.data.poses import Poses
+from halfmap.io.half_maps import read_half_maps
 from halfmap.io.mrc import write_mrc
 from halfmap.io.mrc_writer import MrcStackWriter
 from halfmap.io.tables import read_particles, write_particles
-from halfmap.io.volumes import read_volume
 from halfmap.log import log
+from halfmap.ops.filters import low_pass
 from halfmap.ops.fourier import irfft2, rfft2
-from halfmap.ops.fsc import corrected_fsc, resolution
+from halfmap.ops.fsc import resolution
 from halfmap.ops.grids import ring_index
 from halfmap.steps.validate.sample import FOLDER, Sample
 
@@ -38,6 +42,9 @@ SMEARED = 3
 """Shells by which a mask smears what is known into those that are not."""
 
 _BATCH = 256
+
+Change = Callable[[NDArray[np.intp], Tensor], Tensor]
+"""Takes rows of the table and their images (b, n, n), and gives images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,60 +112,75 @@ def refine(ctx: Context, given: Given, table: Path, name: str) -> Control:
         symmetry=given.step.symmetry,
         diameter=min(given.diameter, 0.95 * given.side),
         initial_lowpass=first_detail(given),
+        regulariser=given.step.regulariser,
+        external_program=given.step.external_program,
+        weights=None if given.step.weights is None else str(ctx.resolve(given.step.weights)),
         shift_range=given.step.shift_range,
         local=True,
         memory=given.step.memory,
         seed=given.step.seed,
     )
-    first, second = (
-        torch.from_numpy(
-            read_volume(done / f"run_half{i}_class001_unfil.mrc", pixel_size=None, cubic=True).array
-        )
-        for i in (1, 2)
-    )
+    halves = read_half_maps(done / "run_half1_class001_unfil.mrc")
     generator = torch.Generator().manual_seed(given.step.seed)
-    curve = corrected_fsc(first, second, mask=given.mask, generator=generator).corrected
-    found = resolution(curve, pixel_size=given.halves.pixel_size, box=given.halves.box)
-    return Control(done, (first, second), read_particles(done / "particles.star"), curve, found)
+    curve = halves.corrected_fsc(given.mask, generator=generator).corrected
+    found = resolution(curve, pixel_size=halves.pixel_size, box=halves.box)
+    particles = read_particles(done / "particles.star")
+    return Control(done, (halves.first, halves.second), particles, curve, found)
 
 
-def substituted(ctx: Context, given: Given, sample: Sample, name: str, from_shell: int) -> Path:
-    """Write the images with random phases from a shell on, with a table of them, unless they are there.
-
-    Every amplitude stays, so that to a refinement the images are as noisy as they were, and nothing is left
-    beyond that shell for it to find.
+def changed(ctx: Context, sample: Sample, name: str, change: Change, poses: Poses | None = None) -> Path:
+    """Write the images as a control has them, with a table of them, unless they are there.
 
     Parameters
     ----------
-    ctx, given, sample
-        Job, what is examined, and its particles.
+    ctx, sample
+        Job, and the particles that are examined.
     name : str
         Of the control.
-    from_shell : int
+    change : callable
+        Takes rows of the table and their images (b, n, n), and gives images. All are asked for in order.
+    poses : Poses, optional
+        Of the new images; default: those of the table.
 
     Returns
     -------
     Path
         Table of the images.
-
-    References
-    ----------
-    .. [1] Chen et al. 2013, Ultramicroscopy 135, 24-35, DOI 10.1016/j.ultramic.2013.06.004
     """
     folder = ctx.folder / FOLDER
     table, stack = folder / f"{name}.star", folder / f"{name}.mrcs"
     if table.exists():
         return table
     box, n = sample.box, len(sample.particles)
-    generator = torch.Generator().manual_seed(given.step.seed)
     with MrcStackWriter(stack, shape=(box, box), pixel_size=sample.pixel_size) as writer:
-        for first in range(0, n, _BATCH):
-            images = sample.source.images.get(np.arange(first, min(first + _BATCH, n)))
-            for image in random_phases(images, from_shell, generator).numpy():
+        for rows in np.split(np.arange(n), range(_BATCH, n, _BATCH)):
+            for image in change(rows, sample.source.images.get(rows)).cpu().numpy():
                 writer.append(image)
     names = [f"{i + 1:06d}@{ctx.relative(stack)}" for i in range(n)]
-    write_particles(table, sample.particles.with_columns(pl.Series("rlnImageName", names)))
+    particles = sample.particles if poses is None else sample.particles.with_poses(poses)
+    write_particles(table, particles.with_columns(pl.Series("rlnImageName", names)))
     return table
+
+
+def substituted(given: Given, from_shell: int) -> Change:
+    """Make phases of images random from a shell on.
+
+    Every amplitude stays, so that to a refinement the images are as noisy as they were, and nothing is left
+    beyond that shell for it to find.
+
+    References
+    ----------
+    .. [1] Chen et al. 2013, Ultramicroscopy 135, 24-35, DOI 10.1016/j.ultramic.2013.06.004
+    """
+    generator = torch.Generator().manual_seed(given.step.seed)
+    return lambda _, images: random_phases(images, from_shell, generator)
+
+
+def passed_low(sample: Sample, detail: float) -> Change:
+    """Filter images to a detail in Å."""
+    shape = (sample.box, sample.box)
+    passed = low_pass(shape, pixel_size=sample.pixel_size, resolution=detail)
+    return lambda _, images: irfft2(rfft2(images) * passed, shape=shape)
 
 
 def random_phases(images: Tensor, from_shell: int, generator: torch.Generator) -> Tensor:

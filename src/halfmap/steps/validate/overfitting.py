@@ -27,6 +27,10 @@ _SAME, _OTHER = 1.1, 1.25
 """Resolution of independent halves over that of the map, up to which they are as good, and beyond which the
 map's is not to be believed."""
 
+_PASSED_A = 3.0, 5.0, 8.0
+_SURELY, _LESS = 1.2, 1.5
+"""Detail over the resolution from which on images that have no finer one are refined; and if none is."""
+
 _BEYOND, _FAR = 1.1, 1.25
 """Frequency that noise is resolved to over that to which there is something, that is tolerated at most."""
 
@@ -69,7 +73,7 @@ def check_halves(ctx: Context, given: Given, sample: Sample, growth: Growth) -> 
         f"{again.resolution:.2f} Å, at the table's poses to {before:.2f} Å: {words}."
     )
     path = ctx.folder / "independent_halves.png"
-    _draw(
+    draw(
         path,
         given,
         {"at the poses of the table": own, "refined anew, half sets apart": again.curve},
@@ -97,7 +101,7 @@ def check_halves(ctx: Context, given: Given, sample: Sample, growth: Growth) -> 
 def check_noise_beyond(ctx: Context, given: Given, sample: Sample, honest: Control) -> Finding:
     """Refine images whose fine detail is noise: what agrees beyond is what refinement makes of noise."""
     shell = controls.substituted_from(given)
-    table = controls.substituted(ctx, given, sample, "noise_beyond", shell)
+    table = controls.changed(ctx, sample, "noise_beyond", controls.substituted(given, shell))
     control = controls.refine(ctx, given, table, "noise_beyond")
     side = given.side
     kept, found = side / shell, radius_at(control.curve, THRESHOLD)
@@ -118,7 +122,7 @@ def check_noise_beyond(ctx: Context, given: Given, sample: Sample, honest: Contr
         f"random phases beyond {kept:.1f} Å": control.curve,
         "less what noise gives": true,
     }
-    _draw(path, given, curves, f"noise beyond {kept:.1f} Å: {control.resolution:.1f} Å", 1 / kept)
+    draw(path, given, curves, f"noise beyond {kept:.1f} Å: {control.resolution:.1f} Å", 1 / kept)
     where = {"pixel_size": given.halves.pixel_size, "box": given.halves.box}
     values = {
         "random_phases_beyond_A": kept,
@@ -136,7 +140,7 @@ def check_noise_beyond(ctx: Context, given: Given, sample: Sample, honest: Contr
 
 def check_noise_alone(ctx: Context, given: Given, sample: Sample) -> Finding:
     """Refine images of nothing but noise against the map: what is resolved comes of the reference."""
-    table = controls.substituted(ctx, given, sample, "noise_alone", 1)
+    table = controls.changed(ctx, sample, "noise_alone", controls.substituted(given, 1))
     control = controls.refine(ctx, given, table, "noise_alone")
     begun = controls.first_detail(given)
     limit = round(given.side / begun) + SMEARED
@@ -152,7 +156,7 @@ def check_noise_alone(ctx: Context, given: Given, sample: Sample) -> Finding:
         f"{min(control.resolution, given.side):.0f} Å: {words}."
     )
     path = ctx.folder / "noise_alone.png"
-    _draw(
+    draw(
         path,
         given,
         {"nothing but noise": control.curve},
@@ -164,19 +168,56 @@ def check_noise_alone(ctx: Context, given: Given, sample: Sample) -> Finding:
     return Finding("Over-fitting: nothing but noise", light, sentence, values, (path.name,), method)
 
 
+def check_passed_low(ctx: Context, given: Given, sample: Sample, honest: Control) -> Finding:
+    """Refine images without their fine detail: what half maps agree in beyond was never in them."""
+    runs: dict[float, Control] = {}
+    beyond = 0.0
+    for detail in details(given.resolution):
+        name = f"passed_at_{detail:g}_A"
+        table = controls.changed(ctx, sample, name, controls.passed_low(sample, detail))
+        runs[detail] = controls.refine(ctx, given, table, name)
+        limit = round(given.side / detail) + SMEARED
+        beyond = max(beyond, radius_at(runs[detail].curve, THRESHOLD) / limit)
+    if beyond > _FAR:
+        light, words = "red", "refinement makes detail that is in no image"
+    elif beyond > _BEYOND:
+        light, words = "amber", "somewhat beyond"
+    else:
+        light, words = "green", "nothing beyond"
+    kept = " and ".join(f"{detail:.3g}" for detail in runs)
+    found = " and ".join(f"{run.resolution:.2f}" for run in runs.values())
+    sentence = f"Of images without detail finer than {kept} Å half maps agree to {found} Å: {words}."
+    path = ctx.folder / "passed_low.png"
+    curves = {"particles as they are": honest.curve}
+    curves |= {f"nothing beyond {detail:.3g} Å": run.curve for detail, run in runs.items()}
+    draw(path, given, curves, f"images passed at {kept} Å: {found} Å", 1 / max(runs))
+    values = {"passed_at_A": list(runs), "resolution_A": [run.resolution for run in runs.values()]}
+    method = (
+        "The images are low-pass filtered, and refined in the same way. "
+        "Ramirez-Aportela et al. 2022, DOI 10.1107/S2052252522006959."
+    )
+    return Finding("Over-fitting: images without fine detail", light, sentence, values, (path.name,), method)
+
+
+def details(resolution: float) -> list[float]:
+    """Detail in Å at which images are passed: what is surely coarser than the resolution."""
+    coarser = [each for each in _PASSED_A if each > _SURELY * resolution]
+    return coarser or [round(_LESS * resolution, 1)]
+
+
 def _freed(curve: Tensor, noise: Tensor, first: int) -> Tensor:
     """Correlation less what noise gives from a shell on: (FSC_t - FSC_n) / (1 - FSC_n)."""
     freed = (curve - noise) / (1 - noise).clamp_min(1e-3)
     return torch.where(torch.arange(len(curve)) >= first, freed, curve)
 
 
-def _draw(path: Path, given: Given, curves: dict[str, Tensor], title: str, mark: float) -> None:
+def draw(path: Path, given: Given, curves: dict[str, Tensor], title: str, mark: float) -> None:
     """Draw correlations against frequency, with a line at a frequency in 1/Å."""
     figure = new_figure(680, 420)
     add_text(figure, MARGIN, 420 - 30, title, size=13, weight="bold")
     add_text(figure, MARGIN, 420 - 50, "corrected correlation of half maps in one mask", size=10, color=QUIET)
     axes = add_panel(figure, 62, 62, 680 - 62 - MARGIN, 275)
-    for (label, curve), colour in zip(curves.items(), (INK, "C1", "C0"), strict=False):
+    for (label, curve), colour in zip(curves.items(), (INK, "C1", "C0", "C2"), strict=False):
         axes.plot(np.arange(len(curve)) / given.side, curve.numpy(), label=label, lw=1.6, color=colour)
     axes.axhline(THRESHOLD, color=QUIET, lw=0.8, ls="--")
     axes.axvline(mark, color=QUIET, lw=0.8, ls=":")

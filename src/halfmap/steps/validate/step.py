@@ -16,8 +16,9 @@ class ValidateStep(HalfMapStep, name="validate", label="halfmap.validate"):
     Half maps alone show to what detail they agree, whether evenly in all directions, and which hand they
     have. With the particles it is seen from which views the map is made, how it grows with their number, and
     what controls give that are run from them: half sets that are refined anew from a coarse map and never
-    meet, images whose fine detail is noise, nothing but noise, and a map made without any reference. A second
-    refinement of the same particles shows which poses can be relied on.
+    meet, images whose fine detail is noise or was filtered away, nothing but noise, a map that is known put
+    into the noise of the particles, and a map made without any reference. A second refinement of the same
+    particles shows which poses can be relied on.
 
     References
     ----------
@@ -25,6 +26,7 @@ class ValidateStep(HalfMapStep, name="validate", label="halfmap.validate"):
     .. [2] Chen et al. 2013, Ultramicroscopy 135, 24-35, DOI 10.1016/j.ultramic.2013.06.004
     .. [3] Stagg, Noble, Spilman & Chapman 2014, J. Struct. Biol. 185, 418-426, DOI 10.1016/j.jsb.2013.10.010
     .. [4] Naydenova & Russo 2017, Nat. Commun. 8, 629, DOI 10.1038/s41467-017-00782-3
+    .. [5] Ramirez-Aportela, Carazo & Sorzano 2022, IUCrJ 9, 632-638, DOI 10.1107/S2052252522006959
     """
 
     outputs = {
@@ -87,6 +89,18 @@ class ValidateStep(HalfMapStep, name="validate", label="halfmap.validate"):
         "run controls on the images: they take about as long as a refinement each",
         unit="none",
         section=CONTROLS,
+    )
+    regulariser: str = Param(
+        "fsc",
+        "filter of maps that controls refine with: that which the map was refined with, as refine has it",
+        unit="none",
+        section=CONTROLS,
+    )
+    external_program: str | None = Param(
+        None, "program of the external filter, as refine has it", unit="none", section=CONTROLS
+    )
+    weights: Path | None = Input(
+        "weights of the learned filter's network, as refine has them", default=None, section=CONTROLS
     )
     sample: int = Param(
         5000, "particles that the checks on images take at most", unit="none", section=CONTROLS, ge=200
