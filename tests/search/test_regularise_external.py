@@ -375,4 +375,4 @@ def test_no_program_calls_itself(tmp_path, halves, evidence):
     assert reconstruct(star, "--regulariser", "external") == 2
     assert reconstruct(tmp_path / "none.star") == 2
     assert reconstruct(star, "--regulariser", "fcs") == 2
-    assert reconstruct(star, "--regulariser", "learned") == 2
+    assert reconstruct(star, "--regulariser", "learned", "--weights", "none.npz") == 2

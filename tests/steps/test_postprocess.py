@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,15 +13,17 @@ import torch
 
 from halfmap.cli import main
 from halfmap.errors import ParameterError, TableError
-from halfmap.io.mrc import read_mrc, write_mrc
+from halfmap.io.half_maps import VIEWING
+from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star, write_star
+from halfmap.nets.map_prior import MapPrior, Shape, save_map_prior
 from halfmap.ops.filters import b_factor, low_pass
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.fsc import fsc
 from halfmap.ops.masks import soft_sphere
 from halfmap.project import Project
 from halfmap.steps.postprocess.sharpen import fit
-from halfmap.steps.postprocess.step import PostprocessStep
+from halfmap.steps.postprocess.step import PostprocessStep, SharpenStep
 
 BOX, PIXEL, B = 48, 1.5, 80.0
 SHAPE = (BOX,) * 3
@@ -53,6 +56,14 @@ def write(name: str, volume: torch.Tensor) -> str:
 @pytest.fixture
 def halves(project) -> list[str]:
     return [write(f"half{i}.mrc", particle() + 0.25 * random(1 + i)) for i in (1, 2)]
+
+
+def untrained(project: Project) -> Path:
+    """Weights of a network that says what Wiener's filter does, and is said to err by little."""
+    network = MapPrior(Shape(filters=8, levels=2, blocks=1))
+    error = {"correlation": [0.0, 1.0], "share": [0.01, 0.01], "power": [1.0, 1.0]}
+    save_map_prior(project.root / "weights.npz", network, {"error": error})
+    return Path("weights.npz")
 
 
 def run(project: Project, halves: list[str], **how):
@@ -236,3 +247,32 @@ def test_noise_alone_has_no_resolution(project):
     job = run(project, names, b_factor=0.0)
     general = read_star(job.outputs["curves"])["general"]
     assert general["rlnFinalResolution"] > 12 or math.isinf(general["rlnFinalResolution"])
+
+
+def test_sharpening_alone_gives_the_map_of_post_processing(project, halves):
+    how = {"half1": halves[0], "mask": write("given.mrc", MASK), "b_factor": -50.0}
+    job, alone = project.run(PostprocessStep(**how, local=False)), project.run(SharpenStep(**how))
+    assert np.array_equal(read_mrc(job.outputs["map"]), read_mrc(alone.outputs["map"]))
+    assert np.array_equal(read_mrc(job.outputs["masked"]), read_mrc(alone.outputs["masked"]))
+    assert not (alone.folder / "learned.mrc").exists()
+
+
+def test_a_map_with_a_networks_word_is_marked_and_no_half_map(project, halves, capsys):
+    """The untrained network filters as Wiener does, which the sharpened map has too but for amplitudes."""
+    job = project.run(
+        SharpenStep(half1=halves[0], mask=write("given.mrc", MASK), learned=True, weights=untrained(project))
+    )
+    learned, sharpened = (torch.from_numpy(read_mrc(job.outputs[name])) for name in ("learned", "masked"))
+    assert read_header(job.outputs["learned"]).labels == ("Halfmap", VIEWING)
+    assert read_header(job.outputs["map"]).labels == ("Halfmap",)
+    shells = fsc(learned, sharpened)
+    assert float(shells[2:14].min()) > 0.95
+    assert float(fsc(learned, particle() * MASK)[2:14].min()) > 0.9
+    words = [str(job.outputs["learned"]), "--half2", str(job.outputs["learned"]), "--project", "."]
+    assert main(["postprocess", *words]) == 2
+    assert "a network had a part in this map" in capsys.readouterr().err
+
+
+def test_weights_without_learned_are_refused(project, halves):
+    with pytest.raises(ParameterError, match="--weights are of the network of --learned"):
+        SharpenStep(half1=halves[0], weights=Path("weights.npz"))

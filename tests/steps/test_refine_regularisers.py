@@ -84,8 +84,6 @@ def test_what_is_missing_is_said_before_the_first_iteration(truth, tmp_path):
     folder, _ = truth
     with pytest.raises(ParameterError, match="no regulariser 'best'"):
         run(folder, regulariser="best")
-    with pytest.raises(ParameterError, match="needs --weights"):
-        run(folder, regulariser="learned")
     (folder / "nothing.npz").write_bytes(b"")
     with pytest.raises(FileFormatError, match=r"nothing\.json is missing"):
         run(folder, regulariser="learned", weights=Path("nothing.npz"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
+from halfmap.io.mrc import read_header
 from halfmap.io.volumes import MapFile, read_volume
 from halfmap.log import log
 from halfmap.ops.envelope import find_region
@@ -33,6 +34,10 @@ _SAME = 1e-5
 
 _VOXELS = 1e-3
 """Relative difference of voxel sizes that rounding explains."""
+
+
+VIEWING = "For viewing only: a network had a part in it."
+"""Label of maps of which no resolution is ever computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +103,7 @@ def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float
     Raises
     ------
     FileFormatError
-        If a file is no map, there is no second one, or both are the same.
+        If a file is no map, a network had a part in it, there is no second one, or both are the same.
     ShapeError
         If they are no cubes, or have not the same box and voxels.
 
@@ -107,6 +112,13 @@ def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float
     Warns where both have been filtered, or the images were: what they correlate by says nothing beyond.
     """
     second = other_half(first) if second is None else second
+    for path in (first, second):
+        if VIEWING in read_header(path).labels:
+            raise FileFormatError(
+                "a network had a part in this map: no resolution is computed of it",
+                path=path,
+                hint="give the unfiltered half maps of a refinement",
+            )
     one, two = (read_volume(path, pixel_size=pixel_size, cubic=True) for path in (first, second))
     same = abs(one.pixel_size - two.pixel_size) <= _VOXELS * one.pixel_size
     if one.array.shape != two.array.shape or not same:

@@ -51,6 +51,8 @@ class MrcHeader:
         0 for images and stacks of images, 1 for a volume, 401 for a stack of volumes.
     statistics : tuple of 4 float
         (minimum, maximum, mean, standard deviation) as the writer left them.
+    labels : tuple of str
+        What writers say of it.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class MrcHeader:
     stored_shape: tuple[int, int, int]
     stored_axes: tuple[int, int, int]
     packed: bool
+    labels: tuple[str, ...] = ()
 
     @property
     def is_stack(self) -> bool:
@@ -204,6 +207,10 @@ def _parse(path: Path, raw: bytes, compression: str | None) -> MrcHeader:
         stored_shape=stored,
         stored_axes=axes,  # type: ignore[arg-type]
         packed=packed,
+        labels=tuple(
+            bytes(each).decode("ascii", "replace").strip("\0 ")
+            for each in fields["label"][: min(max(int(fields["nlabl"]), 0), len(fields["label"]))]
+        ),
     )
 
 

@@ -28,6 +28,7 @@ def write_mrc(
     stack: bool | None = None,
     dtype: DTypeLike | None = None,
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    label: str = "",
 ) -> None:
     """Write an image, a stack of images or a volume as MRC, whole or not at all.
 
@@ -46,6 +47,8 @@ def write_mrc(
         for floating point, int8 for bool and uint16 for uint8 (which MRC has not).
     origin : tuple of 3 float
         (x, y, z) of the first voxel, Å.
+    label : str
+        ASCII, of 80 letters at most, that the header is to hold beside Halfmap's name.
 
     Raises
     ------
@@ -70,6 +73,7 @@ def write_mrc(
         n_images=len(images),
         stack=stack,
         origin=origin,
+        label=label,
     )
     with writer:
         writer.append(images)
@@ -106,6 +110,8 @@ class MrcStackWriter:
         False writes the images as the sections of one volume.
     origin : tuple of 3 float
         (x, y, z) of the first voxel, Å.
+    label : str
+        As for `write_mrc`.
 
     Raises
     ------
@@ -136,6 +142,7 @@ class MrcStackWriter:
         n_images: int | None = None,
         stack: bool = True,
         origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        label: str = "",
     ) -> None:
         if not (math.isfinite(pixel_size) and pixel_size > 0):
             raise ParameterError(f"the pixel size {pixel_size} is not a positive number of Å", path=path)
@@ -151,6 +158,7 @@ class MrcStackWriter:
         self.n_images = n_images
         self.stack = stack
         self.origin = origin
+        self.labels = [b"Halfmap", *([label.encode("ascii")] if label else [])]
         self._exit = ExitStack()
         self._stream: BinaryIO | None = None
         self._length = 0
@@ -244,8 +252,8 @@ class MrcStackWriter:
         with np.errstate(invalid="ignore", over="ignore"):
             header["dmin"], header["dmax"], header["dmean"] = minimum.min(), maximum.max(), mean.mean()
             header["rms"] = np.sqrt((square + (mean - mean.mean()) ** 2).mean())
-        header["nlabl"] = 1
-        header["label"][0] = b"Halfmap"
+        header["nlabl"] = len(self.labels)
+        header["label"][: len(self.labels)] = self.labels
         return header
 
 

@@ -55,7 +55,10 @@ class ReconstructSettings(Form):
         section=_FILTER,
     )
     weights: Path | None = Param(
-        None, "weights of the network of the learned filter (.npz)", unit="none", section=_FILTER
+        None,
+        "weights of the network of the learned filter (.npz); default: those that ship",
+        unit="none",
+        section=_FILTER,
     )
     mask: Path | None = Param(
         None,

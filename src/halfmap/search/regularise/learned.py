@@ -17,6 +17,9 @@ from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.search.halfmaps import Sums, solved, solved_towards
 from halfmap.search.regularise import Evidence, Filter, Pair
 
+WEIGHTS = "map_prior"
+"""Those that ship."""
+
 _THRESHOLD = 0.143
 _SOFT = 3
 """Shells over which what the network says ends, before those that half maps do not agree in."""
@@ -164,16 +167,53 @@ def ending(correlation: Tensor) -> Tensor:
 def _filtered(network: MapPrior, error: Tensor, evidence: Evidence, sums: Sums, half: int) -> Tensor:
     """Map (n, n, n) of greatest posterior, where the network says what is likely."""
     volume = solved(sums, least=evidence.least[half])
-    white = White.of(volume, evidence.mask, evidence.correlation, multiple=network.shape.multiple)
-    with torch.inference_mode():
-        found = network(white.seen(volume)[None])[0].clone()
-    expected = white.restored(found[0], len(volume))
-    agreed = evidence.correlation.cpu().double()
-    share = _known(error, agreed, 1) * _surer(white, found[1], error, evidence)
-    # Where it says nothing, what is likely is nothing, as surely as by the half maps.
-    share = torch.where(ending(agreed) > 0, share, 1.0)
+    expected, share = _expected(network, error, volume, evidence.mask, evidence.correlation)
     prior = evidence.prior[half] / share[: evidence.prior.shape[1]].to(evidence.prior)
     return solved_towards(sums, prior, expected)
+
+
+def posterior_mean(
+    volume: Tensor, mask: Tensor, correlation: Tensor, network: MapPrior, error: Tensor
+) -> Tensor:
+    """Mean of a map and of what a network says that it is of, shell by shell as sure as both are.
+
+    Parameters
+    ----------
+    volume, mask : Tensor (n, n, n)
+        Unfiltered map, and where the particle is.
+    correlation : Tensor (shells,)
+        That it would have with another map as noisy, within the mask; 0 from where there is none.
+    network, error
+        As `Learned.network` gives them.
+
+    Returns
+    -------
+    Tensor (n, n, n)
+        Nothing beyond the shells that correlate.
+    """
+    shape = tuple(volume.shape)
+    expected, share = _expected(network, error, volume, mask, correlation)
+    agreed = correlation.double().cpu().clamp(0, 1 - _FAINT)
+    # Precisions, for a signal of power 1 in each shell.
+    images, network_ = agreed / (1 - agreed), 1 / share
+    weights = [
+        radial_profile_to_grid((each * (ending(agreed) > 0)).to(volume), shape=shape)
+        for each in (images / (images + network_), network_ / (images + network_))
+    ]
+    return irfft3(rfft3(volume) * weights[0] + expected * weights[1], shape=shape)
+
+
+def _expected(
+    network: MapPrior, error: Tensor, volume: Tensor, mask: Tensor, correlation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Half-spectrum (n, n, n // 2 + 1) of what a map is of, and its error's share of the signal (shells,)."""
+    white = White.of(volume, mask, correlation, multiple=network.shape.multiple)
+    with torch.inference_mode():
+        found = network(white.seen(volume)[None])[0].clone()
+    agreed = correlation.cpu().double()
+    share = _known(error, agreed, 1) * _surer(white, found[1], error, mask, agreed)
+    # Where it says nothing, what is likely is nothing, as surely as by the half maps.
+    return white.restored(found[0], len(volume)), torch.where(ending(agreed) > 0, share, 1.0)
 
 
 def _known(error: Tensor, correlation: Tensor, row: int) -> Tensor:
@@ -182,14 +222,14 @@ def _known(error: Tensor, correlation: Tensor, row: int) -> Tensor:
     return torch.from_numpy(np.interp(correlation.numpy(), known[0], known[row]))
 
 
-def _surer(white: White, spread: Tensor, error: Tensor, evidence: Evidence) -> float:
+def _surer(white: White, spread: Tensor, error: Tensor, mask: Tensor, correlation: Tensor) -> float:
     """Variance that the network states over that which it is known for at such correlations."""
-    inside = evidence.mask[white.place] > _INSIDE
+    inside = mask[white.place] > _INSIDE
     if not bool(inside.any()):
         return 1.0
     stated = float(spread[inside].mul(2).exp().mean())
     # All that is there has the same power in all shells, and variance 1: each counts by its voxels.
-    agreed = evidence.correlation.cpu().double()[: len(evidence.mask) // 2 + 1]
+    agreed = correlation[: len(mask) // 2 + 1]
     counts = torch.arange(len(agreed), dtype=torch.float64).square() * ending(agreed).square()
     known = float((counts * _known(error, agreed, 2)).sum() / counts.sum().clamp_min(1))
     return min(max(stated / max(known, 1e-9), _LESS), _MORE)

@@ -8,10 +8,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from halfmap.errors import ParameterError
+from halfmap.nets.weights import shipped
 from halfmap.search.regularise import Evidence, Filter, Regulariser
 from halfmap.search.regularise.external import External
 from halfmap.search.regularise.fsc import fsc
-from halfmap.search.regularise.learned import Learned
+from halfmap.search.regularise.learned import WEIGHTS, Learned
 from halfmap.search.regularise.nonuniform import nonuniform
 from halfmap.search.regularise.sidesplitter import sidesplitter
 
@@ -53,12 +54,7 @@ def _external(settings: Settings) -> Regulariser:
 
 
 def _learned(settings: Settings) -> Regulariser:
-    if settings.weights is None:
-        raise ParameterError(
-            "the learned regulariser needs --weights",
-            hint="benchmarks/train_prior.py makes them; none ship yet",
-        )
-    made = Learned(settings.weights, settings.device)
+    made = Learned(settings.weights or shipped(WEIGHTS), settings.device)
     made.network()  # Whether it can be read should be known before the first iteration.
     return made
 

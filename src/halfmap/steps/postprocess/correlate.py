@@ -14,7 +14,7 @@ from halfmap.ops.fsc import CorrectedFSC, resolution
 from halfmap.ops.fsc_interval import Interval, Scatter, noise_scatter, resolution_interval
 
 if TYPE_CHECKING:
-    from halfmap.steps.postprocess.step import PostprocessStep
+    from halfmap.steps.postprocess.step import Sharpening
 
 THRESHOLD, HALF = 0.143, 0.5
 
@@ -45,7 +45,7 @@ class Curves:
     share: float
 
 
-def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
+def correlate(step: Sharpening, halves: HalfMaps, mask: Tensor) -> Curves:
     """Correlate the half maps, and say to what detail they agree and how sure that is."""
     generator = torch.Generator().manual_seed(step.seed)
     fsc = halves.corrected_fsc(
@@ -60,7 +60,7 @@ def correlate(step: PostprocessStep, halves: HalfMaps, mask: Tensor) -> Curves:
 
 
 def _at(
-    step: PostprocessStep, halves: HalfMaps, curve: Tensor, scatter: Scatter, threshold: float
+    step: Sharpening, halves: HalfMaps, curve: Tensor, scatter: Scatter, threshold: float
 ) -> tuple[float, Interval]:
     where = {"pixel_size": halves.pixel_size, "box": halves.box, "threshold": threshold}
     level = step.confidence / 100
@@ -69,7 +69,7 @@ def _at(
     )
 
 
-def _tell(step: PostprocessStep, halves: HalfMaps, curves: Curves) -> None:
+def _tell(step: Sharpening, halves: HalfMaps, curves: Curves) -> None:
     log.info(
         "half maps agree to %.2f Å (%.2f to %.2f at %g %%) at a correlation of %g, "
         "to %.2f Å (%.2f to %.2f) at %g",

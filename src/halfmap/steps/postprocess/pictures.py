@@ -44,7 +44,14 @@ def draw(
     """Draw all pictures into the job's folder."""
     draw_fsc(ctx.folder / "fsc.png", halves, curves)
     draw_guinier(ctx.folder / "guinier.png", sharpened, curves)
-    draw_slices(ctx.folder / "slices.png", halves, mask, sharpened, maps)
+    shown = {"sharpened": sharpened.volume}
+    if maps is not None:
+        shown |= {
+            "locally filtered": maps.filtered,
+            "denoised": maps.denoised,
+            "locally scaled": maps.scaled,
+        }
+    draw_slices(ctx.folder / "slices.png", halves, mask, shown)
 
 
 def draw_fsc(path: Path, halves: HalfMaps, curves: Curves) -> None:
@@ -91,17 +98,9 @@ def draw_guinier(path: Path, sharpened: Sharpened, curves: Curves) -> None:
     save(figure, path)
 
 
-def draw_slices(
-    path: Path, halves: HalfMaps, mask: Tensor, sharpened: Sharpened, maps: LocalMaps | None
-) -> None:
-    """Draw the central slice along z of each map, with the outline of the mask."""
-    shown = {"mean of the half maps": halves.mean, "sharpened": sharpened.volume}
-    if maps is not None:
-        shown |= {
-            "locally filtered": maps.filtered,
-            "denoised": maps.denoised,
-            "locally scaled": maps.scaled,
-        }
+def draw_slices(path: Path, halves: HalfMaps, mask: Tensor, maps: dict[str, Tensor]) -> None:
+    """Draw the central slice along z of the mean and of maps by their names, with the outline of the mask."""
+    shown = {"mean of the half maps": halves.mean, **maps}
     box = halves.box
     inside = (mask > 0.5).nonzero()
     reach = int((inside - box // 2).abs().max()) if len(inside) else box // 2

@@ -24,7 +24,7 @@ from halfmap.steps.postprocess.correlate import Curves
 
 if TYPE_CHECKING:
     from halfmap.engine import Context
-    from halfmap.steps.postprocess.step import PostprocessStep
+    from halfmap.steps.postprocess.step import Sharpening
 
 _FEWEST = 5
 """Shells that a straight line is fitted through at least."""
@@ -80,7 +80,7 @@ class Sharpened:
     lowpass: float
 
 
-def sharpen(step: PostprocessStep, ctx: Context, halves: HalfMaps, curves: Curves) -> Sharpened:
+def sharpen(step: Sharpening, ctx: Context, halves: HalfMaps, curves: Curves) -> Sharpened:
     """Divide the mean of half maps by the MTF, weight it, sharpen it and filter it.
 
     Raises
@@ -178,7 +178,7 @@ def _shells_between(squared: NDArray[np.float64], coarse: float, fine: float) ->
     return int(np.count_nonzero((squared >= 1 / coarse**2) & (squared <= 1 / fine**2)))
 
 
-def read_mtf(path: Path, frequency: NDArray[np.float64], step: PostprocessStep, pixel_size: float) -> Tensor:
+def read_mtf(path: Path, frequency: NDArray[np.float64], step: Sharpening, pixel_size: float) -> Tensor:
     """MTF of a detector at frequencies in 1/Å, from RELION's table of it.
 
     Raises

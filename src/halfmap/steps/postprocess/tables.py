@@ -51,9 +51,7 @@ def write(
             "denoised.mrc": maps.denoised,
             "locally_scaled.mrc": maps.scaled,
         }
-    for name, volume in volumes.items():
-        array = volume.numpy().astype(np.float32)
-        write_mrc(ctx.folder / name, array, pixel_size=halves.pixel_size, origin=halves.origin, stack=False)
+    write_maps(ctx, halves, volumes)
     blocks = {
         "general": _general(step, ctx, halves, curves, sharpened),
         "fsc": _fsc(halves, mask, curves),
@@ -61,6 +59,14 @@ def write(
     }
     write_star(ctx.folder / "postprocess.star", blocks)
     write_text(ctx.folder / "fsc.xml", fsc_xml(curves, halves.box * halves.pixel_size))
+
+
+def write_maps(ctx: Context, halves: HalfMaps, volumes: dict[str, Tensor], *, label: str = "") -> None:
+    """Write maps where the half maps are."""
+    where = {"pixel_size": halves.pixel_size, "origin": halves.origin}
+    for name, volume in volumes.items():
+        array = volume.numpy().astype(np.float32)
+        write_mrc(ctx.folder / name, array, **where, stack=False, label=label)
 
 
 def _general(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from halfmap.log import log
 from halfmap.ops.fsc import CorrectedFSC, corrected_fsc, resolution
 from halfmap.search.checkpoint import Checkpoint
 from halfmap.search.frames import Motion, motion_between
@@ -252,6 +253,8 @@ def maximise(
         new.iteration,
         new.stage,
     )
+    if new.sure and not model.sure and plan.step.regulariser != plan.step.regulariser_everywhere:
+        log.info("poses are nearly sure: from here on maps are filtered by %s", plan.step.regulariser)
     _references(plan, plan.regularisers[int(new.sure)], evidence, parts, keep)
     return new, None
 

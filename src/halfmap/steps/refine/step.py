@@ -102,7 +102,8 @@ class RefineStep(Step, name="refine", label="relion.refine3d"):
         section=REFERENCES,
     )
     weights: Path | None = Input(
-        "weights of the network of the learned filter (.npz, with its .json beside it)",
+        "weights of the network of the learned filter (.npz, with its .json beside it); default: those that "
+        "ship",
         default=None,
         section=REFERENCES,
     )
