@@ -237,7 +237,7 @@ def against_truth(folder: Path, models: Path, case: Case, job: Path) -> dict[str
     ends = box * pixel_size / cones.last_shells(0.5).clamp_min(1)
     halfmap(f"postprocess {halves[0]} --mask {job / 'mask.mrc'}", folder)
     sharp = last_job(folder, "PostProcess") / "postprocess.mrc"
-    halfmap(f"fit {sharp} model.cif --half1 {halves[0]} --mask {job / 'mask.mrc'}", folder)
+    halfmap(f"fit {sharp} --model model.cif --half1 {halves[0]} --mask {job / 'mask.mrc'}", folder)
     fitted = read_star(last_job(folder, "Fit") / "fit.star")
     return {
         "truth 0.5 Å": agrees(sphere),
@@ -289,19 +289,23 @@ def main() -> None:
     parser.add_argument("--regularisers", nargs="*", default=list(REGULARISERS))
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    rows, models = [], options.models.resolve()
+    models = options.models.resolve()
     for name in options.cases:
         case, folder = CASES[name], (options.scratch / name.replace(" ", "_")).resolve()
         make(folder, models, case)
         for regulariser in options.regularisers:
-            rows.append({"data": name} | refined(folder, models, case, regulariser, options.workers))
-            show(rows[-1])
+            row = {"data": name} | refined(folder, models, case, regulariser, options.workers)
+            show(row)
+            keep(row)
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Put a row in the place of the one before it of the same data and regulariser."""
     path = Path(__file__).parent / "results" / "priors.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    done = {(row["data"], row["regulariser"]) for row in rows}
-    rows += [row for row in kept if (row["data"], row["regulariser"]) not in done]
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [each for each in rows if any(each[name] != row[name] for name in ("data", "regulariser"))]
     machine = platform.processor() or platform.machine()
-    path.write_text(json.dumps(rounded({"machine": machine, "rows": rows}), indent=1) + "\n")
+    path.write_text(json.dumps(rounded({"machine": machine, "rows": [*rows, row]}), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import torch
 from pose_simulation import Particle, simulate
 
 from halfmap.errors import FileFormatError, ParameterError
+from halfmap.io.models import read_model
 from halfmap.nets.map_prior import MapPrior, Shape, load_map_prior, loss, save_map_prior
-from halfmap.ops.filters import radial_average
+from halfmap.nets.weights import shipped
+from halfmap.ops.filters import radial_average, radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, rfft3
 from halfmap.ops.fsc import fsc as correlation_of
 from halfmap.ops.grids import frequency_radius
@@ -19,9 +21,10 @@ from halfmap.ops.masks import soft_sphere
 from halfmap.search.backprojector import Backprojection
 from halfmap.search.disc import FourierDisc
 from halfmap.search.halfmaps import HalfSums, believed, solved, solved_towards
+from halfmap.search.model_density import model_map
 from halfmap.search.regularise import Evidence, Filter, named
 from halfmap.search.regularise.fsc import fsc
-from halfmap.search.regularise.learned import Learned, White, ending
+from halfmap.search.regularise.learned import WEIGHTS, Learned, White, ending, posterior_mean
 from halfmap.search.regularise.nonuniform import nonuniform
 from halfmap.search.regularise.sidesplitter import sidesplitter
 
@@ -175,6 +178,40 @@ def test_a_network_that_is_a_filter_is_no_better_nor_worse_than_it(lopsided, tmp
     learned = _weights(tmp_path, 1e-3)(evidence)(halves, "")
     errors = [_error(maps, truth, evidence.mask) for maps in (learned, fsc(evidence)(halves, ""))]
     assert errors[0] == pytest.approx(errors[1], rel=0.12)
+
+
+@pytest.mark.parametrize("model", ["4hhb.cif.gz", "t20s"])
+def test_the_shipped_network_knows_proteins_from_noise(shared_data, model):
+    """Structures that it has not seen, at a signal-to-noise ratio as in the middle of a refinement."""
+    [path] = (shared_data / "models").glob(f"{model.partition('.')[0]}*")
+    structure = read_model(path).centred()
+    box = 56
+    pixel = max(2.2, 1.3 * structure.diameter / box)
+    truth = model_map(structure, shape=(box,) * 3, pixel_size=pixel, origin=[-(box // 2) * pixel] * 3)
+    mask = soft_sphere((box,) * 3, radius=0.6 * structure.diameter, edge=3 * pixel, pixel_size=pixel)
+    level = 0.6 * float((truth * mask).std())
+    halves = [
+        truth + level * torch.randn(truth.shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2)
+    ]
+    agreed = believed(correlation_of(halves[0] * mask, halves[1] * mask).float())
+    network = Learned(shipped(WEIGHTS)).network()
+    wiener = irfft3(
+        rfft3(halves[0]) * radial_profile_to_grid(agreed * ending(agreed), shape=truth.shape),
+        shape=truth.shape,
+    )
+    learned = posterior_mean(halves[0], mask, agreed, *network)
+    errors = [float(((each - truth) * mask).square().sum()) for each in (learned, wiener)]
+    assert errors[0] < 0.85 * errors[1]
+    # What half maps do not agree in stays out.
+    beyond = frequency_radius(truth.shape) * box > int((ending(agreed) > 0).sum()) + 1
+    assert float(rfft3(learned)[beyond].abs().max()) < 1e-3 * float(rfft3(learned).abs().max())
+
+
+def test_what_is_no_protein_is_not_made_worse_by_the_shipped_network(lopsided):
+    """A cloud of Gaussian blobs."""
+    evidence, halves, truth = lopsided
+    learned = Learned(shipped(WEIGHTS))(evidence)(halves, "")
+    assert _error(learned, truth, evidence.mask) < _error(fsc(evidence)(halves, ""), truth, evidence.mask)
 
 
 def test_cut_offs_are_the_same_on_any_scale(lopsided):
