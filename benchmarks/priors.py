@@ -77,15 +77,15 @@ class Case:
 
 _GALACTOSIDASE = Case(
     "5a1a.cif.gz",
-    "--box-size 160 --pixel-size 1.5 --n-particles 3000 --envelope-b-factor 120 --snr 0.02",
+    "--box-size 160 --pixel-size 1.5 --n-particles 3000 --envelope-b-factor 120 --snr 0.04",
     "D2",
     205.0,
 )
 
 CASES = {
     "galactosidase": _GALACTOSIDASE,
-    "noise x5": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.02", "0.004")),
-    "noise x10": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.02", "0.002")),
+    "noise x5": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.04", "0.008")),
+    "noise x10": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("0.04", "0.004")),
     "cone": replace(_GALACTOSIDASE, words=_GALACTOSIDASE.words.replace("3000", "12000"), views="cone"),
     "belt": Case(
         "2r6g.pdb.gz", "--box-size 128 --pixel-size 1.6 --n-particles 3000 --snr 0.03", "C1", 170.0, belt=True
