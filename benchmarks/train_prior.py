@@ -66,6 +66,10 @@ CROP = 48
 LARGEST_A = 230.0
 CORRELATIONS = np.array([0.143, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.97, 0.99, 1.0])
 
+BELIEVED = 0.9
+"""Weight that the network has beside the images at most, however right it is on average: it may be wrong of
+one structure."""
+
 LEAST = 0.5
 """Weight that voxels of unfiltered maps count for at least, over the mean; as of refinement's half maps."""
 
@@ -305,9 +309,10 @@ def judge(network: nn.Module, files: list[Path]) -> dict[str, list[float]]:
         number = counts[own].sum()
         likely, apart, power, wiener = (float(each[own].sum() / number) for each in sums)
         f = float((agreed[own] * counts[own]).sum() / number)
-        weight = min(max(likely / apart, 0.01), 0.99)
+        weight = min(max(likely / apart, 1 - BELIEVED), BELIEVED)
         found["correlation"].append(f)
-        found["share"].append((1 / weight - 1) * (1 - f) / f)
+        # Of half sets without one of four parts, as the maps are that it sees.
+        found["share"].append((1 / weight - 1) * (1 - f) / f * 4 / 3)
         found["power"].append(power)
         found["wiener"].append(wiener)
     return found

@@ -13,9 +13,9 @@ import torch
 
 from halfmap.cli import main
 from halfmap.errors import ParameterError, TableError
-from halfmap.io.half_maps import VIEWING
 from halfmap.io.mrc import read_header, read_mrc, write_mrc
 from halfmap.io.star import read_star, write_star
+from halfmap.io.volumes import VIEWING
 from halfmap.nets.map_prior import MapPrior, Shape, save_map_prior
 from halfmap.ops.filters import b_factor, low_pass
 from halfmap.ops.fourier import irfft3, rfft3
@@ -268,9 +268,15 @@ def test_a_map_with_a_networks_word_is_marked_and_no_half_map(project, halves, c
     shells = fsc(learned, sharpened)
     assert float(shells[2:14].min()) > 0.95
     assert float(fsc(learned, particle() * MASK)[2:14].min()) > 0.9
-    words = [str(job.outputs["learned"]), "--half2", str(job.outputs["learned"]), "--project", "."]
-    assert main(["postprocess", *words]) == 2
-    assert "a network had a part in this map" in capsys.readouterr().err
+    path = str(job.outputs["learned"])
+    for words in (
+        ["postprocess", path, "--half2", path],
+        ["compare", path, str(job.outputs["map"])],
+        ["import", "map", path],
+        ["mask", path],
+    ):
+        assert main([*words, "--project", "."]) == 2
+        assert "is for viewing only: a network had a part in it" in capsys.readouterr().err
 
 
 def test_weights_without_learned_are_refused(project, halves):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from halfmap.errors import FileFormatError, ParameterError, ShapeError
-from halfmap.io.mrc import read_header
 from halfmap.io.volumes import MapFile, read_volume
 from halfmap.log import log
 from halfmap.ops.envelope import find_region
@@ -34,10 +33,6 @@ _SAME = 1e-5
 
 _VOXELS = 1e-3
 """Relative difference of voxel sizes that rounding explains."""
-
-
-VIEWING = "For viewing only: a network had a part in it."
-"""Label of maps of which no resolution is ever computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +107,6 @@ def read_half_maps(first: Path, second: Path | None = None, *, pixel_size: float
     Warns where both have been filtered, or the images were: what they correlate by says nothing beyond.
     """
     second = other_half(first) if second is None else second
-    for path in (first, second):
-        if VIEWING in read_header(path).labels:
-            raise FileFormatError(
-                "a network had a part in this map: no resolution is computed of it",
-                path=path,
-                hint="give the unfiltered half maps of a refinement",
-            )
     one, two = (read_volume(path, pixel_size=pixel_size, cubic=True) for path in (first, second))
     same = abs(one.pixel_size - two.pixel_size) <= _VOXELS * one.pixel_size
     if one.array.shape != two.array.shape or not same:

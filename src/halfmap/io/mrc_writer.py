@@ -16,6 +16,9 @@ from halfmap.io.atomic import atomic_path
 from halfmap.io.mrc_header import HEADER_BYTES, MODES
 
 _MODE_OF = {np.dtype(code): mode for mode, code in MODES.items() if mode != 101}
+_LABEL = 80
+"""Letters of a label."""
+
 _BATCH_BYTES = 1 << 22
 """Of images that are converted and written at a time, as large as a cache."""
 
@@ -158,6 +161,8 @@ class MrcStackWriter:
         self.n_images = n_images
         self.stack = stack
         self.origin = origin
+        if not label.isascii() or len(label) > _LABEL:
+            raise ParameterError(f"an MRC header cannot hold the label {label!r}", path=path)
         self.labels = [b"Halfmap", *([label.encode("ascii")] if label else [])]
         self._exit = ExitStack()
         self._stream: BinaryIO | None = None

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from halfmap.errors import FileFormatError, ShapeError
 from halfmap.io.mrc import read_header, read_mrc
 
+VIEWING = "For viewing only: a network had a part in it."
+"""Label of maps that nothing is made or measured of."""
+
 
 @dataclass(frozen=True, eq=False)
 class MapFile:
@@ -53,13 +56,19 @@ def read_volume(
     Raises
     ------
     FileFormatError
-        If it is no volume, states no voxel size, holds NaN or infinity, or is the same everywhere but
-        must not be.
+        If it is no volume, states no voxel size, holds NaN or infinity, is the same everywhere but
+        must not be, or is for viewing only.
     ShapeError
         If it is not cubic but has to be.
     """
     path = Path(path)
     header = read_header(path)
+    if VIEWING in header.labels:
+        raise FileFormatError(
+            "is for viewing only: a network had a part in it, and no map and no resolution is made of it",
+            path=path,
+            hint="give a map of the images alone",
+        )
     if header.shape[0] == 1 or ".mrcs" in path.suffixes:
         raise FileFormatError("holds images, not a volume", path=path, hint="give a 3D map")
     if cubic and len(set(header.shape)) != 1:

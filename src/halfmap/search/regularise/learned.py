@@ -212,8 +212,10 @@ def _expected(
         found = network(white.seen(volume)[None])[0].clone()
     agreed = correlation.cpu().double()
     share = _known(error, agreed, 1) * _surer(white, found[1], error, mask, agreed)
-    # Where it says nothing, what is likely is nothing, as surely as by the half maps.
-    return white.restored(found[0], len(volume)), torch.where(ending(agreed) > 0, share, 1.0)
+    # Where it says nothing, what is likely is nothing, as surely as by the half maps. Of shells that it sees
+    # faintly it knows little.
+    share = 1 - (1 - share.clamp_max(1)) * ending(agreed).square()
+    return white.restored(found[0], len(volume)), share
 
 
 def _known(error: Tensor, correlation: Tensor, row: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from halfmap.io.half_maps import VIEWING, HalfMaps
+from halfmap.io.half_maps import HalfMaps
+from halfmap.io.volumes import VIEWING
 from halfmap.log import log
 from halfmap.nets.map_prior import MapPrior
 from halfmap.nets.weights import shipped

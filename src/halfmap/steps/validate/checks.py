@@ -36,6 +36,7 @@ _GROWTH, _CONTROLS = (
     "Resolution against particles (ResLog)",
     "Controls: over-fitting, prediction, a new begin",
 )
+_PASSED = "Over-fitting: images without fine detail"
 _KNOWN = "A known map in real noise"
 _CONSENSUS, _PICKS, _TILT = "Consensus of two refinements", "Einstein from noise", "Tilt pairs"
 
@@ -121,7 +122,7 @@ def _control(ctx: Context, given: Given, sample: Sample, growth: Growth, found: 
     found.add(finding)
     found.add(check_held_out(given, sample, honest, ctx.folder))
     found.add(check_noise_beyond(ctx, given, sample, honest))
-    found.add(check_passed_low(ctx, given, sample, honest))
+    found.make(_PASSED, lambda: check_passed_low(ctx, given, sample, honest))
     found.add(check_noise_alone(ctx, given, sample))
     found.make(_KNOWN, lambda: check_known_map(ctx, given, sample))
     found.add(check_restart(ctx, given, sample))

@@ -113,6 +113,7 @@ def refine(ctx: Context, given: Given, table: Path, name: str) -> Control:
         diameter=min(given.diameter, 0.95 * given.side),
         initial_lowpass=first_detail(given),
         regulariser=given.step.regulariser,
+        regulariser_everywhere=given.step.regulariser,
         external_program=given.step.external_program,
         weights=None if given.step.weights is None else str(ctx.resolve(given.step.weights)),
         shift_range=given.step.shift_range,
@@ -120,6 +121,8 @@ def refine(ctx: Context, given: Given, table: Path, name: str) -> Control:
         memory=given.step.memory,
         seed=given.step.seed,
     )
+    # Large, and not asked for again.
+    table.with_suffix(".mrcs").unlink(missing_ok=True)
     halves = read_half_maps(done / "run_half1_class001_unfil.mrc")
     generator = torch.Generator().manual_seed(given.step.seed)
     curve = halves.corrected_fsc(given.mask, generator=generator).corrected
@@ -176,11 +179,21 @@ def substituted(given: Given, from_shell: int) -> Change:
     return lambda _, images: random_phases(images, from_shell, generator)
 
 
-def passed_low(sample: Sample, detail: float) -> Change:
-    """Filter images to a detail in Å."""
+def passed_low(given: Given, sample: Sample, detail: float) -> Change:
+    """Filter images to a detail in Å, and put noise of the same power in the place of what is finer.
+
+    Without it there would be nothing that half maps could agree or disagree in.
+    """
     shape = (sample.box, sample.box)
     passed = low_pass(shape, pixel_size=sample.pixel_size, resolution=detail)
-    return lambda _, images: irfft2(rfft2(images) * passed, shape=shape)
+    generator = torch.Generator().manual_seed(given.step.seed)
+
+    def change(_: NDArray[np.intp], images: Tensor) -> Tensor:
+        noise = random_phases(images, 0, generator)
+        kept = rfft2(images) * passed + rfft2(noise) * (1 - passed.square()).sqrt()
+        return irfft2(kept, shape=shape)
+
+    return change
 
 
 def random_phases(images: Tensor, from_shell: int, generator: torch.Generator) -> Tensor:

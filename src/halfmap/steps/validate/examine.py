@@ -13,6 +13,7 @@ from halfmap.ops import symmetry
 from halfmap.ops.fsc import resolution
 from halfmap.ops.fsc_interval import noise_scatter, resolution_interval
 from halfmap.search.half_map_step import refined_particles
+from halfmap.search.regularise.named import Settings, find
 from halfmap.steps.validate.consensus import match
 from halfmap.steps.validate.finding import Given
 
@@ -47,6 +48,8 @@ def read(step: ValidateStep, ctx: Context) -> Given:
         _ = match(particles, other)
     if step.template is not None:
         _ = read_header(ctx.resolve(step.template))
+    weights = None if step.weights is None else ctx.resolve(step.weights)
+    find(step.regulariser, Settings(external_program=step.external_program, weights=weights))
     halves, mask = step.read(ctx)
     generator = torch.Generator().manual_seed(step.seed)
     fsc = halves.corrected_fsc(mask, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from halfmap.data.poses import Poses
 from halfmap.errors import ParameterError
 from halfmap.ops.filters import radial_profile_to_grid
 from halfmap.ops.fourier import irfft3, rfft3
-from halfmap.ops.fsc import fsc
+from halfmap.ops.fsc import fsc, phase_randomise
 from halfmap.ops.rotations import from_rotation_vector
 from halfmap.search.halfmaps import believed, radius_at
 from halfmap.search.lens_noise import ring_means
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 
-_SEEN = 512
-"""Particles by which it is known how strong the map is in the images, at most."""
+_SEEN = 256
+"""Particles of each half set by which it is known how strong the map is in the images, at most."""
 
 _TRUE = 0.5
 """Correlation with the truth of the mean of half maps that correlate by 0.143."""
@@ -67,7 +68,7 @@ def check_known_map(ctx: Context, given: Given, sample: Sample) -> Finding:
         light, words = "green", "what half maps agree in is there"
     there = f"to {given.side / reached:.2f} Å" if reached else "at no resolution"
     sentence = (
-        f"Of this map put anew into the noise of its particles, at poses of others, half maps agree to "
+        f"Of a map whose fine detail is another, put into the noise of the particles, half maps agree to "
         f"{control.resolution:.2f} Å, and with the truth {there}: {words}."
     )
     path = ctx.folder / "known_map.png"
@@ -80,11 +81,13 @@ def check_known_map(ctx: Context, given: Given, sample: Sample) -> Finding:
         "strength": scene.strength,
         "particles": len(sample.particles),
     }
+    same_to = given.side / controls.substituted_from(given)
     method = (
-        "What the map says of each image is taken off it, and the map's projection at the pose of another "
-        "particle is put in its place. The images are refined near these poses, from which they begin one "
-        f"detail at the particle's rim away. Correlation with the truth counts at {_TRUE}, as that of half "
-        "maps does at 0.143. After Ramirez-Aportela et al. 2022, DOI 10.1107/S2052252522006959."
+        "What the map says of each image is taken off it. In its place comes, at the pose of another "
+        f"particle, a map that is the same to {same_to:.1f} Å, and beyond has other phases within the mask. "
+        "The images are refined near these poses, from which they begin half a detail at the particle's rim "
+        f"away about each axis. Correlation with the truth counts at {_TRUE}, as that of half maps does at "
+        "0.143. After Ramirez-Aportela et al. 2022, DOI 10.1107/S2052252522006959."
     )
     return Finding("A known map in real noise", light, sentence, values, (path.name,), method)
 
@@ -94,20 +97,19 @@ class Scene:
 
     Attributes
     ----------
-    truth : Tensor (n, n, n)
-        Mean of the half maps within the mask, filtered so that it is nearest to what is there.
+    map, truth : Tensor (n, n, n)
+        Mean of the half maps within the mask, filtered so that it is nearest to what is there; and what is
+        put in its place, whose fine detail is another: what a refinement believes of the map, or a prior of
+        all maps, is not true of it.
     strength : float
-        Of it in the images.
+        Of both in the images.
     """
 
-    def __init__(self, sample: Sample, truth: Tensor, strength: float) -> None:
-        self.truth, self.strength = truth, strength
+    def __init__(self, sample: Sample, volume: Tensor, truth: Tensor, strength: float) -> None:
+        self.map, self.truth, self.strength = volume, truth, strength
         self._sample = sample
         self._disc = sample.disc()
         self._flipped = phase_flipped(sample.particles)
-        self._volume = SplineVolume.of(
-            truth.to(sample.device), radius_px=self._disc.radius, padding=sample.padding
-        )
 
     @classmethod
     def of(cls, given: Given, sample: Sample) -> Scene:
@@ -120,32 +122,55 @@ class Scene:
         """
         shape = tuple(given.halves.first.shape)
         agreed = believed(given.fsc.corrected).float()
-        filtered = rfft3(given.halves.mean) * radial_profile_to_grid(2 * agreed / (1 + agreed), shape=shape)
-        scene = cls(sample, irfft3(filtered, shape=shape) * given.mask, 1.0)
+
+        def filtered(volume: Tensor, weight: Tensor) -> Tensor:
+            passed = rfft3(volume) * radial_profile_to_grid(weight, shape=shape)
+            return irfft3(passed, shape=shape) * given.mask
+
+        volume = filtered(given.halves.mean, 2 * agreed / (1 + agreed))
+        generator = torch.Generator().manual_seed(given.step.seed)
+        shell = controls.substituted_from(given)
+        truth = phase_randomise(volume, from_shell=shell, generator=generator) * given.mask
+        scene = cls(sample, volume, truth, 1.0)
+        # By the other half set's map: in its own, images would find their noise again.
+        others = [
+            scene.projected(filtered(each, agreed)) for each in (given.halves.second, given.halves.first)
+        ]
         rng = np.random.default_rng(given.step.seed)
-        rows = np.sort(rng.permutation(len(sample.particles))[:_SEEN])
         match = norm = 0.0
-        for some in np.split(rows, range(_BATCH, len(rows), _BATCH)):
-            ready = scene.prepared(some, sample.source.images.get(some))
-            expected = scene.expected(ready, some, sample.particles.poses)
-            transfer = ring_means(scene._disc, ready.ctf.square())
-            groups = torch.from_numpy(sample.groups[some]).to(transfer.device)
-            weight = scene._disc.multiplicity / sample.noise.of_images(groups, transfer)[:, scene._disc.rings]
-            match += float(((ready.whole.conj() * expected).real * weight).sum())
-            norm += float((expected.abs().square() * weight).sum())
+        for half, other in enumerate(others):
+            own = np.flatnonzero(sample.halves == half)
+            rows = np.sort(rng.permutation(own)[:_SEEN])
+            for some in np.split(rows, range(_BATCH, len(rows), _BATCH)):
+                ready = scene.prepared(some, sample.source.images.get(some))
+                expected = scene.expected(other, ready, some, sample.particles.poses)
+                transfer = ring_means(scene._disc, ready.ctf.square())
+                groups = torch.from_numpy(sample.groups[some]).to(transfer.device)
+                noise = sample.noise.of_images(groups, transfer)[:, scene._disc.rings]
+                weight = scene._disc.multiplicity / noise
+                match += float(((ready.whole.conj() * expected).real * weight).sum())
+                norm += float((expected.abs().square() * weight).sum())
         if match <= 0 or norm <= 0:
             raise ParameterError("the map is not in the images at the poses of the table")
         scene.strength = match / norm
         return scene
 
     def exchange(self, rows: NDArray[np.intp], images: Tensor, old: Poses, new: Poses) -> Tensor:
-        """Images (b, n, n) with the map at other poses than it is at; poses are of all particles."""
+        """Images (b, n, n) with the truth at new poses (of all particles), and not the map at old ones."""
         parts = [slice(at, at + _BATCH) for at in range(0, len(rows), _BATCH)]
         return torch.cat([self._exchange(rows[part], images[part], old, new) for part in parts])
 
+    @cached_property
+    def _both(self) -> tuple[SplineVolume, SplineVolume]:
+        return self.projected(self.map), self.projected(self.truth)
+
     def _exchange(self, rows: NDArray[np.intp], images: Tensor, old: Poses, new: Poses) -> Tensor:
         ready = self.prepared(rows, images)
-        change = (self.expected(ready, rows, new) - self.expected(ready, rows, old)) * self.strength
+        before, after = (
+            self.expected(volume, ready, rows, poses)
+            for volume, poses in zip(self._both, (old, new), strict=True)
+        )
+        change = (after - before) * self.strength
         phases = odd_phases(self._sample.source.ctf[torch.from_numpy(rows)], self._disc)
         if phases is not None:
             change = change * phases
@@ -163,11 +188,18 @@ class Scene:
             phase_flipped=torch.from_numpy(self._flipped[rows]),
         )
 
-    def expected(self, ready: PreparedImages, rows: NDArray[np.intp], poses: Poses) -> Tensor:
-        """Coefficients (b, p) of the map's projections."""
+    def projected(self, volume: Tensor) -> SplineVolume:
+        """A map (n, n, n) as projections are taken of it."""
+        sample = self._sample
+        return SplineVolume.of(volume.to(sample.device), radius_px=self._disc.radius, padding=sample.padding)
+
+    def expected(
+        self, volume: SplineVolume, ready: PreparedImages, rows: NDArray[np.intp], poses: Poses
+    ) -> Tensor:
+        """Coefficients (b, p) of a map's projections."""
         own, sample = poses[torch.from_numpy(rows)], self._sample
         back = self._disc.shifts((-own.shifts_A / sample.pixel_size).to(sample.device))
-        slices = sample_slices(self._volume, own.rotations.float().to(sample.device), self._disc.points)
+        slices = sample_slices(volume, own.rotations.float().to(sample.device), self._disc.points)
         return ready.ctf * slices * back
 
 
@@ -186,7 +218,7 @@ def exchanged(poses: Poses, seed: int) -> Poses:
 
 
 def moved(poses: Poses, detail: float, diameter: float, seed: int) -> Poses:
-    """Poses off by as much as moves the rim of a particle by a detail, both in Å."""
+    """Poses off about each axis by as much as moves the rim of a particle by half a detail, both in Å."""
     generator = torch.Generator().manual_seed(seed + 1)
     n = len(poses)
     vectors = torch.randn(n, 3, generator=generator, dtype=torch.float64) * (detail / diameter)

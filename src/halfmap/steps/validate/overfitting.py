@@ -174,7 +174,7 @@ def check_passed_low(ctx: Context, given: Given, sample: Sample, honest: Control
     beyond = 0.0
     for detail in details(given.resolution):
         name = f"passed_at_{detail:g}_A"
-        table = controls.changed(ctx, sample, name, controls.passed_low(sample, detail))
+        table = controls.changed(ctx, sample, name, controls.passed_low(given, sample, detail))
         runs[detail] = controls.refine(ctx, given, table, name)
         limit = round(given.side / detail) + SMEARED
         beyond = max(beyond, radius_at(runs[detail].curve, THRESHOLD) / limit)
@@ -193,7 +193,8 @@ def check_passed_low(ctx: Context, given: Given, sample: Sample, honest: Control
     draw(path, given, curves, f"images passed at {kept} Å: {found} Å", 1 / max(runs))
     values = {"passed_at_A": list(runs), "resolution_A": [run.resolution for run in runs.values()]}
     method = (
-        "The images are low-pass filtered, and refined in the same way. "
+        "The images are low-pass filtered, noise of the same power takes the place of what was finer, and "
+        "they are refined in the same way. "
         "Ramirez-Aportela et al. 2022, DOI 10.1107/S2052252522006959."
     )
     return Finding("Over-fitting: images without fine detail", light, sentence, values, (path.name,), method)
