@@ -9,7 +9,7 @@ cones in which map and truth agree least far. Attraction is the part of the pose
 too many in some direction (nothing where hardly any are).
 
 As a warning, half maps are compared at 0.5 once more after the network of the learned regulariser has told of
-each what it is of. What it adds to both is the same.
+each what it is of; beside it is how much of that is true.
 
 Controls: particles that were low-passed at 5 and at 8 Å, and 2,000 of noise alone against a map at 30 Å.
 """
@@ -211,7 +211,7 @@ def refined(folder: Path, models: Path, case: Case, regulariser: str, workers: i
     return row if case.images == "noise" else row | against_truth(folder, models, case, job)
 
 
-def against_truth(folder: Path, models: Path, case: Case, job: Path) -> dict[str, float]:
+def against_truth(folder: Path, models: Path, case: Case, job: Path) -> dict[str, Any]:
     """How far the mean of the half maps is right, in Å, and Q-scores of the model in it."""
     halves = [job / f"run_half{i}_class001_unfil.mrc" for i in (1, 2)]
     first, second, truth = (_read(path) for path in (*halves, folder / "truth.mrc"))
@@ -222,8 +222,8 @@ def against_truth(folder: Path, models: Path, case: Case, job: Path) -> dict[str
     near = soft_edge(about(model, box, pixel_size, reach=4.0), width=6.0, pixel_size=pixel_size)
     sphere = soft_sphere((box,) * 3, radius=case.diameter / 2, edge=8.0, pixel_size=pixel_size)
 
-    def half(one: Tensor, other: Tensor) -> float:
-        return resolution(fsc(one, other), pixel_size=pixel_size, box=box, threshold=0.5)
+    def half(one: Tensor, other: Tensor, threshold: float = 0.5) -> float:
+        return resolution(fsc(one, other), pixel_size=pixel_size, box=box, threshold=threshold)
 
     def agrees(mask: Tensor) -> float:
         return half(mean * mask, truth * mask)
@@ -248,11 +248,13 @@ def against_truth(folder: Path, models: Path, case: Case, job: Path) -> dict[str
         "FSC-Q Å": float(np.nanmean(fitted["residues"]["hmFscQ"])),
         "half maps 0.5 Å": half(first * mask, second * mask),
         "network's 0.5 Å": half(*told),
+        # Of one half map, whose square half maps of equal merit agree to.
+        "of it true Å": half(told[0], truth * mask, 0.5**0.5),
         **of_poses(folder, case, job),
     }
 
 
-def of_poses(folder: Path, case: Case, job: Path) -> dict[str, float]:
+def of_poses(folder: Path, case: Case, job: Path) -> dict[str, float | None]:
     """How far poses are off, in degrees, and how much some directions attract those that are wrong."""
     truth, found = (
         read_particles(path).poses.rotations.double()
@@ -260,11 +262,14 @@ def of_poses(folder: Path, case: Case, job: Path) -> dict[str, float]:
     )
     turns = symmetry.operators(case.group).double()
     off = torch.stack([angular_distance(found, truth @ turn) for turn in turns]).amin(0)
-    row = {"turned °": float(off.median()), "off by 15° %": 100 * float((off > 15).double().mean())}
+    row: dict[str, float | None] = {
+        "turned °": float(off.median()),
+        "off by 15° %": 100 * float((off > 15).double().mean()),
+    }
     try:
         row["attraction"] = attraction(truth, found, group=case.group).index
     except ParameterError:
-        row["attraction"] = float("nan")
+        row["attraction"] = None
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from halfmap.log import log
 from halfmap.nets.map_prior import MapPrior
 from halfmap.nets.weights import shipped
 from halfmap.ops.filters import low_pass
-from halfmap.ops.fourier import irfft3, rfft3
+from halfmap.ops.fourier import irfft3, resample, rfft3
 from halfmap.ops.grids import ring_index
 from halfmap.search.halfmaps import believed
 from halfmap.search.regularise.learned import WEIGHTS, Learned, posterior_mean
@@ -24,6 +25,13 @@ from halfmap.steps.postprocess.tables import write_maps
 if TYPE_CHECKING:
     from halfmap.engine import Context
     from halfmap.steps.postprocess.step import SharpenStep
+
+
+_ACROSS = 2.5
+"""Voxels of maps that the network sees across the finest detail."""
+
+_LEAST = 16
+"""Side of such maps."""
 
 
 def network(step: SharpenStep, ctx: Context) -> tuple[MapPrior, Tensor] | None:
@@ -48,11 +56,17 @@ def write(
     Tensor (n, n, n)
         What was written.
     """
-    # The mean of two maps is as one of twice as many images.
+    side = halves.box * halves.pixel_size
     agreed = believed(curves.fsc.corrected).float()
-    found = posterior_mean(halves.mean, mask, 2 * agreed / (1 + agreed), *network)
-    shape, shells = tuple(found.shape), ring_index(found.shape)
-    spectrum = rfft3(found)
+    agreed[math.floor(side / curves.resolution) + 1 :] = 0
+    # The network has learned from maps whose finest detail is a few voxels wide.
+    small = min(halves.box, max(_LEAST, 2 * math.ceil(_ACROSS * side / curves.resolution / 2)))
+    mean, inside = (resample(each, new_shape=(small,) * 3) for each in (halves.mean, mask))
+    # The mean of two maps is as one of twice as many images.
+    both = (2 * agreed / (1 + agreed))[: small // 2 + 1]
+    found = posterior_mean(mean, inside.clamp(0, 1), both, *network)
+    shape, shells = tuple(mask.shape), ring_index(mask.shape)
+    spectrum = rfft3(resample(found, new_shape=shape))
     spectrum *= sharpened.transfer.float()[shells.clamp_max(len(sharpened.transfer) - 1)]
     if torch.isfinite(torch.tensor(sharpened.lowpass)):
         spectrum *= low_pass(shape, pixel_size=halves.pixel_size, resolution=sharpened.lowpass)
