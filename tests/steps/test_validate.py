@@ -39,7 +39,7 @@ from halfmap.steps.validate.directions import check_directions
 from halfmap.steps.validate.finding import Finding
 from halfmap.steps.validate.growing import check_growth, line
 from halfmap.steps.validate.held_out import check_held_out, judge
-from halfmap.steps.validate.known import Scene, exchanged, moved
+from halfmap.steps.validate.known import Scene, check_known_map, exchanged, moved
 from halfmap.steps.validate.overfitting import details
 from halfmap.steps.validate.report import page
 from halfmap.steps.validate.sample import Growth, draw_sample, grow
@@ -399,6 +399,41 @@ def test_over_fitting_is_judged_by_what_independent_halves_resolve(folder, monke
     more = dataclasses.replace(given, particles=range(400))  # pyright: ignore[reportArgumentType]
     assert overfitting.check_halves(ctx, more, sample, growth)[0].light == light.replace("red", "amber")
     assert f"{control:.2f} Å" in found.sentence
+
+
+@pytest.mark.parametrize(("invented", "light"), [(0.0, "green"), (1.0, "red")])
+def test_what_is_invented_is_found_by_a_known_map(particles, folder, monkeypatch, invented, light):
+    """Half maps of the truth, noise of their own, and fine detail of both that is not in the truth."""
+    ctx, given = read(folder, particles=Path("posed.star"), diameter=DIAMETER)
+    sample = draw_sample(ctx, given)
+    assert sample is not None
+    truth = Scene.of(given, sample).truth
+    fine = irfft3(rfft3(random(77, *SHAPE)) * (ring_index(SHAPE) > 9), shape=SHAPE)
+    common = truth + invented * truth.std() * fine
+
+    def refined(*_: object) -> Control:
+        first, second = (common + 0.8 * truth.std() * random(i, *SHAPE) for i in (78, 79))
+        generator = torch.Generator().manual_seed(1)
+        curve = corrected_fsc(first, second, mask=given.mask, generator=generator).corrected
+        return Control(folder, (first, second), SimpleNamespace(), curve, 10.0)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(controls, "refine", refined)
+    assert check_known_map(ctx, given, sample).light == light
+
+
+@pytest.mark.parametrize(("ends_at", "light"), [(12, "green"), (15, "amber"), (17, "red")])
+def test_what_images_without_fine_detail_give_beyond_is_told(folder, monkeypatch, ends_at, light):
+    ctx, given = of_maps(folder, blob(), particles=None)
+    [detail] = details(given.resolution)
+    limit = round(SIDE / detail) + controls.SMEARED
+    curve = (torch.arange(IMAGE_BOX // 2 + 1) <= ends_at).float()
+    run = Control(folder, (random(1), random(2)), SimpleNamespace(), curve, SIDE / ends_at)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(controls, "refine", lambda *_: run)
+    monkeypatch.setattr(controls, "changed", lambda *_: None)
+    monkeypatch.setattr(controls, "passed_low", lambda *_: None)
+    sample: Any = SimpleNamespace(table=None, particles=range(200))
+    assert limit == 13
+    assert overfitting.check_passed_low(ctx, given, sample, run).light == light
 
 
 @pytest.mark.parametrize(("same", "light"), [(True, "green"), (False, "red")])
